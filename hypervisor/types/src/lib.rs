@@ -9,9 +9,11 @@
 mod addr;
 mod id;
 mod memory;
+mod region;
 mod time;
 
 pub use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
 pub use id::{DomainId, VcpuId};
 pub use memory::{GuestMemory, MemoryError, SliceMemory};
+pub use region::{MemoryRegion, RegionKind};
 pub use time::{Instant, TICKS_NEVER, ticks_at};
