@@ -1,0 +1,120 @@
+//! What a backend does beyond state: turn the hardware on, make vCPUs, run them.
+
+use core::fmt;
+
+use caisson_types::Hpa;
+
+use crate::{Event, Exit, VcpuState};
+
+/// Why virtualisation could not be turned on, or a vCPU not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EnableError {
+    /// CPUID announces neither SVM nor VMX.
+    NotSupported,
+    /// The firmware turned it off and locked it.
+    DisabledByFirmware,
+    /// The CPU lacks nested paging (NPT, or EPT with unrestricted guest).
+    NoNestedPaging,
+    /// No memory for the hardware's structures.
+    OutOfMemory,
+}
+
+impl fmt::Display for EnableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotSupported => {
+                "this CPU has neither AMD-V (SVM) nor Intel VT-x (VMX): use a CPU, or an emulated CPU model, that has"
+            }
+            Self::DisabledByFirmware => {
+                "hardware virtualisation is disabled and locked by the firmware: enable SVM or VT-x in its setup"
+            }
+            Self::NoNestedPaging => {
+                "this CPU has no nested paging (AMD NPT or Intel EPT), which Caisson needs: use a newer CPU"
+            }
+            Self::OutOfMemory => "too little memory for the virtualisation structures: give the machine more",
+        })
+    }
+}
+
+/// What a vCPU is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuSetup {
+    /// Root of the domain's stage-2 tables.
+    pub stage2_root: Hpa,
+    /// Added to the host's TSC to make the guest's.
+    pub tsc_offset: u64,
+}
+
+/// A vCPU: its state, and what stands between it and the hardware.
+pub trait Vcpu: VcpuState {
+    /// Runs the guest until it exits. Interrupts are off on the host before and after; a physical interrupt that
+    /// ended the run is still pending.
+    fn run(&mut self) -> Exit;
+
+    /// Delivers `event` at the next entry. At most one event an entry.
+    fn inject(&mut self, event: Event);
+
+    /// Whether an event is waiting for the next entry.
+    fn injecting(&self) -> bool;
+
+    /// Takes the event whose delivery the last exit interrupted.
+    fn take_interrupted_event(&mut self) -> Option<Event>;
+
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or no longer.
+    fn set_interrupt_window(&mut self, on: bool);
+
+    /// Whether NMIs are blocked, because the guest is in its NMI handler.
+    fn nmi_blocked(&self) -> bool;
+
+    /// Asks for [`Exit::NmiWindow`] when the guest can take the next NMI, or no longer.
+    fn set_nmi_window(&mut self, on: bool);
+
+    /// The task priority that the guest set through CR8, bits 3:0.
+    fn cr8(&self) -> u8;
+
+    /// Sets what the guest reads from CR8.
+    fn set_cr8(&mut self, priority: u8);
+
+    /// Sets the amount that is added to the host's TSC.
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Flushes the guest's TLB entries (guest-virtual and guest-physical) before the next entry.
+    fn flush_tlb(&mut self);
+
+    /// The state after power-on or INIT (APM vol. 2, table 14-1; SDM vol. 3, table 11-1).
+    fn reset(&mut self, init: bool);
+
+    /// Loads onto this CPU what a run needs beyond the control block: vector state, XCR0, debug registers.
+    fn switch_in(&mut self);
+
+    /// Takes the same off this CPU.
+    fn switch_out(&mut self);
+
+    /// An MSR that the hardware keeps in the control block (SYSCALL, SYSENTER, FS and GS bases, PAT, ...), or `None`
+    /// where `msr` is none of them.
+    fn hardware_msr(&self, msr: u32) -> Option<u64>;
+
+    /// Sets such an MSR; `false` where `msr` is none of them. The value has been checked.
+    fn set_hardware_msr(&mut self, msr: u32, value: u64) -> bool;
+
+    /// The guest's XCR0.
+    fn xcr0(&self) -> u64;
+
+    /// Sets the guest's XCR0, which has been checked.
+    fn set_xcr0(&mut self, value: u64);
+}
+
+/// A vendor's virtualisation, turned on on this CPU.
+pub trait Backend: Sized {
+    /// Its vCPU.
+    type Vcpu: Vcpu;
+
+    /// The vendor's name for it, for people: `AMD-V` or `VT-x`.
+    const NAME: &'static str;
+
+    /// Makes a vCPU in the state after power-on.
+    ///
+    /// # Errors
+    /// [`EnableError::OutOfMemory`].
+    fn create_vcpu(&mut self, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
+}
