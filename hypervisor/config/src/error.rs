@@ -1,0 +1,289 @@
+//! Refusals: which field, and why, in one line.
+
+use core::fmt;
+
+use crate::rules;
+
+/// Why a configuration was refused. Displays as one line, `field: reason; what to do`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlobError<'a> {
+    /// The field that is at fault.
+    pub field: Field,
+    /// What is wrong with it.
+    pub reason: Reason<'a>,
+}
+
+impl<'a> BlobError<'a> {
+    pub(crate) const fn new(field: Field, reason: Reason<'a>) -> Self {
+        Self { field, reason }
+    }
+}
+
+impl fmt::Display for BlobError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}
+
+impl core::error::Error for BlobError<'_> {}
+
+/// A field of the configuration, by its path. Indices count from 0. Fields are spelt as in the TOML text where it has
+/// them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Field {
+    /// The blob as a whole.
+    Blob,
+    /// A field of the header.
+    Header(&'static str),
+    /// A setting of the machine.
+    Machine(&'static str),
+    /// The list of domains.
+    Domains,
+    /// A domain as a whole.
+    WholeDomain(usize),
+    /// A field of a domain.
+    Domain(usize, &'static str),
+    /// A field of a domain's module: domain, module, field.
+    Module(usize, usize, &'static str),
+    /// A field of a payload.
+    Payload(usize, &'static str),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blob => f.write_str("blob"),
+            Self::Header(name) => write!(f, "header.{name}"),
+            Self::Machine(name) => write!(f, "machine.{name}"),
+            Self::Domains => f.write_str("domain"),
+            Self::WholeDomain(domain) => write!(f, "domain[{domain}]"),
+            Self::Domain(domain, name) => write!(f, "domain[{domain}].{name}"),
+            Self::Module(domain, module, name) => write!(f, "domain[{domain}].modules[{module}].{name}"),
+            Self::Payload(payload, name) => write!(f, "payload[{payload}].{name}"),
+        }
+    }
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason<'a> {
+    /// There are fewer bytes than there must be.
+    Truncated {
+        /// Bytes that there are.
+        have: u64,
+        /// Bytes that there must be.
+        need: u64,
+    },
+    /// There are more bytes than there must be.
+    Overlong {
+        /// Bytes that there are.
+        have: u64,
+        /// Bytes that there must be.
+        need: u64,
+    },
+    /// The blob does not start with [`MAGIC`](crate::MAGIC).
+    NotABlob,
+    /// A version of the format that this code does not know.
+    UnknownVersion(u32),
+    /// A SHA-256 does not match the bytes that it stands for.
+    Damaged,
+    /// Bytes that must be zero are not.
+    NotZero,
+    /// A length that contradicts other lengths of the blob.
+    BadLength(u64),
+    /// There are none, but there must be one.
+    Empty,
+    /// There are too many.
+    TooMany {
+        /// How many there are.
+        count: u64,
+        /// How many there may be.
+        max: u64,
+    },
+    /// An offset that is not a multiple of [`PAYLOAD_ALIGN`](crate::PAYLOAD_ALIGN).
+    Misaligned(u64),
+    /// An offset inside what comes before.
+    Overlap {
+        /// The offset.
+        offset: u64,
+        /// The first offset that is free.
+        free: u64,
+    },
+    /// An offset that leaves bytes out.
+    Gap {
+        /// The offset.
+        offset: u64,
+        /// The offset that it must be.
+        expected: u64,
+    },
+    /// Something reaches past the end of the section that holds it.
+    OutOfBounds,
+    /// Text that is not UTF-8.
+    NotText,
+    /// Text with a control character in it.
+    ControlCharacter,
+    /// Text longer than allowed.
+    TextTooLong {
+        /// Its length in bytes.
+        len: u64,
+        /// The longest allowed.
+        max: u64,
+    },
+    /// A name that is not 1 to 31 of `a-z0-9-`.
+    BadName(&'a str),
+    /// A name that stands for something else.
+    ReservedName(&'a str),
+    /// A name that an earlier domain has already.
+    DuplicateName {
+        /// The name.
+        name: &'a str,
+        /// The index of the first domain that has it.
+        first: usize,
+    },
+    /// An amount of memory that is not a whole number of pages.
+    MemoryNotPages(u64),
+    /// Less memory than a guest needs.
+    MemoryTooSmall(u64),
+    /// More memory than any machine can address.
+    MemoryTooLarge(u64),
+    /// A number of vCPUs that is out of range.
+    BadVcpus(u32),
+    /// A code that stands for no choice.
+    UnknownCode(u8),
+    /// A reference to something that does not exist.
+    NoSuch {
+        /// What is referred to: "payload", "module" or "domain".
+        what: &'static str,
+        /// Its number.
+        index: u32,
+    },
+    /// The domain whose console is to be shown has none.
+    NoConsole(usize),
+    /// All domains together want more memory than the machine has for them.
+    MemoryOvercommitted {
+        /// What this domain wants.
+        want: u64,
+        /// What is left after the domains before it.
+        left: u64,
+        /// What the machine has for all.
+        have: u64,
+    },
+    /// More memory than the machine's CPU lets a guest address.
+    MemoryBeyondAddressBits {
+        /// What the domain wants.
+        want: u64,
+        /// The CPU's guest-physical address bits.
+        bits: u8,
+    },
+    /// More vCPUs than this machine can carry.
+    VcpusBeyondMachine {
+        /// What the domain wants.
+        want: u32,
+        /// What the machine carries in one domain.
+        max: u32,
+    },
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const REBUILD: &str = "build it again with `cargo xtask config build`";
+        match *self {
+            Self::Truncated { have, need } => {
+                write!(f, "truncated, {have} of {need} bytes are there; {REBUILD}")
+            }
+            Self::Overlong { have, need } => {
+                write!(f, "{have} bytes where {need} belong, so something was appended; {REBUILD}")
+            }
+            Self::NotABlob => write!(f, "not a Caisson config blob; {REBUILD}"),
+            Self::UnknownVersion(version) => {
+                write!(f, "format version {version} is unknown, version 1 is read here; {REBUILD}")
+            }
+            Self::Damaged => write!(f, "the SHA-256 does not match, so bytes have changed; {REBUILD}"),
+            Self::NotZero => write!(f, "bytes that must be zero are not; {REBUILD}"),
+            Self::BadLength(len) => write!(f, "{len} bytes contradict the rest of the blob; {REBUILD}"),
+            Self::Misaligned(at) => write!(f, "{at} is not a multiple of 4096; {REBUILD}"),
+            Self::Overlap { offset, free } => {
+                write!(f, "{offset} overlaps what ends at {free}; {REBUILD}")
+            }
+            Self::Gap { offset, expected } => {
+                write!(f, "{offset} leaves a gap, {expected} is next; {REBUILD}")
+            }
+            Self::OutOfBounds => write!(f, "reaches past the end of its section; {REBUILD}"),
+            Self::UnknownCode(code) => write!(f, "{code} stands for nothing in version 1; {REBUILD}"),
+            Self::NoSuch { what, index } => write!(f, "there is no {what} {index}; {REBUILD}"),
+            Self::NotText => write!(f, "not UTF-8 text; write it in UTF-8"),
+            _ => self.fmt_value(f),
+        }
+    }
+}
+
+impl Reason<'_> {
+    /// The reasons that a person's TOML text can cause.
+    fn fmt_value(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Empty => write!(f, "empty; there must be at least one"),
+            Self::TooMany { count, max } => write!(f, "{count} are too many; have at most {max}"),
+            Self::ControlCharacter => {
+                write!(f, "has a control character in it; write it in one line of printable text")
+            }
+            Self::TextTooLong { len, max } => write!(f, "{len} bytes are too long; shorten it to {max}"),
+            Self::BadName(name) => {
+                write!(f, "{name:?} is not a name; use 1 to {} of the characters a-z 0-9 -", rules::MAX_NAME)
+            }
+            Self::ReservedName(name) => {
+                write!(f, "{name:?} stands for something else on the console; choose another name")
+            }
+            Self::DuplicateName { name, first } => {
+                write!(f, "{name:?} is the name of domain[{first}] already; choose another name")
+            }
+            Self::MemoryNotPages(bytes) => {
+                write!(f, "{} is not a whole number of 4K pages; write e.g. \"512M\"", Size(bytes))
+            }
+            Self::MemoryTooSmall(bytes) => {
+                write!(f, "{} is too little; give it at least {}", Size(bytes), Size(rules::MIN_MEMORY))
+            }
+            Self::MemoryTooLarge(bytes) => {
+                write!(f, "{} is too much; give it at most {}", Size(bytes), Size(rules::MAX_MEMORY))
+            }
+            Self::BadVcpus(vcpus) => {
+                write!(f, "{vcpus} is out of range; write a number from 1 to {}", rules::MAX_VCPUS)
+            }
+            Self::NoConsole(domain) => {
+                write!(f, "domain[{domain}] has no console to show; give it console = \"serial\"")
+            }
+            Self::MemoryOvercommitted { want, left, have } => write!(
+                f,
+                "{} is more than the {} left of this machine's {} for guests; lower it or use a bigger machine",
+                Size(want),
+                Size(left),
+                Size(have)
+            ),
+            Self::MemoryBeyondAddressBits { want, bits } => {
+                write!(f, "{} is more than this CPU's {bits} guest address bits reach; lower it", Size(want))
+            }
+            Self::VcpusBeyondMachine { want, max } => {
+                write!(f, "{want} is more than this machine can carry; lower it to {max}")
+            }
+            _ => f.write_str("refused"),
+        }
+    }
+}
+
+/// A number of bytes, shown in the largest unit that loses nothing: `512M`, `1536K`, `1000` (bytes).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Size(
+    /// Bytes.
+    pub u64,
+);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u32, &str); 5] = [(50, "P"), (40, "T"), (30, "G"), (20, "M"), (10, "K")];
+        for (shift, unit) in UNITS {
+            if self.0 != 0 && self.0.trailing_zeros() >= shift {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}

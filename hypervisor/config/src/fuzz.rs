@@ -1,0 +1,71 @@
+//! Entry points for fuzz targets: any bytes in, no panic out.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use crate::blob::{Blob, seal};
+use crate::layout::{HEADER_SHA256, Header};
+use crate::rules::MachineLimits;
+
+/// Parses `data` as a blob, as it is and with its header's checksum corrected, so that the checks behind it are
+/// reached; walks through everything that a blob accepted by the parser offers.
+pub fn drive(data: &[u8]) {
+    walk(data);
+    let mut sealed = data.to_vec();
+    reseal(&mut sealed);
+    walk(&sealed);
+}
+
+/// Parses `data` as a configuration text and builds it from files of few bytes.
+pub fn drive_source(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    match crate::source::parse_toml(text, "fuzz.toml") {
+        Ok(config) => {
+            if let Ok(blob) = crate::build(&config, |name| Ok(name.as_bytes().to_vec())) {
+                walk(&blob);
+            }
+        }
+        Err(error) => {
+            let line = error.to_string();
+            assert!(!line.contains('\n'), "more than one line: {line}");
+        }
+    }
+}
+
+/// Makes the lengths and checksum in a blob's header fit its bytes, as far as there are enough of them.
+pub fn reseal(bytes: &mut Vec<u8>) {
+    use zerocopy::{FromBytes, IntoBytes};
+    bytes.resize(bytes.len().next_multiple_of(crate::PAYLOAD_ALIGN as usize).max(4096), 0);
+    let total_len = bytes.len() as u64;
+    let Ok((header, _)) = Header::read_from_prefix(bytes) else { return };
+    let meta_len = header.meta_len.get().clamp(1, total_len).next_multiple_of(crate::PAYLOAD_ALIGN);
+    let header = Header {
+        magic: crate::MAGIC,
+        version: crate::VERSION.into(),
+        total_len: total_len.into(),
+        meta_len: meta_len.into(),
+        ..header
+    };
+    bytes[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+    if let Some(sha256) = seal(&bytes[..meta_len as usize]) {
+        bytes[HEADER_SHA256].copy_from_slice(&sha256);
+    }
+}
+
+fn walk(bytes: &[u8]) {
+    match Blob::parse(bytes) {
+        Ok(blob) => {
+            let shown = crate::show(&blob).to_string();
+            assert!(shown.contains("domain[0]"));
+            let limits = MachineLimits { memory: 1 << 30, max_vcpus: 1, address_bits: 40 };
+            if let Err(error) = blob.check_machine(&limits) {
+                assert!(!error.to_string().contains('\n'));
+            }
+            for domain in blob.domains() {
+                assert!(!domain.kernel().data().is_empty());
+                assert!(domain.modules().all(|module| !module.payload().data().is_empty()));
+            }
+        }
+        Err(error) => assert!(!error.to_string().contains('\n')),
+    }
+}

@@ -1,0 +1,91 @@
+//! The records of the blob as they lie in the file. The tables in the crate's documentation describe the same layout.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The first eight bytes of every blob. The last is the DOS end-of-file mark, so that showing a blob on a terminal
+/// stops there.
+pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
+
+/// The format version that this code reads and writes.
+pub const VERSION: u32 = 1;
+
+/// [`DomainRecord::max_restarts`] when there is no limit.
+pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
+
+/// A piece of the text section.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Text {
+    pub(crate) offset: U32,
+    pub(crate) len: U32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: U32,
+    pub(crate) reserved0: U32,
+    pub(crate) total_len: U64,
+    pub(crate) meta_len: U64,
+    pub(crate) domains: U32,
+    pub(crate) modules: U32,
+    pub(crate) payloads: U32,
+    pub(crate) text_len: U32,
+    pub(crate) console: u8,
+    pub(crate) log_level: u8,
+    pub(crate) reserved1: U16,
+    pub(crate) console_domain: U32,
+    pub(crate) reserved2: U64,
+    pub(crate) sha256: [u8; 32],
+}
+
+/// Where [`Header::sha256`] lies.
+pub(crate) const HEADER_SHA256: core::ops::Range<usize> = 64..96;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct DomainRecord {
+    pub(crate) name: Text,
+    pub(crate) cmdline: Text,
+    pub(crate) memory: U64,
+    pub(crate) vcpus: U16,
+    pub(crate) loader: u8,
+    pub(crate) console: u8,
+    pub(crate) on_poweroff: u8,
+    pub(crate) on_reboot: u8,
+    pub(crate) on_crash: u8,
+    pub(crate) reserved0: u8,
+    pub(crate) max_restarts: U32,
+    pub(crate) kernel: U32,
+    pub(crate) first_module: U32,
+    pub(crate) modules: U32,
+    pub(crate) reserved1: [u8; 16],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct ModuleRecord {
+    pub(crate) payload: U32,
+    pub(crate) reserved: U32,
+    pub(crate) cmdline: Text,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct PayloadRecord {
+    pub(crate) offset: U64,
+    pub(crate) len: U64,
+    pub(crate) name: Text,
+    pub(crate) reserved: U64,
+    pub(crate) sha256: [u8; 32],
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 96);
+    assert!(core::mem::offset_of!(Header, sha256) == HEADER_SHA256.start);
+    assert!(size_of::<DomainRecord>() == 64);
+    assert!(size_of::<ModuleRecord>() == 16);
+    assert!(size_of::<PayloadRecord>() == 64);
+};

@@ -1,0 +1,101 @@
+//! The config blob: what domains a machine runs, with the kernels and modules that they start from, in one file.
+//!
+//! A TOML text (module `source`, host only) is compiled by `build` into a blob, which the boot loader hands to the
+//! hypervisor as a multiboot2 module. [`Blob::parse`] is the one gate: host tools and hypervisor call the same code,
+//! and what it lets through has been checked to the last byte. It borrows from the blob and never allocates.
+//!
+//! # Format, version 1
+//!
+//! All integers are little-endian. Offsets of payloads count from the start of the blob, offsets of text from the
+//! start of the text section. Everything reserved is zero.
+//!
+//! | part | size | content |
+//! |---|---|---|
+//! | header | 96 | [magic](MAGIC), version, lengths, counts, machine settings, SHA-256 |
+//! | domain records | 64 each | one per domain, in the order of their start |
+//! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
+//! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
+//! | text | as counted | names and command lines, UTF-8, not terminated |
+//! | padding | to 4096 | zeros |
+//! | payloads | each padded to 4096 | in the order of their records, without gaps |
+//!
+//! | header at | type | field |
+//! |---|---|---|
+//! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
+//! | 8 | u32 | version, 1 |
+//! | 12 | u32 | reserved |
+//! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
+//! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
+//! | 32 | 4 × u32 | domains, modules, payloads, bytes of text |
+//! | 48 | u8 | console shown after boot: 0 all, 1 Caisson's log, 2 a domain |
+//! | 49 | u8 | log level: 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace |
+//! | 50 | u16 | reserved |
+//! | 52 | u32 | the domain whose console is shown, or 0 |
+//! | 56 | u64 | reserved |
+//! | 64 | 32 bytes | SHA-256 of all bytes before the first payload, these 32 taken as zeros |
+//!
+//! | domain record at | type | field |
+//! |---|---|---|
+//! | 0 | text | name |
+//! | 8 | text | command line of the kernel |
+//! | 16 | u64 | bytes of memory |
+//! | 24 | u16 | vCPUs |
+//! | 26 | u8 | loader: 0 by the image, 1 Linux bzImage, 2 PVH, 3 multiboot1 |
+//! | 27 | u8 | console: 0 none, 1 serial |
+//! | 28 | 3 × u8 | on power-off, on reboot, on crash: 0 destroy, 1 restart |
+//! | 31 | u8 | reserved |
+//! | 32 | u32 | restarts before the domain is destroyed after all; 0xffff_ffff for no limit |
+//! | 36 | u32 | payload of the kernel |
+//! | 40 | 2 × u32 | first module record, number of module records |
+//! | 48 | 16 bytes | reserved |
+//!
+//! A *text* is two u32: offset and length. A module record is a payload number, a reserved u32 and a text, the
+//! module's command line. A payload record is offset and length (u64), the text of its name, a reserved u64 and the
+//! SHA-256 of its bytes.
+//!
+//! The checksums tell damage, not malice: who can write the blob decides what the machine runs.
+//!
+//! # Invariants
+//!
+//! - A [`Blob`] that exists satisfies every rule; its accessors cannot fail.
+//! - No part overlaps another, no gap lies between payloads, no byte goes unchecked: a blob with any bit flipped, any
+//!   byte removed or any byte added is refused.
+//! - Every refusal is one line that names field and value and says what to change.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(any(feature = "build", test))]
+extern crate alloc;
+#[cfg(feature = "build")]
+extern crate std;
+
+mod blob;
+#[cfg(feature = "build")]
+mod build;
+mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
+mod layout;
+mod rules;
+mod settings;
+mod show;
+#[cfg(feature = "build")]
+pub mod source;
+#[cfg(test)]
+mod tests;
+
+pub use blob::{Blob, Domain, Module, Payload};
+#[cfg(feature = "build")]
+pub use build::{BuildError, build};
+pub use error::{BlobError, Field, Reason, Size};
+pub use layout::{MAGIC, VERSION};
+pub use rules::{
+    ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE, MAX_VCPUS,
+    MEMORY_GRANULE, MIN_MEMORY, MachineLimits, RESERVED_NAMES,
+};
+pub use settings::{Console, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, SelectedConsole};
+pub use show::{Show, show};
+
+/// Payloads start at multiples of this many bytes, so that they can be mapped where they lie.
+pub const PAYLOAD_ALIGN: u64 = 4096;

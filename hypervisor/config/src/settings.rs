@@ -1,0 +1,146 @@
+//! The choices that a configuration makes, each with its word in the TOML text and its code in the blob.
+
+use core::fmt;
+
+/// An enum whose variants have a code in the blob and a word in the TOML text.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal, $word:literal;)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum $name {
+            $($(#[$vdoc])* $variant,)+
+        }
+
+        impl $name {
+            /// The words of all choices, as the TOML text spells them.
+            pub const WORDS: &'static [&'static str] = &[$($word),+];
+
+            /// The choice's code in the blob.
+            #[must_use]
+            pub const fn code(self) -> u8 {
+                match self { $(Self::$variant => $code,)+ }
+            }
+
+            /// The choice with the given code, if there is one.
+            #[must_use]
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// The choice's word in the TOML text.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// The choice that the TOML text spells `word`, if there is one.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+    };
+}
+
+choice! {
+    /// By which protocol a domain's kernel is loaded and entered.
+    LoaderKind {
+        /// By what the image itself announces.
+        Auto = 0, "auto";
+        /// The Linux/x86 boot protocol.
+        Linux = 1, "linux";
+        /// The Xen PVH entry of an ELF image.
+        Pvh = 2, "pvh";
+        /// Multiboot version 1 (0.6.96).
+        Multiboot1 = 3, "multiboot1";
+    }
+}
+
+choice! {
+    /// Where a domain's first serial port leads.
+    Console {
+        /// Nowhere: what the guest writes is dropped.
+        None = 0, "none";
+        /// To the machine's serial line.
+        Serial = 1, "serial";
+    }
+}
+
+choice! {
+    /// What becomes of a domain that has ended by itself.
+    OnExitAction {
+        /// It is taken apart and its memory and CPU time return to the machine.
+        Destroy = 0, "destroy";
+        /// It starts anew from its kernel and modules.
+        Restart = 1, "restart";
+    }
+}
+
+choice! {
+    /// The least important messages that Caisson logs.
+    LogLevel {
+        /// No messages at all.
+        Off = 0, "off";
+        /// What failed.
+        Error = 1, "error";
+        /// What may surprise.
+        Warn = 2, "warn";
+        /// What a person at the console wants to know.
+        Info = 3, "info";
+        /// What helps to find a fault.
+        Debug = 4, "debug";
+        /// Everything.
+        Trace = 5, "trace";
+    }
+}
+
+/// What becomes of a domain, by the cause of its end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OnExit {
+    /// When the guest powered itself off.
+    pub poweroff: OnExitAction,
+    /// When the guest asked for a reset.
+    pub reboot: OnExitAction,
+    /// When the guest could not go on: a triple fault, or something that Caisson had to end it for.
+    pub crash: OnExitAction,
+}
+
+impl Default for OnExit {
+    /// As a machine on a desk behaves: off stays off, a reboot reboots; a crash is left for a person to look at.
+    fn default() -> Self {
+        Self { poweroff: OnExitAction::Destroy, reboot: OnExitAction::Restart, crash: OnExitAction::Destroy }
+    }
+}
+
+/// Whose console the machine's serial line shows after boot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum SelectedConsole {
+    /// All of them, line by line, each line with its domain's name.
+    All,
+    /// Caisson's own log.
+    Log,
+    /// That of the domain with this index in the blob; it has a serial console.
+    Domain(usize),
+}
+
+impl SelectedConsole {
+    /// [`SelectedConsole::All`] in the TOML text.
+    pub const ALL_WORD: &'static str = "all";
+    /// [`SelectedConsole::Log`] in the TOML text.
+    pub const LOG_WORD: &'static str = "caisson";
+}
+
+/// Settings of the whole machine.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MachineSettings {
+    /// Whose console is shown after boot.
+    pub console: SelectedConsole,
+    /// The least important messages that are logged.
+    pub log_level: LogLevel,
+}

@@ -1,0 +1,96 @@
+//! A blob's content for people.
+
+use core::fmt;
+
+use crate::blob::{Blob, Domain, Payload};
+use crate::error::Size;
+use crate::layout::VERSION;
+use crate::settings::SelectedConsole;
+
+/// The content of a blob as lines of text, the last one terminated.
+#[must_use]
+pub fn show<'a, 'b>(blob: &'b Blob<'a>) -> Show<'a, 'b> {
+    Show(blob)
+}
+
+/// Displays a blob; see [`show`].
+pub struct Show<'a, 'b>(&'b Blob<'a>);
+
+impl fmt::Display for Show<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let blob = self.0;
+        writeln!(
+            f,
+            "config blob version {VERSION}, {} bytes, sha256 {}",
+            blob.total_len(),
+            Hex(blob.sha256())
+        )?;
+        let machine = blob.machine();
+        f.write_str("machine: console ")?;
+        match machine.console {
+            SelectedConsole::All => f.write_str(SelectedConsole::ALL_WORD)?,
+            SelectedConsole::Log => f.write_str(SelectedConsole::LOG_WORD)?,
+            SelectedConsole::Domain(index) => {
+                f.write_str(blob.domain(index).map_or("?", |domain| domain.name()))?;
+            }
+        }
+        writeln!(f, ", log {}", machine.log_level)?;
+        for (index, domain) in blob.domains().enumerate() {
+            show_domain(f, index, &domain)?;
+        }
+        for (index, payload) in blob.payloads().enumerate() {
+            writeln!(
+                f,
+                "payload[{index}] {}: {} bytes at {:#x}, sha256 {}",
+                payload.name(),
+                payload.data().len(),
+                payload.offset(),
+                Hex(payload.sha256())
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn show_domain(f: &mut fmt::Formatter<'_>, index: usize, domain: &Domain<'_>) -> fmt::Result {
+    let vcpus = domain.vcpus();
+    let plural = if vcpus == 1 { "" } else { "s" };
+    writeln!(
+        f,
+        "domain[{index}] {}: {} of memory, {vcpus} vCPU{plural}, loader {}, console {}",
+        domain.name(),
+        Size(domain.memory()),
+        domain.loader(),
+        domain.console()
+    )?;
+    show_file(f, "kernel", domain.kernel(), domain.cmdline())?;
+    for module in domain.modules() {
+        show_file(f, "module", module.payload(), module.cmdline())?;
+    }
+    let on_exit = domain.on_exit();
+    write!(
+        f,
+        "    on poweroff {}, on reboot {}, on crash {}",
+        on_exit.poweroff, on_exit.reboot, on_exit.crash
+    )?;
+    match domain.max_restarts() {
+        Some(limit) => writeln!(f, ", at most {limit} restarts"),
+        None => writeln!(f),
+    }
+}
+
+fn show_file(f: &mut fmt::Formatter<'_>, what: &str, payload: Payload<'_>, cmdline: &str) -> fmt::Result {
+    write!(f, "    {what} {} ({} bytes)", payload.name(), payload.data().len())?;
+    if !cmdline.is_empty() {
+        write!(f, ": {cmdline}")?;
+    }
+    writeln!(f)
+}
+
+struct Hex<'a>(&'a [u8; 32]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

@@ -1,0 +1,54 @@
+//! Tests of text, blob and parser together.
+
+mod blob;
+mod text;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::source::{ConfigText, parse_toml};
+
+/// A text with every setting in it.
+const FULL: &str = r#"
+[machine]
+console = "second"
+log = "debug"
+
+[[domain]]
+name = "first"
+memory = "512M"
+vcpus = 2
+loader = "linux"
+kernel = "@linux"
+initrd = ["@initrd", "more.cpio"]
+cmdline = "console=ttyS0 äöü"
+console = "none"
+on_poweroff = "restart"
+on_reboot = "destroy"
+on_crash = "restart"
+max_restarts = 3
+
+[[domain]]
+name = "second"
+memory = "1024K"
+kernel = "probe.elf"
+modules = [{ file = "@initrd", cmdline = "one 1" }, "copy-of-linux"]
+"#;
+
+fn text(toml: &str) -> ConfigText {
+    parse_toml(toml, "test.toml").unwrap()
+}
+
+/// Files whose content follows from their name; two of them are the same.
+fn resolver(name: &str) -> Result<Vec<u8>, String> {
+    match name {
+        "@linux" | "copy-of-linux" => Ok(alloc::vec![0x5A; 5000]),
+        "missing" => Err("no such file\nand no hint".into()),
+        "empty" => Ok(Vec::new()),
+        other => Ok(other.as_bytes().to_vec()),
+    }
+}
+
+fn full_blob() -> Vec<u8> {
+    crate::build(&text(FULL), resolver).unwrap()
+}

@@ -1,0 +1,151 @@
+//! The text: what is understood, and how mistakes are reported.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use proptest::prelude::*;
+
+use super::{FULL, resolver, text};
+use crate::source::{parse_size, parse_toml};
+use crate::{Console, LoaderKind, LogLevel, MachineLimits, OnExit, build};
+
+fn refusal(toml: &str) -> String {
+    parse_toml(toml, "t.toml").unwrap_err().to_string()
+}
+
+/// The refusal of a domain that has the given line besides what it needs; the line is the fifth of the text.
+fn refusal_of(line: &str) -> String {
+    refusal(&format!("[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"\n{line}\n"))
+}
+
+#[test]
+fn every_setting_is_understood() {
+    let config = text(FULL);
+    assert_eq!(config.machine.log_level, LogLevel::Debug);
+    let first = &config.domains[0];
+    assert_eq!((first.memory, first.vcpus, first.loader), (512 << 20, 2, LoaderKind::Linux));
+    assert_eq!((first.console, first.max_restarts), (Console::None, Some(3)));
+    assert_eq!(first.modules[1].file, "more.cpio");
+    let second = &config.domains[1];
+    assert_eq!((second.memory, second.vcpus, second.loader), (1 << 20, 1, LoaderKind::Auto));
+    assert_eq!((second.console, second.max_restarts), (Console::Serial, None));
+    assert_eq!(second.on_exit, OnExit::default());
+    assert_eq!(second.modules[0].cmdline, "one 1");
+}
+
+#[test]
+fn mistakes_are_reported_in_one_line_with_place_field_value_and_remedy() {
+    for (line, expected) in [
+        ("vcpus = 0", "t.toml:5:9: domain[0].vcpus: 0 is out of range; write a number from 1 to 64"),
+        ("vcpus = \"two\"", "t.toml:5:9: domain[0].vcpus: \"two\" is not a number from 0 up; write e.g. 1"),
+        ("vcpus = 65", "t.toml:5:9: domain[0].vcpus: 65 is out of range; write a number from 1 to 64"),
+        ("cmdline = 5", "t.toml:5:11: domain[0].cmdline: 5 is not text; put it in quotes"),
+        (
+            "console = \"vga\"",
+            "t.toml:5:11: domain[0].console: \"vga\" is no choice; write one of \"none\", \"serial\"",
+        ),
+        (
+            "initrd = \"x\"\nmodules = []",
+            "t.toml:6:11: domain[0].modules: initrd is there too; keep initrd for Linux or modules for other kernels",
+        ),
+        (
+            "modules = [\"x\", 5]",
+            "t.toml:5:17: domain[0].modules[1]: 5 is not a file's name; write a path or @name in quotes",
+        ),
+        (
+            "modules = [{ cmdline = \"x\" }]",
+            "t.toml:5:12: domain[0].modules[0].file: missing; write e.g. file = \"first.bin\"",
+        ),
+        (
+            "max_restarts = 4294967295",
+            "t.toml:5:16: domain[0].max_restarts: too many to count; leave the line out for no limit",
+        ),
+        (
+            "[machine]\nconsole = \"b\"",
+            "t.toml:6:11: machine.console: \"b\" is no domain's name; write one, or \"all\", or \"caisson\" for the log",
+        ),
+        (
+            "console = \"none\"\n[machine]\nconsole = \"a\"",
+            "t.toml:7:11: machine.console: domain[0] has no console to show; give it console = \"serial\"",
+        ),
+        (
+            "cmdline = \"a\\u0000b\"",
+            "t.toml:5:11: domain[0].cmdline: has a control character in it; write it in one line of printable text",
+        ),
+        (
+            "[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"",
+            "t.toml:6:8: domain[1].name: \"a\" is the name of domain[0] already; choose another name",
+        ),
+    ] {
+        assert_eq!(refusal_of(line), expected);
+    }
+    let unknown = refusal_of("memroy = \"1M\"");
+    assert!(unknown.starts_with("t.toml:5:1: domain[0].memroy: there is no such setting; use one of name,"));
+    let broken = refusal_of("vcpus = = 2");
+    assert!(broken.starts_with("t.toml:5:9: not TOML: "), "{broken}");
+    assert!(refusal("").starts_with("t.toml: domain: there is none;"));
+    assert!(refusal("domain = []").starts_with("t.toml: domain: empty;"));
+    assert!(refusal("[domain]").starts_with("t.toml:1:1: domain: not a list;"));
+    assert!(refusal("[[domain]]\nmemory = \"1M\"").starts_with("t.toml:1:1: domain[0].name: missing;"));
+}
+
+#[test]
+fn sizes_have_a_unit() {
+    for (size, bytes) in [("4K", 4 << 10), ("512m", 512 << 20), ("3GiB", 3 << 30), ("1T", 1 << 40)] {
+        assert_eq!(parse_size(size), Some(bytes));
+    }
+    for size in ["", "M", "512", "12Q", "-1M", "+1M", "1.5G", " 1G", "1 G", "99999999999T", "1ü", "iB"] {
+        assert_eq!(parse_size(size), None, "{size}");
+    }
+}
+
+#[test]
+fn the_shipped_configurations_are_good_and_the_broken_one_is_not() {
+    for (name, good) in [
+        ("linux.toml", include_str!("../../../../guest-images/configs/linux.toml")),
+        ("two-guests.toml", include_str!("../../../../guest-images/configs/two-guests.toml")),
+        ("memtest.toml", include_str!("../../../../guest-images/configs/memtest.toml")),
+    ] {
+        let config = parse_toml(good, name).unwrap();
+        build(&config, resolver).unwrap();
+    }
+    let broken = include_str!("../../../../guest-images/configs/broken.toml");
+    let error = parse_toml(broken, "broken.toml").unwrap_err().to_string();
+    assert_eq!(error, "broken.toml:13:10: domain[1].memory: \"12Q\" is not a size; write e.g. \"512M\"");
+}
+
+#[test]
+fn files_that_cannot_be_had_are_named() {
+    let config = text(&FULL.replace("more.cpio", "missing"));
+    let error = build(&config, resolver).unwrap_err().to_string();
+    assert_eq!(error, "test.toml:12:22: domain[0].modules[1].file: \"missing\": no such file; and no hint");
+    let config = text(&FULL.replace("probe.elf", "empty"));
+    let error = build(&config, resolver).unwrap_err().to_string();
+    assert_eq!(error, "test.toml:23:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
+}
+
+#[test]
+fn overcommitment_is_reported_with_its_place() {
+    let limits = MachineLimits { memory: 512 << 20, max_vcpus: 64, address_bits: 48 };
+    let error = text(FULL).check_machine(&limits).unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "test.toml:22:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
+        ),
+        "{error}"
+    );
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(\\[\\[domain\\]\\]\n|\\[machine\\]\n|[a-z_]{1,9} = |\"[a-z@0-9M]{0,9}\"|[0-9]{1,3}|\n|\\PC){0,40}") {
+        crate::fuzz::drive_source(text.as_bytes());
+    }
+
+    #[test]
+    fn no_mutated_text_panics(at in 0..FULL.len(), byte in 0u8..128) {
+        let mut text = FULL.as_bytes().to_vec();
+        text[at] = byte;
+        crate::fuzz::drive_source(&text);
+    }
+}
