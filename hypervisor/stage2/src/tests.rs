@@ -1,0 +1,254 @@
+//! The engine in both formats: by example, and by random operations against the model.
+
+use alloc::vec::Vec;
+
+use caisson_types::{Gpa, Hpa, PageSize};
+use proptest::prelude::*;
+
+use crate::model::{Checked, Op, Tables, drive};
+use crate::*;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const RAM: (Permissions, MemoryType) = (Permissions::ALL, MemoryType::WriteBack);
+
+/// A test for each format.
+macro_rules! both {
+    ($(fn $name:ident<$format:ident>() $body:block)*) => {
+        mod npt {
+            use super::*;
+            $(#[test] fn $name() { type $format = Npt; $body })*
+        }
+        mod ept {
+            use super::*;
+            $(#[test] fn $name() { type $format = Ept; $body })*
+        }
+    };
+}
+
+fn map<F: Format>(
+    space: &mut Stage2<F>,
+    memory: &mut Tables,
+    gpa: u64,
+    hpa: u64,
+    len: u64,
+) -> Result<(), Error> {
+    let flush = space.map(memory, Gpa::new(gpa), Hpa::new(hpa), len, RAM.0, RAM.1)?;
+    assert_eq!(flush, Flush::None);
+    Ok(())
+}
+
+fn size_at<F: Format>(space: &Stage2<F>, memory: &Tables, gpa: u64) -> Option<(u64, PageSize)> {
+    space.translate(memory, Gpa::new(gpa)).map(|found| (found.hpa.as_u64(), found.size))
+}
+
+both! {
+    fn leaves_are_as_large_as_alignment_allows<F>() {
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        // 1 MiB of 4 KiB pages on either side of 2 MiB pages, on either side of 1 GiB pages.
+        let (start, len) = (GIB - 3 * MIB, 2 * GIB + 6 * MIB);
+        assert_eq!(map(&mut space, &mut memory, start, start + 4 * GIB, len), Ok(()));
+        let expected = |gpa, size| {
+            assert_eq!(size_at(&space, &memory, gpa), Some((gpa + 4 * GIB, size)), "{gpa:#x}");
+        };
+        expected(start, PageSize::Size4K);
+        expected(GIB - 2 * MIB - 1, PageSize::Size4K);
+        expected(GIB - 2 * MIB, PageSize::Size2M);
+        expected(GIB, PageSize::Size1G);
+        expected(3 * GIB - 1, PageSize::Size1G);
+        expected(3 * GIB + 2 * MIB - 1, PageSize::Size2M);
+        expected(3 * GIB + 3 * MIB - 1, PageSize::Size4K);
+        assert_eq!(size_at(&space, &memory, start - 1), None);
+        assert_eq!(size_at(&space, &memory, start + len), None);
+        // Root, one level 3, two level 2, two level 1.
+        assert_eq!(memory.count(), 6);
+        space.destroy(&mut memory);
+        assert_eq!(memory.count(), 0);
+    }
+
+    fn addresses_that_do_not_line_up_take_smaller_leaves<F>() {
+        let mut memory = Tables::new(2000);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, 0, 2 * MIB, GIB).unwrap();
+        assert_eq!(size_at(&space, &memory, GIB - 1), Some((GIB + 2 * MIB - 1, PageSize::Size2M)));
+        map(&mut space, &mut memory, GIB, 0x1000, 4 * MIB).unwrap();
+        assert_eq!(size_at(&space, &memory, GIB + 5), Some((0x1005, PageSize::Size4K)));
+        space.destroy(&mut memory);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(false)).unwrap();
+        map(&mut space, &mut memory, 0, 0, GIB).unwrap();
+        assert_eq!(size_at(&space, &memory, 0), Some((0, PageSize::Size2M)));
+        space.destroy(&mut memory);
+        assert_eq!(memory.count(), 0);
+    }
+
+    fn five_levels_reach_further<F>() {
+        let config = Config { levels: Levels::Five, huge_pages: true, address_bits: 64 };
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, config).unwrap();
+        assert_eq!(space.address_bits(), 57);
+        let last = (1 << 57) - 0x1000;
+        map(&mut space, &mut memory, last, 0x5000, 0x1000).unwrap();
+        assert_eq!(size_at(&space, &memory, last + 1), Some((0x5001, PageSize::Size4K)));
+        assert_eq!(size_at(&space, &memory, 1 << 57), None);
+        assert_eq!(map(&mut space, &mut memory, last, 0, 0x2000), Err(Error::BeyondWidth));
+        space.destroy(&mut memory);
+        assert_eq!(memory.count(), 0);
+    }
+
+    fn what_cannot_be_done_is_refused<F>() {
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, 2 * MIB, 0, 2 * MIB).unwrap();
+        let tables = memory.count();
+        let at = Gpa::new(MIB);
+        let overlap = Err(Error::Overlap(Gpa::new(2 * MIB)));
+        assert_eq!(map(&mut space, &mut memory, MIB, 0, 2 * MIB), overlap);
+        assert_eq!(map(&mut space, &mut memory, 0, 0, GIB), Err(Error::Overlap(Gpa::new(0))));
+        assert_eq!(map(&mut space, &mut memory, 1, 0, 0x1000), Err(Error::Misaligned));
+        assert_eq!(map(&mut space, &mut memory, 0, 1, 0x1000), Err(Error::Misaligned));
+        assert_eq!(map(&mut space, &mut memory, 0, 0, 1), Err(Error::Misaligned));
+        assert_eq!(map(&mut space, &mut memory, 1 << 48, 0, 0x1000), Err(Error::BeyondWidth));
+        assert_eq!(map(&mut space, &mut memory, 0x1000, 0, u64::MAX - 0xfff), Err(Error::BeyondWidth));
+        assert_eq!(map(&mut space, &mut memory, 0, 1 << 52, 0x1000), Err(Error::BeyondWidth));
+        assert_eq!(map(&mut space, &mut memory, 0, 0, 0), Ok(()));
+        let hole = space.protect(&mut memory, at, 2 * MIB, Permissions::READ);
+        assert_eq!(hole, Err(Error::NotMapped(at)));
+        let blind = Permissions { read: false, ..Permissions::ALL };
+        assert_eq!(space.protect(&mut memory, at, MIB, blind), Err(Error::Unreadable));
+        assert_eq!(memory.count(), tables);
+        assert_eq!(size_at(&space, &memory, 3 * MIB), Some((MIB, PageSize::Size2M)));
+        // Unmapping nothing needs no flush.
+        assert_eq!(space.unmap(&mut memory, Gpa::new(0), 2 * MIB), Ok(Flush::None));
+        space.destroy(&mut memory);
+    }
+
+    fn a_huge_leaf_is_cut_where_needed<F>() {
+        let mut space = Checked::<F>::new(Config::four_levels(true), 100);
+        // The model counts in pages; a whole gibibyte of them is slow, so this looks for itself.
+        let (memory, tables) = (&mut space.memory, &mut space.space);
+        map(tables, memory, 0, GIB, GIB).unwrap();
+        assert_eq!(memory.count(), 2);
+        let flush = tables.protect(memory, Gpa::new(4 * MIB + 0x3000), 0x1000, Permissions::READ);
+        assert_eq!(flush, Ok(Flush::Range { gpa: Gpa::new(4 * MIB + 0x3000), len: 0x1000 }));
+        assert_eq!(memory.count(), 4);
+        assert_eq!(size_at(tables, memory, 0), Some((GIB, PageSize::Size2M)));
+        assert_eq!(size_at(tables, memory, 6 * MIB - 1), Some((GIB + 6 * MIB - 1, PageSize::Size4K)));
+        let cut = tables.translate(memory, Gpa::new(4 * MIB + 0x3008)).unwrap();
+        assert_eq!((cut.permissions, cut.remaining), (Permissions::READ, 0xff8));
+        // Both edges in different parts.
+        let _ = tables.unmap(memory, Gpa::new(8 * MIB + 0x1000), 500 * MIB).unwrap();
+        assert_eq!(memory.count(), 6);
+        assert_eq!(size_at(tables, memory, 8 * MIB + 0x1000), None);
+        assert_eq!(size_at(tables, memory, 508 * MIB + 0x1000), Some((GIB + 508 * MIB + 0x1000, PageSize::Size4K)));
+        // Protecting with what is there already splits nothing.
+        let same = tables.protect(memory, Gpa::new(600 * MIB + 0x1000), 0x1000, Permissions::ALL);
+        assert_eq!((same, memory.count()), (Ok(Flush::None), 6));
+        space.finish();
+    }
+
+    fn tables_wait_for_the_flush<F>() {
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, 0x1000, 0, 0x4000).unwrap();
+        assert_eq!(memory.count(), 4);
+        assert_ne!(space.unmap(&mut memory, Gpa::new(0), MIB), Ok(Flush::None));
+        assert_eq!(memory.count(), 4);
+        space.flushed(&mut memory);
+        assert_eq!(memory.count(), 1);
+        space.flushed(&mut memory);
+        map(&mut space, &mut memory, 0, 0, 2 * MIB).unwrap();
+        assert_eq!(size_at(&space, &memory, 0), Some((0, PageSize::Size2M)));
+        let _ = space.unmap(&mut memory, Gpa::new(0), 1 << 48).unwrap();
+        space.destroy(&mut memory);
+        assert_eq!(memory.count(), 0);
+    }
+
+    fn running_out_of_tables_changes_nothing<F>() {
+        for left in 0..8 {
+            let mut space = Checked::<F>::new(Config::four_levels(false), left);
+            let ram = Op::Map { gpa: 511, hpa: 511, pages: 1026, permissions: RAM.0, memory_type: RAM.1 };
+            let mapped = space.step(ram);
+            // Level 3, level 2, and a level 1 on either side.
+            assert_eq!(mapped.is_ok(), left >= 4);
+            let cut = Op::Unmap { gpa: 700, pages: 1 };
+            assert_eq!(mapped.and_then(|_| space.step(cut)).is_ok(), left >= 5);
+            space.finish();
+        }
+    }
+
+    fn traces_are_harvested_once<F>() {
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, 2 * MIB - 0x2000, 0, 0x2000).unwrap();
+        map(&mut space, &mut memory, 2 * MIB, 0, 2 * MIB).unwrap();
+        for trace in [Trace::Dirty, Trace::Accessed] {
+            let mut found = Vec::new();
+            let from = Gpa::new(2 * MIB - 0x1000);
+            let flush = space.harvest(&mut memory, from, MIB, trace, |gpa, size| found.push((gpa, size)));
+            assert_eq!(flush, Ok(Flush::Range { gpa: from, len: MIB }));
+            assert_eq!(found, [(from, PageSize::Size4K), (Gpa::new(2 * MIB), PageSize::Size2M)]);
+            let again = space.harvest(&mut memory, from, MIB, trace, |_, _| panic!("harvested twice"));
+            assert_eq!(again, Ok(Flush::None));
+        }
+        // The processor writes just as the page is being protected: the trace is kept.
+        memory.race = F::DIRTY;
+        let _ = space.protect(&mut memory, Gpa::new(2 * MIB), 2 * MIB, Permissions::READ).unwrap();
+        let mut dirty = 0;
+        let _ = space.harvest(&mut memory, Gpa::new(0), GIB, Trace::Dirty, |_, _| dirty += 1).unwrap();
+        assert_eq!(dirty, 2);
+        let found = space.translate(&memory, Gpa::new(2 * MIB)).unwrap();
+        assert_eq!(found.permissions, Permissions::READ);
+        space.destroy(&mut memory);
+    }
+
+    fn a_walk_reads_one_entry_a_level<F>() {
+        let mut memory = Tables::new(100);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, GIB, 0, GIB + 2 * MIB + 0x1000).unwrap();
+        for (gpa, reads) in [(0, 2), (GIB, 2), (2 * GIB, 3), (2 * GIB + 2 * MIB, 4), (1 << 40, 1), (1 << 50, 0)] {
+            let before = memory.reads();
+            let _ = space.translate(&memory, Gpa::new(gpa));
+            assert_eq!(memory.reads() - before, reads, "{gpa:#x}");
+        }
+        space.destroy(&mut memory);
+    }
+
+    fn every_type_and_permission_reads_back<F>() {
+        use MemoryType::{Uncacheable, WriteBack, WriteCombining, WriteThrough};
+        for memory_type in [WriteBack, WriteThrough, WriteCombining, Uncacheable] {
+            for permissions in [
+                Permissions::ALL,
+                Permissions::READ_WRITE,
+                Permissions::READ_EXECUTE,
+                Permissions::READ,
+            ] {
+                let mut space = Checked::<F>::new(Config::four_levels(true), 100);
+                let page = Op::Map { gpa: 511, hpa: 1023, pages: 514, permissions, memory_type };
+                assert_eq!(space.step(page), Ok(Flush::None));
+                // Splitting keeps them.
+                assert!(space.step(Op::Unmap { gpa: 600, pages: 3 }).is_ok());
+                space.finish();
+            }
+        }
+    }
+}
+
+#[test]
+fn flushes_combine() {
+    let range = |gpa, len| Flush::Range { gpa: Gpa::new(gpa), len };
+    assert_eq!(Flush::None.and(range(1, 2)), range(1, 2));
+    assert_eq!(range(1, 2).and(Flush::None), range(1, 2));
+    assert_eq!(range(1, 2).and(Flush::All), Flush::All);
+    assert_eq!(range(0x1000, 0x1000).and(range(0x4000, 0x1000)), range(0x1000, 0x4000));
+    assert_eq!(range(0x4000, 0x1000).and(range(0x1000, 0x9000)), range(0x1000, 0x9000));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn random_operations_agree_with_the_model(data in prop::collection::vec(any::<u8>(), 1..200)) {
+        drive(&data);
+    }
+}
