@@ -1,0 +1,187 @@
+//! What other vCPUs and devices leave for a vCPU, without a lock.
+//!
+//! One word, [`Mailbox::has_work`], tells the run loop whether there is anything. Vectors are 256 request bits of their
+//! own, with one bit in the word for all of them; NMI, INIT, SIPI (with its vector) and the caller's own work bits live in
+//! the word itself, so that INIT and SIPI keep their order.
+//!
+//! # Ordering
+//!
+//! A sender sets the request bit and then, by a read-modify-write with release ordering, the flag in the word. The
+//! receiver takes the word by a swap with acquire ordering and then the request bits. So:
+//!
+//! - a receiver that sees the flag sees the request (acquire of what was released);
+//! - a request set after the receiver took its bits has its flag set after the receiver took the word, where it stays for
+//!   the next look. A flag may be seen with its request already taken; that look finds nothing, which is harmless. What
+//!   cannot happen is a request without a flag and without a receiver that has yet to look: **no lost wake-ups**.
+//!
+//! Posting answers whether the word was empty before: then, and only then, the receiver must be woken or kicked out of
+//! its guest, since every earlier poster that found the word empty has done so, and the word has not been taken since.
+//! For this to be enough the receiver must look at the word after the last point where a kick could go unnoticed, that is:
+//! with host interrupts held off up to the entry (the kick's IPI then ends the guest's run at once), or, when it goes to
+//! sleep, after it has announced so under the lock that the waker takes.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::{DeliveryMode, InterruptMessage, TriggerMode, VectorSet};
+
+const REQUESTS: u32 = 1 << 0;
+const NMI: u32 = 1 << 1;
+const INIT: u32 = 1 << 2;
+const SIPI: u32 = 1 << 3;
+const EXTINT: u32 = 1 << 4;
+const SIPI_VECTOR_SHIFT: u32 = 8;
+const SIPI_VECTOR: u32 = 0xff << SIPI_VECTOR_SHIFT;
+const WORK_SHIFT: u32 = 16;
+
+/// The letter box of one vCPU. Everyone may post; only the vCPU's own run loop takes
+/// ([`LocalApic::drain`](crate::LocalApic::drain)).
+#[derive(Default, Debug)]
+#[repr(align(64))]
+pub struct Mailbox {
+    pending: AtomicU32,
+    requests: [AtomicU64; VectorSet::WORDS],
+    /// For each request, whether it is level-triggered; written before the request's bit.
+    level: [AtomicU64; VectorSet::WORDS],
+}
+
+/// What was in the word when it was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Taken {
+    word: u32,
+}
+
+impl Taken {
+    pub(crate) const fn requests(self) -> bool {
+        self.word & REQUESTS != 0
+    }
+    pub(crate) const fn nmi(self) -> bool {
+        self.word & NMI != 0
+    }
+    pub(crate) const fn init(self) -> bool {
+        self.word & INIT != 0
+    }
+    pub(crate) const fn extint(self) -> bool {
+        self.word & EXTINT != 0
+    }
+    pub(crate) const fn sipi(self) -> Option<u8> {
+        if self.word & SIPI != 0 { Some((self.word >> SIPI_VECTOR_SHIFT) as u8) } else { None }
+    }
+    pub(crate) const fn work(self) -> u16 {
+        (self.word >> WORK_SHIFT) as u16
+    }
+}
+
+impl Mailbox {
+    /// An empty one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            pending: AtomicU32::new(0),
+            requests: [const { AtomicU64::new(0) }; VectorSet::WORDS],
+            level: [const { AtomicU64::new(0) }; VectorSet::WORDS],
+        }
+    }
+
+    /// Whether anything has been posted since the last look: one load. See the module's text for where to call it.
+    #[inline]
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.pending.load(Ordering::Acquire) != 0
+    }
+
+    #[inline]
+    fn flag(&self, bits: u32) -> bool {
+        self.pending.fetch_or(bits, Ordering::AcqRel) == 0
+    }
+
+    /// Leaves `message`, which [`ApicMap`](crate::ApicMap) has resolved to this vCPU. Answers whether the vCPU must be
+    /// woken or kicked.
+    #[inline]
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post(&self, message: &InterruptMessage) -> bool {
+        if message.is_ignored() {
+            return false;
+        }
+        match message.delivery {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                self.post_vector(message.vector, message.trigger)
+            }
+            DeliveryMode::Nmi => self.post_nmi(),
+            DeliveryMode::Init => self.post_init(),
+            DeliveryMode::Startup => self.post_sipi(message.vector),
+            DeliveryMode::ExtInt => self.flag(EXTINT),
+            DeliveryMode::Smi => false,
+        }
+    }
+
+    /// Requests `vector`. A vector that is requested already stays one request, as in IRR. Answers whether the vCPU
+    /// must be woken or kicked.
+    #[inline]
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post_vector(&self, vector: u8, trigger: TriggerMode) -> bool {
+        let (word, bit) = (usize::from(vector >> 6), 1u64 << (vector & 63));
+        let level = &self.level[word];
+        // Relaxed is enough: the request's release publishes it.
+        match trigger {
+            TriggerMode::Level => {
+                level.fetch_or(bit, Ordering::Relaxed);
+            }
+            TriggerMode::Edge if level.load(Ordering::Relaxed) & bit != 0 => {
+                level.fetch_and(!bit, Ordering::Relaxed);
+            }
+            TriggerMode::Edge => {}
+        }
+        self.requests[word].fetch_or(bit, Ordering::Release);
+        self.flag(REQUESTS)
+    }
+
+    /// Leaves an NMI; several before a look are one. Answers whether the vCPU must be woken or kicked.
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post_nmi(&self) -> bool {
+        self.flag(NMI)
+    }
+
+    /// Leaves an INIT, which cancels a SIPI before it. Answers whether the vCPU must be woken or kicked.
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post_init(&self) -> bool {
+        self.replace(SIPI | SIPI_VECTOR, INIT)
+    }
+
+    /// Leaves a SIPI with the number of the page to start at (0 is one). The last one before a look counts. Answers
+    /// whether the vCPU must be woken or kicked.
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post_sipi(&self, vector: u8) -> bool {
+        self.replace(SIPI_VECTOR, SIPI | u32::from(vector) << SIPI_VECTOR_SHIFT)
+    }
+
+    /// Leaves work bits, whose meaning is the caller's (they come back in [`Events::work`](crate::Events)). Answers
+    /// whether the vCPU must be woken or kicked.
+    #[must_use = "the vCPU must be woken or kicked when this is true"]
+    pub fn post_work(&self, bits: u16) -> bool {
+        bits != 0 && self.flag(u32::from(bits) << WORK_SHIFT)
+    }
+
+    /// Clears and sets bits of the word in one step.
+    fn replace(&self, clear: u32, set: u32) -> bool {
+        self.pending.update(Ordering::AcqRel, Ordering::Relaxed, |word| word & !clear | set) == 0
+    }
+
+    /// Takes the word: the receiver's first step.
+    #[inline]
+    pub(crate) fn take(&self) -> Taken {
+        Taken { word: self.pending.swap(0, Ordering::AcqRel) }
+    }
+
+    /// Takes the requests of one word of vectors: which, and which of them are level-triggered.
+    #[inline]
+    pub(crate) fn take_requests(&self, word: usize) -> (u64, u64) {
+        let Some((requests, level)) = self.requests.get(word).zip(self.level.get(word)) else {
+            return (0, 0);
+        };
+        if requests.load(Ordering::Relaxed) == 0 {
+            return (0, 0);
+        }
+        let bits = requests.swap(0, Ordering::AcqRel);
+        (bits, level.load(Ordering::Relaxed) & bits)
+    }
+}

@@ -1,0 +1,1 @@
+//! Random traffic for fuzz targets and property tests.
