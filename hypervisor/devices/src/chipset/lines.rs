@@ -1,0 +1,111 @@
+//! Interrupt lines, and the two chips that they lead to.
+
+use caisson_irqchip::{IoApic, PicPair};
+
+use super::outbox::Outbox;
+use super::{PIT_IRQ, PIT_PIN};
+
+/// The low half of a pin's redirection entry, as a register number (82093AA data sheet, "I/O Redirection Table").
+const fn redirection(pin: u8) -> u32 {
+    0x10 + 2 * pin as u32
+}
+
+/// The mask bit of a redirection entry.
+const REDIRECTION_MASKED: u32 = 1 << 16;
+
+const SELECT: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+
+/// Both interrupt chips, and the level of every line.
+#[derive(Clone, Debug)]
+pub(super) struct Interrupts {
+    pub(super) pic: PicPair,
+    pub(super) ioapic: IoApic,
+    pub(super) outbox: Outbox,
+    /// The lines that are high, a bit each.
+    high: u32,
+    pit_in_pic: bool,
+    pit_in_ioapic: bool,
+}
+
+impl Interrupts {
+    pub(super) fn new(ioapic_id: u8) -> Self {
+        let mut interrupts = Self {
+            pic: PicPair::new(),
+            ioapic: IoApic::new(ioapic_id),
+            outbox: Outbox::new(),
+            high: 0,
+            pit_in_pic: false,
+            pit_in_ioapic: false,
+        };
+        interrupts.look_at_masks();
+        interrupts
+    }
+
+    /// Whether some chip lets the timer's line through.
+    #[inline]
+    pub(super) fn pit_visible(&self) -> bool {
+        self.pit_in_pic || self.pit_in_ioapic
+    }
+
+    /// Drives a line; a level that it has already costs nothing.
+    #[inline]
+    pub(super) fn set(&mut self, line: u8, level: bool) {
+        if self.high >> (line & 31) & 1 != u32::from(level) {
+            self.change(line & 31, level);
+        }
+    }
+
+    fn change(&mut self, line: u8, level: bool) {
+        self.high ^= 1 << line;
+        if line < 16 {
+            self.pic.set_irq(line, level);
+        }
+        let pin = match line {
+            PIT_IRQ => PIT_PIN,
+            // The cascade of the 8259 pair is no interrupt, and the timer has its pin.
+            PIT_PIN => return,
+            other => other,
+        };
+        if let Some(message) = self.ioapic.set_irq(usize::from(pin), level) {
+            self.outbox.push(message);
+        }
+    }
+
+    pub(super) fn ioapic_write(&mut self, offset: u64, value: u32) {
+        let Self { ioapic, outbox, .. } = self;
+        ioapic.mmio_write(offset, value).for_each(|message| outbox.push(message));
+        if offset == WINDOW {
+            self.look_at_masks();
+        }
+    }
+
+    pub(super) fn pic_write(&mut self, port: u16, value: u8) {
+        self.pic.write(port, value);
+        if port & !1 == 0x20 {
+            self.look_at_masks();
+        }
+    }
+
+    /// Finds out whether the guest masks the timer's line, in the one way that a guest can, too: by the registers.
+    fn look_at_masks(&mut self) {
+        let mut pic = self.pic.clone();
+        // After a poll command the first read is its answer and the second one the mask.
+        let _ = pic.read(0x21);
+        self.pit_in_pic = pic.read(0x21) & 1 << PIT_IRQ == 0;
+        let select = self.ioapic.mmio_read(SELECT, 4);
+        self.select(redirection(PIT_PIN));
+        self.pit_in_ioapic = self.ioapic.mmio_read(WINDOW, 4) & REDIRECTION_MASKED == 0;
+        self.select(select);
+    }
+
+    fn select(&mut self, register: u32) {
+        // Selecting a register sends nothing.
+        let _ = self.ioapic.mmio_write(SELECT, register);
+    }
+
+    pub(super) fn eoi(&mut self, vector: u8) {
+        let Self { ioapic, outbox, .. } = self;
+        ioapic.eoi(vector).for_each(|message| outbox.push(message));
+    }
+}
