@@ -1,0 +1,263 @@
+//! Configs by file or by name, and the subcommands that build, check and show them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use caisson_config::{
+    Blob, MAGIC, show,
+    source::{ConfigText, ModuleText, parse_toml},
+};
+
+use crate::{
+    cli::{ConfigCommand, GuestArgs},
+    error::{Context, Error, Result},
+    images::{self, Images},
+    paths::Workspace,
+};
+
+/// Where the configs that come with Caisson are.
+const FOLDER: &str = "guest-images/configs";
+
+/// The config that runs when none is named.
+pub const DEFAULT: &str = "linux";
+
+/// A config and the folder its paths count from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub text: ConfigText,
+    /// The folder that relative paths in it count from.
+    pub folder: PathBuf,
+}
+
+/// The file that `name` means: itself when there is such a file, else one of the configs that come with Caisson.
+///
+/// # Errors
+/// When there is neither; the message lists the names there are.
+pub fn find(workspace: &Workspace, name: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let folder = workspace.source(FOLDER);
+    let by_name = folder.join(format!("{name}.toml"));
+    if by_name.is_file() {
+        return Ok(by_name);
+    }
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().strip_suffix(".toml")?.to_owned()))
+        .collect();
+    names.sort();
+    Err(Error::Usage(format!("no config {name}: it is neither a file nor one of {}", names.join(", "))))
+}
+
+/// Reads and checks the config that `name` means.
+///
+/// # Errors
+/// When there is none, or with the field that is at fault.
+pub fn load(workspace: &Workspace, name: &str) -> Result<Loaded> {
+    let path = find(workspace, name)?;
+    let text = fs::read_to_string(&path).cannot(|| format!("read {}", path.display()))?;
+    let folder = path.parent().map_or_else(PathBuf::new, PathBuf::from);
+    Ok(Loaded { text: parse(&text, &path)?, folder })
+}
+
+fn parse(text: &str, path: &Path) -> Result<ConfigText> {
+    parse_toml(text, &path.to_string_lossy()).map_err(|error| Error::Usage(error.to_string()))
+}
+
+impl Loaded {
+    /// Puts what the command line says into the first domain.
+    ///
+    /// # Errors
+    /// When a file cannot be named absolutely, or the result breaks a rule.
+    pub fn apply(&mut self, guest: &GuestArgs) -> Result<()> {
+        let absolute = |path: &Path| -> Result<String> {
+            if !path.is_file() {
+                return Err(Error::Usage(format!("{} is not a file", path.display())));
+            }
+            let path = std::path::absolute(path).cannot(|| format!("find {}", path.display()))?;
+            Ok(path.to_string_lossy().into_owned())
+        };
+        if let Some(domain) = self.text.domains.first_mut() {
+            if let Some(kernel) = &guest.kernel {
+                domain.kernel = absolute(kernel)?;
+            }
+            if let Some(initrd) = &guest.initrd {
+                domain.modules = vec![ModuleText { file: absolute(initrd)?, cmdline: String::new() }];
+            }
+            if let Some(cmdline) = &guest.cmdline {
+                domain.cmdline.clone_from(cmdline);
+            }
+            if let Some(memory) = guest.memory {
+                domain.memory = memory.0;
+            }
+        }
+        self.text.check().map_err(|error| Error::Usage(error.to_string()))
+    }
+
+    /// Bytes of memory of all domains together.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.text.domains.iter().fold(0, |sum, domain| sum.saturating_add(domain.memory))
+    }
+
+    /// Compiles it.
+    ///
+    /// # Errors
+    /// See [`Images::blob`].
+    pub fn blob(&self, images: &Images) -> Result<Vec<u8>> {
+        images.blob(&self.text, &self.folder)
+    }
+}
+
+/// Has each guest that our initial RAM disk starts end by itself: nobody is there to type into a shell. Guests whose
+/// command line says already what to do are left alone.
+pub fn without_a_person(config: &mut ConfigText) {
+    for domain in &mut config.domains {
+        let ours = domain.modules.iter().any(|module| module.file == "@initrd");
+        let told = domain.cmdline.split_whitespace().any(|word| word.starts_with("caisson."));
+        if ours && !told {
+            domain.cmdline = format!("{} caisson.test=smoke", domain.cmdline).trim_start().to_owned();
+        }
+    }
+}
+
+/// Runs `cargo xtask config …`.
+///
+/// # Errors
+/// With the field that is at fault.
+pub fn command(workspace: &Workspace, command: &ConfigCommand) -> Result<()> {
+    let images = Images::new(workspace.clone());
+    match command {
+        ConfigCommand::Build { config, output } => {
+            let blob = load(workspace, config)?.blob(&images)?;
+            let output = match output {
+                Some(output) => output.clone(),
+                None => {
+                    let name = find(workspace, config)?.with_extension("blob");
+                    workspace.dir("configs")?.join(name.file_name().unwrap_or_default())
+                }
+            };
+            fs::write(&output, &blob).cannot(|| format!("write {}", output.display()))?;
+            println!("{}: {} bytes", output.display(), blob.len());
+            Ok(())
+        }
+        ConfigCommand::Check { config, machine_memory } => {
+            let path = find(workspace, config)?;
+            let limits = machine_memory.map(|memory| caisson_config::MachineLimits {
+                memory: memory.0,
+                max_vcpus: u32::MAX,
+                address_bits: 52,
+            });
+            check(&path, limits.as_ref())?;
+            println!("{}: good", path.display());
+            Ok(())
+        }
+        ConfigCommand::Show { config } => {
+            let path = find(workspace, config)?;
+            let mut bytes = images::read(&path)?;
+            if !bytes.starts_with(&MAGIC) {
+                bytes = load(workspace, config)?.blob(&images)?;
+            }
+            print!("{}", show(&parse_blob(&bytes, &path)?));
+            Ok(())
+        }
+    }
+}
+
+fn parse_blob<'a>(bytes: &'a [u8], path: &Path) -> Result<Blob<'a>> {
+    Blob::parse(bytes).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
+}
+
+/// Checks a text or a blob, and that the files a text names are there; nothing is fetched or built.
+fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>) -> Result<()> {
+    let bytes = images::read(path)?;
+    if bytes.starts_with(&MAGIC) {
+        let blob = parse_blob(&bytes, path)?;
+        return match limits.map(|limits| blob.check_machine(limits)) {
+            Some(Err(error)) => Err(Error::Usage(format!("{}: {error}", path.display()))),
+            _ => Ok(()),
+        };
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::Usage(format!("{}: neither UTF-8 text nor a config blob", path.display())))?;
+    let config = parse(&text, path)?;
+    if let Some(limits) = limits {
+        config.check_machine(limits).map_err(|error| Error::Usage(error.to_string()))?;
+    }
+    let folder = path.parent().map_or_else(PathBuf::new, PathBuf::from);
+    // Compiled with every file standing in as one byte, so that a missing one is told with its field.
+    caisson_config::build(&config, |name| match name.starts_with('@') {
+        true if images::is_known(name) => Ok(name.as_bytes().to_vec()),
+        true => Err(images::unknown_name(name)),
+        false => match fs::metadata(folder.join(name)) {
+            Ok(file) if file.is_file() && file.len() > 0 => Ok(name.as_bytes().to_vec()),
+            Ok(file) if file.is_file() => Err("the file is empty".to_owned()),
+            Ok(_) => Err("not a file".to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
+    })
+    .map(|_| ())
+    .map_err(|error| Error::Usage(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+[[domain]]
+name = "one"
+memory = "64M"
+kernel = "@linux"
+initrd = "@initrd"
+cmdline = "console=ttyS0"
+[[domain]]
+name = "two"
+memory = "32M"
+kernel = "@memtest"
+"#;
+
+    fn loaded() -> Loaded {
+        Loaded { text: parse(TEXT, Path::new("t.toml")).unwrap(), folder: PathBuf::new() }
+    }
+
+    #[test]
+    fn the_command_line_changes_the_first_domain_only() {
+        let mut config = loaded();
+        let memory = Some("128M".parse().unwrap());
+        config
+            .apply(&GuestArgs { kernel: None, initrd: None, cmdline: Some("quiet".into()), memory })
+            .unwrap();
+        assert_eq!(config.text.domains[0].cmdline, "quiet");
+        assert_eq!(config.memory(), 160 << 20);
+        assert_eq!(config.text.domains[1].cmdline, "");
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_refused_as_in_the_text() {
+        let memory = Some("1K".parse().unwrap());
+        let guest = GuestArgs { kernel: None, initrd: None, cmdline: None, memory };
+        let error = loaded().apply(&guest).unwrap_err();
+        assert!(error.to_string().contains("domain[0].memory"), "{error}");
+        let guest =
+            GuestArgs { kernel: Some("no/such/file".into()), initrd: None, cmdline: None, memory: None };
+        assert!(loaded().apply(&guest).unwrap_err().to_string().contains("no/such/file"));
+    }
+
+    #[test]
+    fn without_a_person_only_our_own_guests_get_work() {
+        let mut config = loaded().text;
+        without_a_person(&mut config);
+        assert_eq!(config.domains[0].cmdline, "console=ttyS0 caisson.test=smoke");
+        assert_eq!(config.domains[1].cmdline, "");
+        let before = config.clone();
+        without_a_person(&mut config);
+        assert_eq!(config, before);
+    }
+}

@@ -1,0 +1,71 @@
+//! The Linux guest's initial RAM disk: busybox, the links to its applets, and `guest-images/linux/init`.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use crate::{
+    cpio::Archive,
+    error::{Context, Result},
+    packages,
+    paths::Workspace,
+    process, stamp,
+};
+
+/// Builds the RAM disk when its ingredients have changed; gives its path.
+///
+/// # Errors
+/// When busybox cannot be fetched, or a file cannot be read or written.
+pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
+    let busybox_path = packages::busybox(workspace)?;
+    let init_path = workspace.source("guest-images/linux/init");
+    let busybox = fs::read(&busybox_path).cannot(|| format!("read {}", busybox_path.display()))?;
+    let init = fs::read(&init_path).cannot(|| format!("read {}", init_path.display()))?;
+    let output = workspace.dir("images")?.join("linux-initrd.cpio");
+    let key = stamp::key([b"initrd 1".as_slice(), &busybox, &init]);
+    let _lock = workspace.lock("initrd")?;
+    if stamp::is_fresh(&output, &key) {
+        return Ok(output);
+    }
+    let list = process::run(Command::new(&busybox_path).arg("--list"), "listing busybox's applets", None)?;
+    let applets = String::from_utf8_lossy(&list);
+    fs::write(&output, pack(&busybox, &init, applets.lines()))
+        .cannot(|| format!("write {}", output.display()))?;
+    stamp::set(&output, &key)?;
+    Ok(output)
+}
+
+fn pack<'a>(busybox: &[u8], init: &[u8], applets: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    let mut archive = Archive::new();
+    for (name, mode) in [
+        ("bin", 0o755),
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("proc", 0o555),
+        ("root", 0o700),
+        ("sys", 0o555),
+        ("tmp", 0o1777),
+    ] {
+        archive.directory(name, mode);
+    }
+    // The kernel opens it for init before any file system is mounted.
+    archive.character_device("dev/console", 0o600, 5, 1);
+    archive.file("bin/busybox", 0o755, busybox);
+    for applet in applets.filter(|applet| *applet != "busybox") {
+        archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, init);
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_holds_init_busybox_and_its_links() {
+        let bytes = pack(b"ELF", b"#!", ["busybox", "ls", "sh"].into_iter());
+        let text = String::from_utf8_lossy(&bytes);
+        for name in ["dev/console\0", "bin/busybox\0", "bin/ls\0", "bin/sh\0", "init\0", "TRAILER!!!\0"] {
+            assert_eq!(text.matches(name).count(), 1, "{name}");
+        }
+    }
+}

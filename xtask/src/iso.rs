@@ -1,0 +1,118 @@
+//! The bootable ISO: GRUB for BIOS and UEFI, Caisson as a multiboot2 kernel, the config blob as its one module.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    paths::Workspace,
+    process,
+    progress::Step,
+    stamp, tools,
+};
+
+/// GRUB's configuration, in the source tree. `@COMMAND_LINE@` stands for Caisson's boot words, `@MODULES@` for the
+/// commands that load the modules.
+const GRUB_TEMPLATE: &str = "boot/grub.cfg.in";
+
+/// Loads the config blob.
+const MODULES: &str = "module2 /boot/config.blob config";
+
+/// What an ISO is made of.
+#[derive(Clone, Debug)]
+pub struct Iso<'a> {
+    /// Caisson's ELF image.
+    pub caisson: &'a Path,
+    /// The config blob.
+    pub blob: &'a [u8],
+    /// Caisson's boot words.
+    pub cmdline: &'a str,
+    /// Where the ISO goes.
+    pub output: PathBuf,
+}
+
+impl Iso<'_> {
+    /// Makes the ISO, unless it is there and made of the same things.
+    ///
+    /// # Errors
+    /// When a boot word cannot be written in GRUB's language, a tool is missing, or GRUB's maker fails.
+    pub fn make(&self, workspace: &Workspace) -> Result<()> {
+        tools::ensure(tools::IMAGE)?;
+        let caisson = fs::read(self.caisson).cannot(|| format!("read {}", self.caisson.display()))?;
+        let template = workspace.source(GRUB_TEMPLATE);
+        let template = fs::read_to_string(&template).cannot(|| format!("read {}", template.display()))?;
+        let config = grub_config(&template, self.cmdline)?;
+        let key = stamp::key([b"iso 1".as_slice(), &caisson, self.blob, config.as_bytes()]);
+        if stamp::is_fresh(&self.output, &key) {
+            return Ok(());
+        }
+        let step = Step::start("make the bootable ISO");
+        let mut staging = self.output.clone().into_os_string();
+        staging.push(".d");
+        let staging = PathBuf::from(staging);
+        self.stage(&staging, &caisson, &config).cannot(|| format!("fill {}", staging.display()))?;
+        let mut maker = Command::new("grub-mkrescue");
+        // No translations, fonts and themes: nobody sees a menu.
+        maker.args(["--locales=", "--fonts=", "--themes=", "-o"]).arg(&self.output).arg(&staging);
+        process::run(&mut maker, "making the ISO", Some(&step))?;
+        fs::remove_dir_all(&staging).cannot(|| format!("remove {}", staging.display()))?;
+        stamp::set(&self.output, &key)?;
+        step.done("");
+        Ok(())
+    }
+
+    fn stage(&self, staging: &Path, caisson: &[u8], config: &str) -> std::io::Result<()> {
+        if staging.exists() {
+            fs::remove_dir_all(staging)?;
+        }
+        fs::create_dir_all(staging.join("boot/grub"))?;
+        fs::write(staging.join("boot/caisson"), caisson)?;
+        fs::write(staging.join("boot/config.blob"), self.blob)?;
+        fs::write(staging.join("boot/grub/grub.cfg"), config)
+    }
+}
+
+/// Fills in the template. Each boot word is quoted, as GRUB's language would take `;`, `$` or `{` as its own.
+fn grub_config(template: &str, cmdline: &str) -> Result<String> {
+    if let Some(bad) = cmdline.chars().find(|&c| c == '\'' || c.is_control()) {
+        return Err(Error::Usage(format!("boot words cannot hold {bad:?}: change --hv-cmdline")));
+    }
+    let words: Vec<String> = cmdline.split_whitespace().map(|word| format!("'{word}'")).collect();
+    Ok(template.replace("@COMMAND_LINE@", &words.join(" ")).replace("@MODULES@", MODULES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEMPLATE: &str = "multiboot2 /boot/caisson @COMMAND_LINE@\n@MODULES@\nboot\n";
+
+    #[test]
+    fn boot_words_are_quoted_for_grub() {
+        let config = grub_config(TEMPLATE, "exit-port=0xf4 log=debug;x ${y}").unwrap();
+        assert_eq!(
+            config,
+            "multiboot2 /boot/caisson 'exit-port=0xf4' 'log=debug;x' '${y}'\n\
+             module2 /boot/config.blob config\nboot\n"
+        );
+    }
+
+    #[test]
+    fn words_that_would_leave_their_quotes_are_refused() {
+        for cmdline in ["a'b", "a\nb"] {
+            assert_eq!(grub_config(TEMPLATE, cmdline).unwrap_err().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn the_template_has_a_place_for_everything() {
+        let template = fs::read_to_string(Workspace::find().source(GRUB_TEMPLATE)).unwrap();
+        for place in ["/boot/caisson @COMMAND_LINE@", "@MODULES@"] {
+            assert!(template.contains(place), "{place}");
+        }
+        assert!(!grub_config(&template, "x").unwrap().contains("@MODULES@"));
+    }
+}

@@ -1,0 +1,30 @@
+//! The one front door of Caisson: `cargo xtask run|test|image|config|bench|fuzz|doctor`.
+//!
+//! It is a library as well, so that the whole-machine tests make their images and run their machines with the same code:
+//! [`images::Images`] provides Caisson, payloads and ISOs, [`qemu::Machine`] a machine, [`outcome::Outcome`] its end.
+
+pub mod accel;
+pub mod bench;
+pub mod cargo;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod cpio;
+pub mod doctor;
+pub mod error;
+pub mod fuzz;
+pub mod images;
+pub mod initrd;
+pub mod iso;
+pub mod outcome;
+pub mod packages;
+pub mod paths;
+pub mod process;
+pub mod progress;
+pub mod qemu;
+pub mod qmp;
+pub mod run;
+pub mod size;
+pub mod stamp;
+pub mod test;
+pub mod tools;

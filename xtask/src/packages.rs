@@ -1,0 +1,186 @@
+//! Debian and Ubuntu packages whose files the guests are made of: fetched with `apt-get download`, unpacked under
+//! `target/caisson/packages`, never installed. What is there is used again; deleting the directory fetches anew.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    paths::Workspace,
+    process,
+    progress::Step,
+    tools::{self, Privilege},
+};
+
+/// Packages that depend on the distribution's current kernel for virtual machines, smallest first: Debian's, Ubuntu's.
+const KERNEL_METAPACKAGES: &[&str] =
+    &["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
+
+/// The distribution's Linux kernel, as a bzImage.
+///
+/// # Errors
+/// When the package cannot be fetched or holds no kernel.
+pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = cached(workspace, "linux", "fetch the guest's Linux kernel", || {
+        KERNEL_METAPACKAGES
+            .iter()
+            .find_map(|name| kernel_package(&control(name)?))
+            .ok_or_else(|| format!("no kernel package among {}", KERNEL_METAPACKAGES.join(", ")))
+    })?;
+    only_file(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
+}
+
+/// A statically linked busybox.
+///
+/// # Errors
+/// When the package cannot be fetched.
+pub fn busybox(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = cached(workspace, "busybox-static", "fetch busybox", || Ok("busybox-static".to_owned()))?;
+    // Newer distributions have merged /bin into /usr/bin.
+    ["bin", "usr/bin"]
+        .map(|bin| directory.join(bin).join("busybox"))
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| Error::Failed("the package busybox-static holds no busybox".to_owned()))
+}
+
+/// The 64-bit memory tester, as a bzImage.
+///
+/// # Errors
+/// When the package cannot be fetched or holds no such image.
+pub fn memtest(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = cached(workspace, "memtest86+", "fetch memtest86+", || Ok("memtest86+".to_owned()))?;
+    only_file(&directory.join("boot"), |name| name.contains("x64") && name.ends_with(".bin"))
+}
+
+/// The unpacked package's directory; `resolve` names the package to fetch when it is not there yet.
+fn cached(
+    workspace: &Workspace,
+    name: &str,
+    what: &str,
+    resolve: impl Fn() -> std::result::Result<String, String>,
+) -> Result<PathBuf> {
+    let directory = workspace.dir("packages")?.join(name);
+    if directory.is_dir() {
+        return Ok(directory);
+    }
+    let _lock = workspace.lock("packages")?;
+    if directory.is_dir() {
+        return Ok(directory);
+    }
+    tools::ensure(tools::PACKAGES)?;
+    let step = Step::start(what);
+    let scratch = directory.with_extension("part");
+    let fetched = resolve().and_then(|package| fetch(&package, &scratch, &step));
+    if let Err(first) = fetched {
+        // No package lists yet, or lists so old that the mirror has dropped what they name.
+        let privilege = Privilege::probe();
+        if privilege == Privilege::None {
+            return Err(Error::Missing {
+                what: format!("cannot {what}: {first}"),
+                command: "sudo apt-get update".to_owned(),
+            });
+        }
+        process::run(privilege.apt_get().arg("update"), "updating the package lists", Some(&step))?;
+        resolve()
+            .and_then(|package| fetch(&package, &scratch, &step))
+            .map_err(|error| Error::Failed(format!("cannot {what}: {error}")))?;
+    }
+    // Only a whole package ever gets the final name.
+    fs::rename(&scratch, &directory).cannot(|| format!("make {}", directory.display()))?;
+    step.done("");
+    Ok(directory)
+}
+
+/// Downloads and unpacks `package` into `into`.
+fn fetch(package: &str, into: &Path, step: &Step) -> std::result::Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    if into.exists() {
+        fs::remove_dir_all(into).map_err(|error| text(&error))?;
+    }
+    fs::create_dir_all(into).map_err(|error| text(&error))?;
+    let mut download = Command::new("apt-get");
+    // Apt's own user need not be able to reach a directory of ours.
+    download
+        .args(["-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(into)
+        .env("LC_ALL", "C");
+    let ran = process::capture(&mut download, Some(step)).map_err(|error| text(&error))?;
+    if !ran.success {
+        return Err(last_line(&ran.stderr));
+    }
+    let archive = only_file(into, |name| name.ends_with(".deb")).map_err(|error| text(&error))?;
+    step.detail("unpacking");
+    let ran = process::capture(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(into), Some(step))
+        .map_err(|error| text(&error))?;
+    if !ran.success {
+        return Err(last_line(&ran.stderr));
+    }
+    fs::remove_file(&archive).map_err(|error| text(&error))
+}
+
+/// What the package lists say about `package`.
+fn control(package: &str) -> Option<String> {
+    let mut command = Command::new("apt-cache");
+    command.args(["show", "--no-all-versions", package]).env("LC_ALL", "C");
+    let ran = process::capture(&mut command, None).ok()?;
+    ran.success.then(|| String::from_utf8_lossy(&ran.stdout).into_owned())
+}
+
+/// The kernel image that a metapackage depends on.
+fn kernel_package(control: &str) -> Option<String> {
+    control
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends:"))?
+        .split(',')
+        .filter_map(|dependency| dependency.split_whitespace().next())
+        .find(|name| name.starts_with("linux-image-"))
+        .map(str::to_owned)
+}
+
+fn only_file(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(directory)
+        .cannot(|| format!("read {}", directory.display()))?
+        .filter_map(std::result::Result::ok)
+        .filter(|entry| wanted(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
+        .pop()
+        .ok_or_else(|| Error::Failed(format!("the package holds no such file under {}", directory.display())))
+}
+
+fn last_line(text: &str) -> String {
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debians_kernel_is_found_behind_its_metapackage() {
+        let control = "Package: linux-image-cloud-amd64\nProvides: wireguard-modules (= 1.0.0)\n\
+                       Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\nSection: kernel\n";
+        assert_eq!(kernel_package(control).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+    }
+
+    #[test]
+    fn ubuntus_kernel_is_found_among_other_dependencies() {
+        let control = "Package: linux-image-generic\n\
+                       Depends: linux-modules-6.8.0-31-generic, linux-image-6.8.0-31-generic, linux-firmware\n";
+        assert_eq!(kernel_package(control).as_deref(), Some("linux-image-6.8.0-31-generic"));
+        assert_eq!(kernel_package("Package: x\nDepends: libc6\n"), None);
+        assert_eq!(kernel_package("Package: x\n"), None);
+    }
+
+    #[test]
+    fn the_reason_is_the_last_line_that_says_anything() {
+        assert_eq!(last_line("W: old\nE: Unable to locate package x\n\n"), "E: Unable to locate package x");
+        assert_eq!(last_line(""), "no reason given");
+    }
+}

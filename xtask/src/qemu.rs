@@ -1,0 +1,342 @@
+//! The emulated machine: its command line, and a QEMU process that never outlives its owner.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    outcome::EXIT_PORT,
+    qmp::Qmp,
+    tools,
+};
+
+/// The emulator's program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's CPU, through KVM.
+    Kvm,
+    /// QEMU's own translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name QEMU knows it by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    /// The CPU model that gives Caisson virtualisation. MONITOR is hidden under TCG: its MWAIT cannot be used.
+    #[must_use]
+    pub fn default_cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            Self::Tcg => "EPYC,-monitor",
+        }
+    }
+}
+
+/// What starts the loader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Firmware {
+    /// SeaBIOS, which QEMU brings.
+    #[default]
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// A machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What executes its instructions.
+    pub accelerator: Accelerator,
+    /// QEMU's name of its CPU.
+    pub cpu: String,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
+    /// What it boots from.
+    pub iso: PathBuf,
+    /// What starts the loader.
+    pub firmware: Firmware,
+    /// One instruction is one nanosecond, and every run is the same to the byte (TCG, one CPU). Memory is touched
+    /// beforehand, which keeps the host's first-touch costs out.
+    pub exact: bool,
+    /// More arguments for QEMU, after all others.
+    pub extra: Vec<OsString>,
+    /// Where this run keeps its files: QEMU's messages, UEFI's variables.
+    pub directory: PathBuf,
+}
+
+impl Machine {
+    /// A BIOS machine of one CPU.
+    #[must_use]
+    pub fn new(accelerator: Accelerator, memory_mib: u64, iso: PathBuf, directory: PathBuf) -> Self {
+        Self {
+            accelerator,
+            cpu: accelerator.default_cpu().to_owned(),
+            memory_mib,
+            iso,
+            firmware: Firmware::Bios,
+            exact: false,
+            extra: Vec::new(),
+            directory,
+        }
+    }
+
+    /// QEMU's arguments but for the connections. `firmware` are OVMF's code and this run's variable store.
+    fn arguments(&self, firmware: Option<(&Path, &Path)>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        let memory = self.memory_mib.to_string();
+        add(&["-machine", "q35", "-accel", self.accelerator.name(), "-cpu", &self.cpu, "-m", &memory]);
+        add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        add(&["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")]);
+        if self.exact {
+            add(&["-icount", "shift=0,sleep=off", "-seed", "1", "-rtc", "base=2026-01-01,clock=vm"]);
+            add(&["-object", &format!("memory-backend-ram,id=ram,size={memory}M,prealloc=on")]);
+            add(&["-machine", "memory-backend=ram"]);
+        }
+        if let Some((code, variables)) = firmware {
+            for (unit, rights, path) in [(0, "readonly=on,", code), (1, "", variables)] {
+                let mut drive = OsString::from(format!("if=pflash,unit={unit},format=raw,{rights}file="));
+                drive.push(escape_commas(path));
+                arguments.extend(["-drive".into(), drive]);
+            }
+        }
+        let mut cdrom = OsString::from("if=ide,media=cdrom,format=raw,readonly=on,file=");
+        cdrom.push(escape_commas(&self.iso));
+        arguments.extend(["-drive".into(), cdrom]);
+        arguments.extend(self.extra.iter().cloned());
+        arguments
+    }
+
+    /// Starts it, with the first serial port on the returned handle.
+    ///
+    /// # Errors
+    /// When QEMU or its firmware is missing, or cannot be started.
+    pub fn start(&self) -> Result<Qemu> {
+        tools::ensure(&[tools::QEMU])?;
+        fs::create_dir_all(&self.directory).cannot(|| format!("make {}", self.directory.display()))?;
+        let firmware = match self.firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some(uefi_files(&self.directory)?),
+        };
+        let arguments =
+            self.arguments(firmware.as_ref().map(|(code, vars)| (code.as_path(), vars.as_path())));
+        Qemu::spawn(arguments, &self.directory)
+    }
+}
+
+/// OVMF's code, and a fresh copy of its empty variable store.
+fn uefi_files(directory: &Path) -> Result<(PathBuf, PathBuf)> {
+    tools::ensure(&[tools::OVMF])?;
+    let code = tools::OVMF_CODE
+        .iter()
+        .find(|path| Path::new(path).exists())
+        .ok_or_else(|| Error::Failed("the package ovmf holds no OVMF_CODE file".to_owned()))?;
+    let template = code.replace("_CODE", "_VARS");
+    let variables = directory.join("uefi-variables.fd");
+    let content = fs::read(&template).cannot(|| format!("read {template}"))?;
+    fs::write(&variables, content).cannot(|| format!("write {}", variables.display()))?;
+    Ok((PathBuf::from(code), variables))
+}
+
+/// In QEMU's options a comma ends a value; two stand for one.
+fn escape_commas(path: &Path) -> OsString {
+    path.to_string_lossy().replace(',', ",,").into()
+}
+
+/// A running QEMU. Dropping it kills the process; so does the end, of whatever kind, of the thread that started it.
+#[derive(Debug)]
+pub struct Qemu {
+    child: Child,
+    serial: UnixStream,
+    monitor: Option<UnixStream>,
+    messages: PathBuf,
+}
+
+impl Qemu {
+    /// Starts QEMU with `arguments`, adding the serial port, the monitor connection and a file for its messages.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn spawn(arguments: Vec<OsString>, directory: &Path) -> Result<Self> {
+        let pair = || UnixStream::pair().cannot(|| "make a socket".to_owned());
+        let (serial, serial_end) = pair()?;
+        let (monitor, monitor_end) = pair()?;
+        let duplicate = serial_end.try_clone().cannot(|| "duplicate a socket".to_owned())?;
+        let messages = directory.join("qemu.log");
+        let log = File::create(&messages).cannot(|| format!("write {}", messages.display()))?;
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .args(["-chardev", "stdio,id=com1,signal=off", "-serial", "chardev:com1"])
+            .arg("-chardev")
+            .arg(format!("socket,id=monitor,fd={}", monitor_end.as_raw_fd()))
+            .args(["-mon", "chardev=monitor,mode=control"])
+            .stdin(Stdio::from(OwnedFd::from(serial_end)))
+            .stdout(Stdio::from(OwnedFd::from(duplicate)))
+            .stderr(log)
+            // A Ctrl-C at the terminal is for us: we end QEMU in an orderly way.
+            .process_group(0);
+        bind_to_parent(&mut command, monitor_end.into());
+        let child = command.spawn().cannot(|| format!("start {PROGRAM}"))?;
+        Ok(Self { child, serial, monitor: Some(monitor), messages })
+    }
+
+    /// The first serial port.
+    #[must_use]
+    pub fn serial(&self) -> &UnixStream {
+        &self.serial
+    }
+
+    /// The monitor connection; it can be taken once.
+    ///
+    /// # Errors
+    /// When it was taken before, or QEMU has ended.
+    pub fn monitor(&mut self) -> Result<Qmp> {
+        let stream =
+            self.monitor.take().ok_or_else(|| Error::Failed("QEMU's monitor is in use".to_owned()))?;
+        Qmp::greet(stream, Duration::from_secs(10))
+    }
+
+    /// How it ended, when it has.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().cannot(|| "wait for QEMU".to_owned())
+    }
+
+    /// Waits for its end, which is near: the serial port is closed already. One that lingers is killed.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn wait_closing(&mut self) -> Result<ExitStatus> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            if let Some(status) = self.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.kill();
+        self.child.wait().cannot(|| "wait for QEMU".to_owned())
+    }
+
+    /// Ends it now.
+    pub fn kill(&mut self) {
+        // It may have ended by itself; either way it is gone afterwards.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// What QEMU itself complained about, without its remarks on CPU features that TCG leaves out.
+    #[must_use]
+    pub fn messages(&self) -> String {
+        let text = fs::read_to_string(&self.messages).unwrap_or_default();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| !line.contains("TCG doesn't support requested feature")).collect();
+        lines.join("\n")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Has the child killed when its parent ends without a chance to clean up, and lets it inherit `keep`.
+fn bind_to_parent(command: &mut Command, keep: OwnedFd) {
+    let parent = rustix::process::getpid();
+    let prepare = move || -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // The parent may have ended just before.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        rustix::io::fcntl_setfd(&keep, rustix::io::FdFlags::empty())?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe code may run. The closure makes three system calls, and on
+    // failure an `io::Error` that needs no allocation; it takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine::new(Accelerator::Tcg, 512, "/t/a,b.iso".into(), "/t/run".into())
+    }
+
+    fn line(machine: &Machine, firmware: Option<(&Path, &Path)>) -> String {
+        let words: Vec<String> =
+            machine.arguments(firmware).iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn the_usual_machine() {
+        let line = line(&machine(), None);
+        for part in [
+            "-machine q35 -accel tcg -cpu EPYC,-monitor -m 512",
+            "-nodefaults",
+            "-no-reboot",
+            "-device isa-debug-exit,iobase=0xf4,iosize=4",
+            "file=/t/a,,b.iso",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        assert!(!line.contains("-icount") && !line.contains("pflash"));
+    }
+
+    #[test]
+    fn the_exact_machine_counts_instructions() {
+        let line = line(&Machine { exact: true, ..machine() }, None);
+        for part in [
+            "-icount shift=0,sleep=off",
+            "-seed 1",
+            "-rtc base=2026-01-01,clock=vm",
+            "memory-backend-ram,id=ram,size=512M,prealloc=on -machine memory-backend=ram",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+
+    #[test]
+    fn uefi_code_is_read_only_and_variables_are_the_runs_own() {
+        let line = line(&machine(), Some((Path::new("/o/CODE.fd"), Path::new("/t/run/vars.fd"))));
+        assert!(line.contains("-drive if=pflash,unit=0,format=raw,readonly=on,file=/o/CODE.fd"), "{line}");
+        assert!(line.contains("-drive if=pflash,unit=1,format=raw,file=/t/run/vars.fd"), "{line}");
+    }
+
+    #[test]
+    fn extra_arguments_come_last() {
+        let line = line(&Machine { extra: vec!["-smp".into(), "4".into()], ..machine() }, None);
+        assert!(line.ends_with(" -smp 4"), "{line}");
+    }
+}

@@ -1,0 +1,165 @@
+//! `cargo xtask run`: from the source tree to the guest's console. `cargo xtask image`: the same ISO for elsewhere.
+
+use std::{
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    accel,
+    cli::{AccelArg, FirmwareArg, ImageArgs, MachineArgs, RunArgs},
+    config,
+    console::{self, Input},
+    error::{Context, Result},
+    images::Images,
+    outcome::{EXIT_PORT, Outcome},
+    paths::Workspace,
+    qemu::{Firmware, Machine},
+    size::MIB,
+    stamp,
+};
+
+/// The limit of a headless run that sets none.
+const HEADLESS_LIMIT: Duration = Duration::from_secs(300);
+
+/// What the machine needs beside the guests' memory and the config blob: firmware, loader, Caisson, page tables.
+const HEADROOM: u64 = 192 * MIB;
+
+/// The memory of a machine, in MiB, for guests of `guests` bytes that start from a blob of `blob` bytes. While the
+/// loader unpacks it, the blob may lie in memory twice.
+#[must_use]
+pub fn machine_memory_mib(guests: u64, blob: u64) -> u64 {
+    let bytes = guests.saturating_add(blob.saturating_mul(2)).saturating_add(HEADROOM);
+    bytes.div_ceil(64 * MIB).saturating_mul(64)
+}
+
+/// Caisson's boot words under QEMU: `exit-port` lets it end the run with a result (see [`crate::outcome`]).
+#[must_use]
+pub fn boot_words(more: &str) -> String {
+    format!("exit-port={EXIT_PORT:#x} {more}").trim_end().to_owned()
+}
+
+/// Builds the machine that the arguments describe.
+///
+/// # Errors
+/// When the accelerator that was asked for is of no use.
+pub fn machine(
+    workspace: &Workspace,
+    args: &MachineArgs,
+    memory_mib: u64,
+    iso: PathBuf,
+    directory: PathBuf,
+) -> Result<Machine> {
+    let choice = match args.accel {
+        AccelArg::Auto => accel::Choice::Auto,
+        AccelArg::Kvm => accel::Choice::Kvm,
+        AccelArg::Tcg => accel::Choice::Tcg,
+    };
+    let (accelerator, why) = accel::choose(workspace, choice)?;
+    eprintln!("  accelerator: {why}");
+    let mut machine = Machine::new(accelerator, memory_mib, iso, directory);
+    if let Some(cpu) = &args.cpu {
+        machine.cpu.clone_from(cpu);
+    }
+    machine.firmware = match args.firmware {
+        FirmwareArg::Bios => Firmware::Bios,
+        FirmwareArg::Uefi => Firmware::Uefi,
+    };
+    machine.extra = args.qemu_arg.iter().map(Into::into).collect();
+    Ok(machine)
+}
+
+/// Runs `cargo xtask run`.
+///
+/// # Errors
+/// What keeps the machine from being started; how it ended is the outcome.
+pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
+    let images = Images::new(workspace.clone());
+    let mut config = config::load(workspace, &args.config.config)?;
+    config.apply(&args.config.guest)?;
+    if args.headless {
+        config::without_a_person(&mut config.text);
+    }
+    let blob = config.blob(&images)?;
+    let cmdline = boot_words(&args.config.hv_cmdline);
+    // Runs of different things at once do not disturb each other; the same thing again finds its ISO made.
+    let slot = stamp::key([args.config.config.as_bytes(), cmdline.as_bytes(), &[u8::from(args.headless)]]);
+    let slot = slot.get(..12).unwrap_or_default();
+    let images_lock = workspace.lock(&format!("iso-{slot}"))?;
+    let iso = images.iso(&blob, &cmdline, workspace.dir("isos")?.join(format!("{slot}.iso")))?;
+    drop(images_lock);
+
+    let memory = match args.machine.machine_memory {
+        Some(size) => size.mib(),
+        None => machine_memory_mib(config.memory(), blob.len() as u64),
+    };
+    let directory = workspace.dir("runs")?.join(std::process::id().to_string());
+    let machine = machine(workspace, &args.machine, memory, iso, directory.clone())?;
+    if !args.headless {
+        eprintln!("  Ctrl-A x quits, Ctrl-A c switches consoles, Ctrl-A a sends Ctrl-A");
+    }
+    let mut qemu = machine.start()?;
+    let log_path = directory.join("serial.log");
+    let log = File::create(&log_path).cannot(|| format!("write {}", log_path.display()))?;
+    let input = if args.headless { Input::None } else { Input::Keyboard };
+    let limit = args.timeout.or(args.headless.then_some(HEADLESS_LIMIT));
+    let outcome = console::attach(&mut qemu, input, limit, log)?;
+    let messages = qemu.messages();
+    if !outcome.is_success() && !messages.is_empty() {
+        eprintln!("{messages}");
+    }
+    finish(outcome, args.keep, &directory)?;
+    Ok(outcome)
+}
+
+/// Says how it ended, and leaves the logs where they are wanted.
+fn finish(outcome: Outcome, keep: bool, directory: &Path) -> Result<()> {
+    if outcome.is_success() {
+        eprintln!("  {outcome}");
+    }
+    if keep || !outcome.is_success() {
+        eprintln!("  logs: {}", directory.display());
+        return Ok(());
+    }
+    fs::remove_dir_all(directory).cannot(|| format!("remove {}", directory.display()))
+}
+
+/// Runs `cargo xtask image`.
+///
+/// # Errors
+/// What keeps the ISO from being made.
+pub fn image(workspace: &Workspace, args: &ImageArgs) -> Result<()> {
+    let images = Images::new(workspace.clone());
+    let mut config = config::load(workspace, &args.config.config)?;
+    config.apply(&args.config.guest)?;
+    let blob = config.blob(&images)?;
+    let output = args.output.clone().unwrap_or_else(|| workspace.target("caisson.iso"));
+    let iso = images.iso(&blob, args.config.hv_cmdline.trim(), output)?;
+    let size = fs::metadata(&iso).cannot(|| format!("read {}", iso.display()))?.len();
+    println!(
+        "{} ({} MiB): boots by BIOS and UEFI from CD, USB stick or disk",
+        iso.display(),
+        size.div_ceil(MIB)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_holds_guests_blob_and_caisson() {
+        assert_eq!(machine_memory_mib(256 * MIB, 16 * MIB), 512);
+        assert_eq!(machine_memory_mib(256 * MIB + 1, 16 * MIB) % 64, 0);
+        assert!(machine_memory_mib(u64::MAX, u64::MAX) > 0);
+    }
+
+    #[test]
+    fn the_exit_port_is_always_among_the_boot_words() {
+        assert_eq!(boot_words(""), "exit-port=0xf4");
+        assert_eq!(boot_words("log=debug"), "exit-port=0xf4 log=debug");
+    }
+}

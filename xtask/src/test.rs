@@ -1,0 +1,217 @@
+//! `cargo xtask test`: formatting, lints, host tests, whole-machine tests, a little fuzzing. Everything runs even after
+//! a failure; the last line is `N passed, N failed`. A check counts as one test.
+
+use std::{
+    io::{self, BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crate::{
+    cargo::{self, Package},
+    cli::TestArgs,
+    error::{Context, Result},
+    fuzz,
+    images::Images,
+    paths::Workspace,
+    process,
+    progress::Step,
+    tools,
+};
+
+/// How long each fuzz target runs among the tests.
+const FUZZ_TIME: Duration = Duration::from_secs(10);
+
+/// What passed and what failed.
+#[derive(Debug, Default)]
+struct Report {
+    passed: usize,
+    failed: usize,
+    failures: Vec<String>,
+}
+
+impl Report {
+    fn check(&mut self, name: &str, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+            self.failures.push(name.to_owned());
+        }
+    }
+}
+
+/// Runs `cargo xtask test`; gives the exit code.
+///
+/// # Errors
+/// When the tests cannot be run at all.
+pub fn command(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
+    let packages = cargo::packages(workspace)?;
+    let filter = args.filter.as_deref();
+    let mut report = Report::default();
+    if !args.machine_only {
+        if filter.is_none() {
+            lints(workspace, &packages, &mut report)?;
+        }
+        host_tests(workspace, &packages, filter, &mut report)?;
+    }
+    if !args.host_only {
+        machine_tests(workspace, &packages, filter, &mut report)?;
+    }
+    if !args.machine_only && filter.is_none() {
+        fuzzing(workspace, &mut report)?;
+    }
+    for failure in &report.failures {
+        println!("failed: {failure}");
+    }
+    println!("{} passed, {} failed", report.passed, report.failed);
+    Ok(u8::from(report.failed > 0))
+}
+
+/// Options that leave out `packages`.
+fn exclude<'a>(packages: impl Iterator<Item = &'a Package>) -> Vec<String> {
+    packages.flat_map(|package| ["--exclude".to_owned(), package.name.clone()]).collect()
+}
+
+fn lints(workspace: &Workspace, packages: &[Package], report: &mut Report) -> Result<()> {
+    let mut format = cargo::command(workspace);
+    format.args(["fmt", "--all", "--check"]);
+    quiet(&mut format, "check the formatting", report)?;
+
+    let mut clippy = cargo::command(workspace);
+    clippy.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
+    clippy.args(exclude(packages.iter().filter(|package| package.bare_metal)));
+    clippy.args(["--", "-D", "warnings"]);
+    quiet(&mut clippy, "lint the host's side", report)?;
+
+    let hypervisor: Vec<_> =
+        packages.iter().filter(|package| package.bare_metal || package.hypervisor).collect();
+    if !hypervisor.is_empty() {
+        tools::ensure_rust_target()?;
+        let mut clippy = cargo::command(workspace);
+        clippy.args(["clippy", "--quiet", "--target", tools::TARGET]);
+        clippy.args(hypervisor.iter().flat_map(|package| ["--package", &package.name]));
+        clippy.args(["--", "-D", "warnings"]);
+        quiet(&mut clippy, "lint the bare-metal side", report)?;
+    }
+    Ok(())
+}
+
+/// Runs a check that has something to say only when it fails.
+fn quiet(command: &mut Command, name: &str, report: &mut Report) -> Result<()> {
+    let step = Step::start(name);
+    let ran = process::capture(command, Some(&step))?;
+    step.done("");
+    println!("{name} ... {}", if ran.success { "ok" } else { "FAILED" });
+    if !ran.success {
+        print!("{}", String::from_utf8_lossy(&ran.stdout));
+        eprintln!("{}", ran.stderr.trim_end());
+    }
+    report.check(name, ran.success);
+    Ok(())
+}
+
+fn host_tests(
+    workspace: &Workspace,
+    packages: &[Package],
+    filter: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
+    let mut tests = cargo::command(workspace);
+    tests.args(["test", "--workspace", "--no-fail-fast"]);
+    tests.args(exclude(
+        packages.iter().filter(|package| package.bare_metal || package.name == cargo::MACHINE_TESTS),
+    ));
+    tests.args(filter);
+    counted(&mut tests, "host tests", report)
+}
+
+fn machine_tests(
+    workspace: &Workspace,
+    packages: &[Package],
+    filter: Option<&str>,
+    report: &mut Report,
+) -> Result<()> {
+    if !packages.iter().any(|package| package.name == cargo::MACHINE_TESTS) {
+        println!("whole-machine tests ... none in this source tree");
+        return Ok(());
+    }
+    // Before the first test's clock runs: installing, fetching and building take their time once.
+    tools::ensure(tools::IMAGE.iter().chain(&[tools::QEMU, tools::OVMF]))?;
+    let images = Images::new(workspace.clone());
+    images.caisson()?;
+    for name in ["@linux", "@initrd", "@memtest"] {
+        images.provide(name)?;
+    }
+    let mut tests = cargo::command(workspace);
+    tests.args(["test", "--package", cargo::MACHINE_TESTS, "--no-fail-fast"]).args(filter);
+    counted(&mut tests, "whole-machine tests", report)
+}
+
+/// Runs a `cargo test`, passing on what it prints and adding up its results.
+fn counted(command: &mut Command, name: &str, report: &mut Report) -> Result<()> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .cannot(|| format!("start {}", process::shown(command)))?;
+    let mut failed = 0;
+    for line in
+        child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(io::Result::ok)
+    {
+        println!("{line}");
+        if let Some((passed, failures)) = result_line(&line) {
+            report.passed += passed;
+            report.failed += failures;
+            failed += failures;
+        } else if let Some(test) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            report.failures.push(test.to_owned());
+        }
+    }
+    let status = child.wait().cannot(|| format!("wait for the {name}"))?;
+    if !status.success() && failed == 0 {
+        // They did not build, or a test program ended without its results.
+        report.check(name, false);
+    }
+    Ok(())
+}
+
+/// The counts in a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`.
+fn result_line(line: &str) -> Option<(usize, usize)> {
+    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let count = |word: &str| {
+        counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<usize>().ok())
+    };
+    Some((count("passed")?, count("failed")?))
+}
+
+fn fuzzing(workspace: &Workspace, report: &mut Report) -> Result<()> {
+    if let Some(missing) = fuzz::missing(workspace) {
+        println!("fuzzing ... left out: {missing}");
+        return Ok(());
+    }
+    let tally = fuzz::run(workspace, FUZZ_TIME, "")?;
+    report.passed += tally.passed;
+    report.failed += tally.failed;
+    if tally.failed > 0 {
+        report.failures.push(format!("{} fuzz targets", tally.failed));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_from_cargos_result_lines() {
+        let line =
+            "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.01s";
+        assert_eq!(result_line(line), Some((12, 0)));
+        assert_eq!(result_line("test result: FAILED. 1 passed; 2 failed; 0 ignored"), Some((1, 2)));
+        assert_eq!(result_line("test a ... ok"), None);
+        assert_eq!(result_line("test result: ok. passed"), None);
+    }
+}
