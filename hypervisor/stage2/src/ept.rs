@@ -13,13 +13,13 @@ const EXECUTE: u64 = 1 << 2;
 const TYPE_SHIFT: u32 = 3;
 const TYPE_MASK: u64 = 7;
 
-/// Memory types as EPT entries, the EPTP, MTRRs and PAT number them (SDM vol. 3, 13.11.2.1).
+/// Memory types as EPT entries, the EPTP, MTRRs and PAT number them (SDM vol. 3, 12.11, "MTRR memory types").
 const UNCACHEABLE: u64 = 0;
 const WRITE_COMBINING: u64 = 1;
 const WRITE_THROUGH: u64 = 4;
 const WRITE_BACK: u64 = 6;
 
-/// EPTP (SDM vol. 3, 26.6.11): bits 5:3 are the walk's length less one, bit 6 enables accessed and dirty bits.
+/// EPTP (SDM vol. 3, 25.6.11): bits 5:3 are the walk's length less one, bit 6 enables accessed and dirty bits.
 const EPTP_LENGTH_SHIFT: u32 = 3;
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
@@ -65,6 +65,7 @@ impl Format for Ept {
         leaf & !(READ | WRITE | EXECUTE) | read | write | execute
     }
 
+    #[inline]
     fn memory_type(leaf: u64, _large: bool) -> MemoryType {
         match leaf >> TYPE_SHIFT & TYPE_MASK {
             WRITE_BACK => MemoryType::WriteBack,

@@ -1,9 +1,9 @@
-//! Harvesting accessed and dirty bits: which pages a guest used or wrote since they were harvested last.
+//! Looking at leaves, and harvesting accessed and dirty bits: which pages a guest used or wrote since they were harvested last.
 
 use caisson_types::{Gpa, Hpa, PageSize};
 
 use crate::stage2::{Range, leaf_size, slots};
-use crate::{Error, Flush, Format, Stage2, TableMemory};
+use crate::{Error, Flush, Format, Stage2, TableMemory, Translation};
 
 /// Which trace of a guest's accesses to harvest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +15,46 @@ pub enum Trace {
 }
 
 impl<F: Format> Stage2<F> {
+    /// Calls `visit` with the first address and the translation of every leaf that touches the range, in ascending
+    /// order: what a domain's end, a save or a dump of its memory goes through.
+    ///
+    /// # Errors
+    /// [`Error::Misaligned`] or [`Error::BeyondWidth`], with nothing visited.
+    pub fn leaves<M: TableMemory>(
+        &self,
+        memory: &M,
+        gpa: Gpa,
+        len: u64,
+        mut visit: impl FnMut(Gpa, Translation),
+    ) -> Result<(), Error> {
+        let range = self.range(gpa, len)?;
+        if len != 0 {
+            Self::visit_table(memory, self.root(), self.levels, 0, range, &mut visit);
+        }
+        Ok(())
+    }
+
+    fn visit_table<M: TableMemory>(
+        memory: &M,
+        table: Hpa,
+        level: u8,
+        base: u64,
+        range: Range,
+        visit: &mut impl FnMut(Gpa, Translation),
+    ) {
+        for slot in slots(table, level, base, range) {
+            let entry = memory.read(table, slot.index);
+            if !F::is_present(entry) {
+                continue;
+            }
+            if Self::is_leaf(entry, level) {
+                visit(Gpa::new(slot.start), Self::leaf(entry, slot.start, leaf_size(level)));
+            } else {
+                Self::visit_table(memory, Self::child(entry), level - 1, slot.start, range, visit);
+            }
+        }
+    }
+
     /// Calls `visit` for every leaf that touches the range and carries the trace, and clears it there. New and split
     /// leaves carry both.
     ///

@@ -1,6 +1,7 @@
 //! A table memory that remembers every write in order, and a model that each state in between is held against. For
 //! the tests and the fuzz target.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -21,10 +22,13 @@ pub(crate) struct Write {
     new: u64,
 }
 
+/// Where the first table is.
+const FIRST: u64 = 0x7_0000_0000;
+
 /// Tables on the heap, which remember every write, and give out no more pages than `left`.
 pub(crate) struct Tables {
-    tables: BTreeMap<Hpa, Vec<u64>>,
-    next: u64,
+    /// By address, from [`FIRST`] on. No address is used twice, so that a pointer to a freed table is found out.
+    tables: Vec<Option<Box<[u64; ENTRIES]>>>,
     pub(crate) left: usize,
     log: Vec<Write>,
     reads: Cell<u64>,
@@ -34,51 +38,60 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(left: usize) -> Self {
-        Self {
-            tables: BTreeMap::new(),
-            next: 0x7_0000_0000,
-            left,
-            log: Vec::new(),
-            reads: Cell::new(0),
-            race: 0,
-        }
+        Self { tables: Vec::new(), left, log: Vec::new(), reads: Cell::new(0), race: 0 }
     }
 
+    /// How many tables are allocated.
     pub(crate) fn count(&self) -> usize {
-        self.tables.len()
+        self.tables.iter().flatten().count()
     }
 
     #[cfg(test)]
     pub(crate) fn reads(&self) -> u64 {
         self.reads.get()
     }
+
+    fn number(table: Hpa) -> usize {
+        (table.as_u64().wrapping_sub(FIRST) / PAGE_SIZE) as usize
+    }
+
+    fn get(&self, table: Hpa) -> Option<&[u64; ENTRIES]> {
+        self.tables.get(Self::number(table))?.as_deref()
+    }
+
+    /// Writes without remembering, if the table is still there.
+    fn poke(&mut self, table: Hpa, index: usize, entry: u64) {
+        if let Some(Some(table)) = self.tables.get_mut(Self::number(table)) {
+            table[index] = entry;
+        }
+    }
 }
 
 impl TableMemory for Tables {
     fn allocate(&mut self) -> Option<Hpa> {
         self.left = self.left.checked_sub(1)?;
-        let table = Hpa::new(self.next);
-        // Addresses are never used twice, so that a pointer to a freed table is found out.
-        self.next += PAGE_SIZE;
-        self.tables.insert(table, alloc::vec![0; ENTRIES]);
+        let table = Hpa::new(FIRST + self.tables.len() as u64 * PAGE_SIZE);
+        self.tables.push(Some(Box::new([0; ENTRIES])));
         Some(table)
     }
 
     fn free(&mut self, table: Hpa) {
-        assert!(self.tables.remove(&table).is_some(), "{table} is freed twice");
+        let freed = self.tables.get_mut(Self::number(table)).and_then(Option::take);
+        assert!(freed.is_some(), "{table} is no table, or freed twice");
         self.left += 1;
     }
 
     fn read(&self, table: Hpa, index: usize) -> u64 {
         self.reads.set(self.reads.get() + 1);
-        self.tables[&table][index]
+        let found = self.get(table);
+        assert!(found.is_some(), "{table} is read, but no table");
+        found.map_or(0, |table| table[index])
     }
 
     fn write(&mut self, table: Hpa, index: usize, entry: u64) {
-        let slot = self.tables.get_mut(&table).and_then(|table| table.get_mut(index));
-        let Some(slot) = slot else { unreachable!("{table} was freed") };
-        self.log.push(Write { table, index, old: *slot, new: entry });
-        *slot = entry;
+        let old = self.read(table, index);
+        self.log.push(Write { table, index, old, new: entry });
+        self.poke(table, index, entry);
     }
 
     fn compare_exchange(&mut self, table: Hpa, index: usize, current: u64, new: u64) -> Result<(), u64> {
@@ -97,14 +110,56 @@ impl TableMemory for Tables {
 }
 
 /// What a page is mapped to.
-pub(crate) type Page = (Hpa, Permissions, MemoryType);
+type Page = (Hpa, Permissions, MemoryType);
 
-/// An address space beside a map of its pages.
+/// Addresses up to `end` that are mapped alike.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Run {
+    end: u64,
+    /// Host-physical minus guest-physical address, modulo 2^64.
+    offset: u64,
+    permissions: Permissions,
+    memory_type: MemoryType,
+}
+
+/// The model: what is mapped, as runs by their first address.
+#[derive(Clone, Default)]
+struct Runs(BTreeMap<u64, Run>);
+
+impl Runs {
+    fn get(&self, gpa: u64) -> Option<Page> {
+        let (_, run) = self.0.range(..=gpa).next_back()?;
+        (gpa < run.end).then(|| (Hpa::new(gpa.wrapping_add(run.offset)), run.permissions, run.memory_type))
+    }
+
+    /// Takes out what is mapped from `start` to before `end`.
+    fn take(&mut self, start: u64, end: u64) -> Vec<(u64, Run)> {
+        let touched = self.0.range(..end).filter(|(_, run)| run.end > start);
+        let touched: Vec<(u64, Run)> = touched.map(|(&at, &run)| (at, run)).collect();
+        let mut taken = Vec::new();
+        for (at, run) in touched {
+            self.0.remove(&at);
+            if at < start {
+                self.0.insert(at, Run { end: start, ..run });
+            }
+            if run.end > end {
+                self.0.insert(end, run);
+            }
+            taken.push((at.max(start), Run { end: run.end.min(end), ..run }));
+        }
+        taken
+    }
+
+    fn edges(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().flat_map(|(&start, run)| [start, run.end])
+    }
+}
+
+/// An address space beside the model of what is mapped.
 pub(crate) struct Checked<F: Format> {
     pub(crate) memory: Tables,
     pub(crate) space: Stage2<F>,
-    pages: BTreeMap<u64, Page>,
-    /// Pages that were written or split since the last harvest at least, and which may be reported.
+    runs: Runs,
     largest: PageSize,
 }
 
@@ -118,17 +173,31 @@ pub(crate) enum Op {
     Flushed,
 }
 
+impl Op {
+    /// The range in bytes: first address and length.
+    fn range(self) -> (u64, u64) {
+        match self {
+            Self::Map { gpa, pages, .. }
+            | Self::Unmap { gpa, pages }
+            | Self::Protect { gpa, pages, .. }
+            | Self::Harvest { gpa, pages, .. } => (bytes(gpa), bytes(pages)),
+            Self::Flushed => (0, 0),
+        }
+    }
+}
+
 /// The bytes of so many pages.
 const fn bytes(pages: u64) -> u64 {
     pages.wrapping_mul(PAGE_SIZE)
 }
 
 impl<F: Format> Checked<F> {
+    /// An address space with `left` tables beside the root.
     pub(crate) fn new(config: Config, left: usize) -> Self {
         let mut memory = Tables::new(left + 1);
         let Ok(space) = Stage2::new(&mut memory, config) else { unreachable!("there is a page") };
         let largest = if config.huge_pages { PageSize::Size1G } else { PageSize::Size2M };
-        Self { memory, space, pages: BTreeMap::new(), largest }
+        Self { memory, space, runs: Runs::default(), largest }
     }
 
     fn look(&self, gpa: u64) -> Option<Page> {
@@ -140,30 +209,22 @@ impl<F: Format> Checked<F> {
 
     /// Carries `op` out on the tables and the model, and checks what the tables said after every single write.
     pub(crate) fn step(&mut self, op: Op) -> Result<Flush, Error> {
-        let before = self.pages.clone();
+        let before = self.runs.clone();
         let (tables, left) = (self.memory.count(), self.memory.left);
         self.memory.log.clear();
         let (memory, space) = (&mut self.memory, &mut self.space);
-        let (result, touched) = match op {
-            Op::Map { gpa, hpa, pages, permissions, memory_type } => {
-                let (gpa, hpa) = (Gpa::new(bytes(gpa)), Hpa::new(bytes(hpa)));
-                (space.map(memory, gpa, hpa, bytes(pages), permissions, memory_type), (gpa, pages))
+        let (gpa, len) = op.range();
+        let start = Gpa::new(gpa);
+        let result = match op {
+            Op::Map { hpa, permissions, memory_type, .. } => {
+                space.map(memory, start, Hpa::new(bytes(hpa)), len, permissions, memory_type)
             }
-            Op::Unmap { gpa, pages } => {
-                let gpa = Gpa::new(bytes(gpa));
-                (space.unmap(memory, gpa, bytes(pages)), (gpa, pages))
-            }
-            Op::Protect { gpa, pages, permissions } => {
-                let gpa = Gpa::new(bytes(gpa));
-                (space.protect(memory, gpa, bytes(pages), permissions), (gpa, pages))
-            }
-            Op::Harvest { gpa, pages, trace } => {
-                let gpa = Gpa::new(bytes(gpa));
-                (space.harvest(memory, gpa, bytes(pages), trace, |_, _| {}), (gpa, pages))
-            }
+            Op::Unmap { .. } => space.unmap(memory, start, len),
+            Op::Protect { permissions, .. } => space.protect(memory, start, len, permissions),
+            Op::Harvest { trace, .. } => space.harvest(memory, start, len, trace, |_, _| {}),
             Op::Flushed => {
                 space.flushed(memory);
-                (Ok(Flush::None), (Gpa::new(0), 0))
+                Ok(Flush::None)
             }
         };
         if result.is_ok() {
@@ -172,89 +233,91 @@ impl<F: Format> Checked<F> {
             assert_eq!((self.memory.count(), self.memory.left), (tables, left), "a refusal keeps tables");
         }
         let log = core::mem::take(&mut self.memory.log);
+        let probes = self.probes(&before, gpa, len);
+        // Tables that are freed cannot be replayed; nothing linked is written then.
         if !matches!(op, Op::Flushed) {
-            self.replay(&before, &log, result.is_ok());
+            self.replay(&before, &log, &probes);
         }
-        self.check_flush(&before, result, touched);
+        for &page in &probes {
+            assert_eq!(self.look(page), self.runs.get(page), "{page:#x} after {op:?}");
+        }
+        for table in self.linked().into_keys().filter(|&table| table != self.space.root()) {
+            let entries = self.memory.get(table);
+            assert!(entries.is_some_and(|entries| entries.iter().any(|&entry| F::is_present(entry))));
+        }
+        if let Ok(flush) = result {
+            self.check_flush(&before, flush, &probes, op);
+        }
         result
     }
 
     /// What the model says of an operation that was not refused.
     fn expect(&mut self, op: Op) {
+        let (gpa, len) = op.range();
+        if len == 0 {
+            return;
+        }
         match op {
-            Op::Map { gpa, hpa, pages, permissions, memory_type } => {
-                for page in 0..pages {
-                    let target = (Hpa::new(bytes(hpa + page)), permissions, memory_type);
-                    assert_eq!(self.pages.insert(bytes(gpa + page), target), None, "mapped over a mapping");
-                }
+            Op::Map { hpa, permissions, memory_type, .. } => {
+                let offset = bytes(hpa).wrapping_sub(gpa);
+                let run = Run { end: gpa + len, offset, permissions, memory_type };
+                assert!(self.runs.take(gpa, gpa + len).is_empty(), "mapped over a mapping");
+                self.runs.0.insert(gpa, run);
             }
-            Op::Unmap { gpa, pages } => {
-                self.pages.retain(|&page, _| page < bytes(gpa) || page >= bytes(gpa + pages));
+            Op::Unmap { .. } => {
+                self.runs.take(gpa, gpa + len);
             }
-            Op::Protect { gpa, pages, permissions } => {
-                let mut found = 0;
-                for (_, page) in self.pages.range_mut(bytes(gpa)..bytes(gpa + pages)) {
-                    page.1 = permissions;
-                    found += 1;
-                }
-                assert_eq!(found, pages, "protected what is not mapped");
+            Op::Protect { permissions, .. } => {
+                let taken = self.runs.take(gpa, gpa + len);
+                let found: u64 = taken.iter().map(|(at, run)| run.end - at).sum();
+                assert_eq!(found, len, "protected what is not mapped");
+                self.runs.0.extend(taken.into_iter().map(|(at, run)| (at, Run { permissions, ..run })));
             }
             Op::Harvest { .. } | Op::Flushed => {}
         }
     }
 
     /// Takes all writes back and repeats them one by one; after each, every page is as before or as after.
-    ///
-    /// A write can change only what lies below its entry, so that only writes to linked tables need a look, and only
-    /// at the edges of what differs.
-    fn replay(&mut self, before: &BTreeMap<u64, Page>, log: &[Write], done: bool) {
+    fn replay(&mut self, before: &Runs, log: &[Write], probes: &[u64]) {
         for write in log.iter().rev() {
-            self.poke(write.table, write.index, write.old);
+            self.memory.poke(write.table, write.index, write.old);
         }
-        let probes = self.probes(before);
-        for &page in &probes {
-            assert_eq!(self.look(page), before.get(&page).copied(), "before the operation");
+        for &page in probes {
+            assert_eq!(self.look(page), before.get(page), "{page:#x} before the operation");
         }
         let mut linked = self.linked();
         for write in log {
-            self.poke(write.table, write.index, write.new);
-            let leads = |entry: u64| self.memory.tables.contains_key(&Hpa::new(entry & F::ADDRESS));
+            self.memory.poke(write.table, write.index, write.new);
+            let leads = |entry: u64| self.memory.get(Hpa::new(entry & F::ADDRESS)).is_some();
             if leads(write.old) || leads(write.new) {
                 linked = self.linked();
             }
-            if linked.contains_key(&write.table) {
-                for &page in &probes {
-                    let now = self.look(page);
-                    let expected = [before.get(&page), self.pages.get(&page)];
-                    assert!(
-                        expected.contains(&now.as_ref()),
-                        "{page:#x} is {now:x?} after {write:x?}, not one of {expected:x?}"
-                    );
-                }
+            // A write to a table that is not linked shows nowhere.
+            if !linked.contains_key(&write.table) {
+                continue;
             }
-        }
-        for &page in &probes {
-            assert_eq!(self.look(page), self.pages.get(&page).copied(), "after the operation");
-        }
-        assert!(done || *before == self.pages);
-        for table in self.linked().into_keys().filter(|&table| table != self.space.root()) {
-            let entries = &self.memory.tables[&table];
-            assert!(entries.iter().any(|&entry| F::is_present(entry)), "{table} is empty but linked");
+            for &page in probes {
+                let (now, allowed) = (self.look(page), [before.get(page), self.runs.get(page)]);
+                assert!(
+                    allowed.contains(&now),
+                    "{page:#x} is {now:x?} after {write:x?}, not one of {allowed:x?}"
+                );
+            }
         }
     }
 
-    /// Pages worth a look: the edges of all that is or was mapped, and where it differs.
-    fn probes(&self, before: &BTreeMap<u64, Page>) -> Vec<u64> {
+    /// Pages worth a look: at the edges of all that is or was mapped and of the operation, and at the edges of the large
+    /// pages that those lie in.
+    fn probes(&self, before: &Runs, gpa: u64, len: u64) -> Vec<u64> {
         let mut probes = Vec::new();
-        for map in [before, &self.pages] {
-            let mut last = None;
-            for (&gpa, &(hpa, permissions, memory_type)) in map {
-                let kind = (hpa.as_u64().wrapping_sub(gpa), permissions, memory_type);
-                let large = gpa % PageSize::Size2M.bytes();
-                let joined =
-                    last.replace((gpa, kind)).is_some_and(|last| last == (gpa.wrapping_sub(PAGE_SIZE), kind));
-                if !joined || large == 0 || large == PageSize::Size2M.bytes() - PAGE_SIZE {
-                    probes.extend([gpa.saturating_sub(PAGE_SIZE), gpa, gpa + PAGE_SIZE]);
+        for edge in before.edges().chain(self.runs.edges()) {
+            probes.extend([edge.saturating_sub(PAGE_SIZE), edge]);
+        }
+        for edge in [gpa, gpa.wrapping_add(len / 2) & !(PAGE_SIZE - 1), gpa.wrapping_add(len)] {
+            for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
+                let start = Gpa::new(edge).align_down(size).as_u64();
+                for probe in [start, start.wrapping_add(size.bytes())] {
+                    probes.extend([probe.saturating_sub(PAGE_SIZE), probe, probe.saturating_add(PAGE_SIZE)]);
                 }
             }
         }
@@ -264,29 +327,18 @@ impl<F: Format> Checked<F> {
     }
 
     /// What has changed for a page that was mapped is to be flushed, and no more than was touched.
-    fn check_flush(
-        &self,
-        before: &BTreeMap<u64, Page>,
-        result: Result<Flush, Error>,
-        (gpa, pages): (Gpa, u64),
-    ) {
-        let Ok(flush) = result else { return };
+    fn check_flush(&self, before: &Runs, flush: Flush, probes: &[u64], op: Op) {
         let flushed = |page: u64| match flush {
             Flush::None => false,
             Flush::All => true,
             Flush::Range { gpa, len } => page >= gpa.as_u64() && page - gpa.as_u64() < len,
         };
-        for (&page, old) in before {
-            assert!(self.pages.get(&page) == Some(old) || flushed(page), "{page:#x} is not flushed");
+        for &page in probes {
+            let old = before.get(page);
+            assert!(old.is_none() || old == self.runs.get(page) || flushed(page), "{page:#x} is not flushed");
         }
         if let Flush::Range { gpa: start, len } = flush {
-            assert!(start >= gpa && start.as_u64() + len <= gpa.as_u64() + bytes(pages));
-        }
-    }
-
-    fn poke(&mut self, table: Hpa, index: usize, entry: u64) {
-        if let Some(slot) = self.memory.tables.get_mut(&table).and_then(|table| table.get_mut(index)) {
-            *slot = entry;
+            assert_eq!((start.as_u64(), len), op.range());
         }
     }
 
@@ -296,19 +348,29 @@ impl<F: Format> Checked<F> {
         let mut todo = alloc::vec![(self.space.root(), self.space.levels)];
         while let Some((table, level)) = todo.pop() {
             assert_eq!(linked.insert(table, level), None, "{table} is linked twice");
-            let entries = &self.memory.tables[&table];
+            let entries = self.memory.get(table);
+            assert!(entries.is_some(), "{table} is linked, but freed");
             if level > 1 {
-                let tables = entries.iter().filter(|&&entry| F::is_present(entry) && entry & F::LARGE == 0);
+                let entries = entries.into_iter().flatten();
+                let tables = entries.filter(|&&entry| F::is_present(entry) && entry & F::LARGE == 0);
                 todo.extend(tables.map(|&entry| (Hpa::new(entry & F::ADDRESS), level - 1)));
             }
         }
         linked
     }
 
-    /// Ends the address space, and checks that no table is left behind at any point.
+    /// Ends the address space, and checks that the leaves are those of the model and that no table is left behind.
     pub(crate) fn finish(mut self) {
         self.space.flushed(&mut self.memory);
         assert_eq!(self.linked().len(), self.memory.count(), "a table is neither linked nor freed");
+        let mut mapped = 0;
+        let whole = 1 << self.space.address_bits();
+        let visited = self.space.leaves(&self.memory, Gpa::new(0), whole, |gpa, leaf| {
+            assert_eq!(self.runs.get(gpa.as_u64()), Some((leaf.hpa, leaf.permissions, leaf.memory_type)));
+            mapped += leaf.size.bytes();
+        });
+        assert_eq!(visited, Ok(()));
+        assert_eq!(mapped, self.runs.0.iter().map(|(start, run)| run.end - start).sum::<u64>());
         self.space.destroy(&mut self.memory);
         assert_eq!(self.memory.count(), 0, "a table outlives its address space");
     }
@@ -322,17 +384,16 @@ impl Bytes<'_> {
         self.0.next().map(|&byte| u64::from(byte))
     }
 
-    /// A page number: a small step away from a multiple of a page size, so that edges meet.
-    fn page(&mut self) -> Option<u64> {
-        let (coarse, fine) = (self.byte()?, self.byte()?);
-        let unit = [1 << 18, 1 << 9, 1, 1 << 9][(coarse & 3) as usize];
-        Some(((coarse >> 2 & 7) * unit + (fine & 7)).saturating_sub(fine >> 3 & 3))
-    }
-
-    /// A number of pages up to 3 MiB: enough for a leaf of 2 MiB with something on both sides.
+    /// So many pages of some size, and often a few small ones more or less, so that edges meet and miss.
     fn pages(&mut self) -> Option<u64> {
         let (coarse, fine) = (self.byte()?, self.byte()?);
-        Some((coarse & 1) * 512 + (fine & 0x7f) + (coarse >> 1 & 1) * 128)
+        let unit = [1 << 18, 1 << 9, 1, 1 << 9][(coarse & 3) as usize];
+        let large = (coarse >> 2 & 3) * unit + (coarse >> 4 & 1) * (1 << 18);
+        Some(match fine >> 6 {
+            0 => large + (fine & 7),
+            1 => large.saturating_sub(fine & 7),
+            _ => large,
+        })
     }
 
     fn op(&mut self) -> Option<Op> {
@@ -346,11 +407,11 @@ impl Bytes<'_> {
             MemoryType::WriteCombining,
             MemoryType::WriteThrough,
         ][(flags & 3) as usize];
-        let gpa = self.page()?;
+        let gpa = self.pages()?;
         let pages = self.pages()?;
         Some(match kind % 8 {
             0..=2 => {
-                let hpa = self.page()?;
+                let hpa = self.pages()?;
                 let hpa = if flags & 0x80 == 0 { gpa + (1 << 20) } else { hpa };
                 Op::Map { gpa, hpa, pages, permissions, memory_type }
             }

@@ -1,6 +1,6 @@
 //! AMD's nested page tables: the format of long-mode page tables (AMD APM vol. 2, 5.3), as 15.25 reads them.
 //!
-//! Nested walks are user accesses (15.25.6), so that every entry has U=1. The memory type is an index into the *host's*
+//! Nested walks are user accesses, so that every entry has U=1. The memory type is an index into the *host's*
 //! PAT (15.25.8), and the no-execute bit counts only with the host's EFER.NXE set. nCR3 holds the root's address.
 
 use caisson_types::Hpa;
@@ -66,6 +66,7 @@ impl Format for Npt {
         leaf & !(WRITE | NO_EXECUTE) | write | no_execute
     }
 
+    #[inline]
     fn memory_type(leaf: u64, large: bool) -> MemoryType {
         let pat = if large { PAT_LARGE } else { PAT_SMALL };
         if leaf & pat != 0 {

@@ -168,7 +168,8 @@ pub struct Stage2<F> {
     pub(crate) levels: u8,
     /// The highest level that leaves are put at.
     pub(crate) largest_leaf: u8,
-    address_bits: u8,
+    /// One past the last guest-physical address, a power of two.
+    end: u64,
     /// Unlinked tables that a CPU may still walk.
     pub(crate) retired: TableList,
     format: PhantomData<F>,
@@ -186,7 +187,7 @@ impl<F: Format> Stage2<F> {
             root: memory.allocate().ok_or(Error::OutOfTables)?,
             levels,
             largest_leaf: if config.huge_pages { 3 } else { 2 },
-            address_bits: config.address_bits.min(spanned as u8),
+            end: 1 << u32::from(config.address_bits).min(spanned),
             retired: TableList::EMPTY,
             format: PhantomData,
         })
@@ -208,43 +209,55 @@ impl<F: Format> Stage2<F> {
     /// Bits of a guest-physical address.
     #[must_use]
     pub const fn address_bits(&self) -> u8 {
-        self.address_bits
+        self.end.trailing_zeros() as u8
     }
 
-    /// Where `gpa` leads; `None` where nothing is mapped. One read a level, and what of the answer the caller does not
-    /// use costs nothing.
+    /// Where `gpa` leads; `None` where nothing is mapped.
+    ///
+    /// One read a level and a few instructions beside it: a walk down constant shifts, without a loop. What of the
+    /// answer the caller does not use costs nothing.
     #[inline]
     #[must_use]
     pub fn translate<M: TableMemory>(&self, memory: &M, gpa: Gpa) -> Option<Translation> {
         let gpa = gpa.as_u64();
-        if gpa >> self.address_bits != 0 {
+        if gpa >= self.end {
             return None;
         }
-        let mut shift = level_shift(self.levels);
         let mut table = self.root;
-        loop {
-            let entry = memory.read(table, (gpa >> shift) as usize % ENTRIES);
-            if !F::is_present(entry) {
-                return None;
-            }
-            if shift == PAGE_SHIFT || entry & F::LARGE != 0 {
-                let offset_mask = (1 << shift) - 1;
-                let offset = gpa & offset_mask;
-                let (size, large) = match shift {
-                    PAGE_SHIFT => (PageSize::Size4K, false),
-                    21 => (PageSize::Size2M, true),
-                    _ => (PageSize::Size1G, true),
-                };
-                return Some(Translation {
-                    hpa: Hpa::new(entry & F::ADDRESS & !offset_mask | offset),
-                    remaining: offset_mask + 1 - offset,
-                    size,
-                    permissions: F::permissions(entry),
-                    memory_type: F::memory_type(entry, large),
-                });
-            }
-            table = Hpa::new(entry & F::ADDRESS);
-            shift -= LEVEL_BITS;
+        if self.levels > 4 {
+            table = Self::child(Self::walk::<48, M>(memory, table, gpa)?);
+        }
+        // Leaves are put at level 3 at most.
+        let entry = Self::walk::<39, M>(memory, table, gpa)?;
+        let entry = Self::walk::<30, M>(memory, Self::child(entry), gpa)?;
+        if entry & F::LARGE != 0 {
+            return Some(Self::leaf(entry, gpa, PageSize::Size1G));
+        }
+        let entry = Self::walk::<21, M>(memory, Self::child(entry), gpa)?;
+        if entry & F::LARGE != 0 {
+            return Some(Self::leaf(entry, gpa, PageSize::Size2M));
+        }
+        let entry = Self::walk::<12, M>(memory, Self::child(entry), gpa)?;
+        Some(Self::leaf(entry, gpa, PageSize::Size4K))
+    }
+
+    /// The entry for `gpa` of a table whose entries translate 2^`SHIFT` bytes, if it is present.
+    #[inline(always)]
+    fn walk<const SHIFT: u32, M: TableMemory>(memory: &M, table: Hpa, gpa: u64) -> Option<u64> {
+        let entry = memory.read(table, (gpa >> SHIFT) as usize % ENTRIES);
+        F::is_present(entry).then_some(entry)
+    }
+
+    /// What a leaf of `size` says of `gpa`.
+    #[inline(always)]
+    pub(crate) fn leaf(leaf: u64, gpa: u64, size: PageSize) -> Translation {
+        let offset = gpa & (size.bytes() - 1);
+        Translation {
+            hpa: Hpa::new(leaf & F::ADDRESS & !(size.bytes() - 1) | offset),
+            remaining: size.bytes() - offset,
+            size,
+            permissions: F::permissions(leaf),
+            memory_type: F::memory_type(leaf, size != PageSize::Size4K),
         }
     }
 
@@ -288,7 +301,7 @@ impl<F: Format> Stage2<F> {
             return Err(Error::Misaligned);
         }
         match start.checked_add(len) {
-            Some(end) if end <= 1 << self.address_bits => Ok(Range { start, end }),
+            Some(end) if end <= self.end => Ok(Range { start, end }),
             _ => Err(Error::BeyondWidth),
         }
     }

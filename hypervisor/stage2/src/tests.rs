@@ -124,27 +124,46 @@ both! {
     }
 
     fn a_huge_leaf_is_cut_where_needed<F>() {
-        let mut space = Checked::<F>::new(Config::four_levels(true), 100);
-        // The model counts in pages; a whole gibibyte of them is slow, so this looks for itself.
-        let (memory, tables) = (&mut space.memory, &mut space.space);
-        map(tables, memory, 0, GIB, GIB).unwrap();
-        assert_eq!(memory.count(), 2);
-        let flush = tables.protect(memory, Gpa::new(4 * MIB + 0x3000), 0x1000, Permissions::READ);
+        const M2: u64 = 512;
+        let mut checked = Checked::<F>::new(Config::four_levels(true), 100);
+        let ram = Op::Map { gpa: 0, hpa: 512 * M2, pages: 512 * M2, permissions: RAM.0, memory_type: RAM.1 };
+        assert_eq!(checked.step(ram), Ok(Flush::None));
+        assert_eq!(checked.memory.count(), 2);
+        let protect = Op::Protect { gpa: 2 * M2 + 3, pages: 1, permissions: Permissions::READ };
+        let flush = checked.step(protect);
         assert_eq!(flush, Ok(Flush::Range { gpa: Gpa::new(4 * MIB + 0x3000), len: 0x1000 }));
-        assert_eq!(memory.count(), 4);
-        assert_eq!(size_at(tables, memory, 0), Some((GIB, PageSize::Size2M)));
-        assert_eq!(size_at(tables, memory, 6 * MIB - 1), Some((GIB + 6 * MIB - 1, PageSize::Size4K)));
-        let cut = tables.translate(memory, Gpa::new(4 * MIB + 0x3008)).unwrap();
-        assert_eq!((cut.permissions, cut.remaining), (Permissions::READ, 0xff8));
+        assert_eq!(checked.memory.count(), 4);
+        assert_eq!(size_at(&checked.space, &checked.memory, 0), Some((GIB, PageSize::Size2M)));
+        let cut = checked.space.translate(&checked.memory, Gpa::new(4 * MIB + 0x3008)).unwrap();
+        assert_eq!((cut.permissions, cut.remaining, cut.size), (Permissions::READ, 0xff8, PageSize::Size4K));
         // Both edges in different parts.
-        let _ = tables.unmap(memory, Gpa::new(8 * MIB + 0x1000), 500 * MIB).unwrap();
-        assert_eq!(memory.count(), 6);
-        assert_eq!(size_at(tables, memory, 8 * MIB + 0x1000), None);
-        assert_eq!(size_at(tables, memory, 508 * MIB + 0x1000), Some((GIB + 508 * MIB + 0x1000, PageSize::Size4K)));
+        let _ = checked.step(Op::Unmap { gpa: 4 * M2 + 1, pages: 250 * M2 }).unwrap();
+        assert_eq!(checked.memory.count(), 6);
+        assert_eq!(size_at(&checked.space, &checked.memory, 508 * MIB), None);
         // Protecting with what is there already splits nothing.
-        let same = tables.protect(memory, Gpa::new(600 * MIB + 0x1000), 0x1000, Permissions::ALL);
-        assert_eq!((same, memory.count()), (Ok(Flush::None), 6));
-        space.finish();
+        let same = Op::Protect { gpa: 300 * M2 + 1, pages: 1, permissions: Permissions::ALL };
+        assert_eq!((checked.step(same), checked.memory.count()), (Ok(Flush::None), 6));
+        checked.finish();
+    }
+
+    fn both_edges_of_a_cut_may_need_tables<F>() {
+        for (gpa, pages, tables) in [
+            (0, 1, 2),
+            (1, 1, 2),
+            (1, 512, 3),
+            (512, 512, 1),
+            (513, 511, 2),
+            (512, 513, 2),
+            (1, (1 << 18) - 2, 3),
+        ] {
+            let mut checked = Checked::<F>::new(Config::four_levels(true), 100);
+            let huge = Op::Map { gpa: 0, hpa: 0, pages: 1 << 18, permissions: RAM.0, memory_type: RAM.1 };
+            assert_eq!(checked.step(huge), Ok(Flush::None));
+            let before = checked.memory.count();
+            assert!(checked.step(Op::Unmap { gpa, pages }).is_ok());
+            assert_eq!(checked.memory.count() - before, tables, "{pages} pages from {gpa}");
+            checked.finish();
+        }
     }
 
     fn tables_wait_for_the_flush<F>() {
