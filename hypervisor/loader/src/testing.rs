@@ -1,0 +1,147 @@
+//! What the loaders' tests share: a guest's memory that finds stray writes.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use caisson_types::{Gpa, GuestMemory, MemoryError, MemoryRegion, RegionKind};
+
+use crate::{LoadRequest, Module};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A guest of 64 MiB with the usual hole below 1 MiB and ACPI tables at the end.
+pub(crate) const MAP: [MemoryRegion; 4] = [
+    MemoryRegion::new(Gpa::new(0), 0x9_FC00, RegionKind::Ram),
+    MemoryRegion::new(Gpa::new(0xF_0000), 0x1_0000, RegionKind::Reserved),
+    MemoryRegion::new(Gpa::new(MIB), 62 * MIB, RegionKind::Ram),
+    MemoryRegion::new(Gpa::new(63 * MIB), MIB, RegionKind::AcpiReclaim),
+];
+
+/// What the firmware keeps in RAM.
+pub(crate) const RESERVED: [(Gpa, u64); 1] = [(Gpa::new(0), 0x1000)];
+
+pub(crate) fn request<'a>(cmdline: &'a str, modules: &'a [Module<'a>]) -> LoadRequest<'a> {
+    LoadRequest { modules, cmdline, memory_map: &MAP, reserved: &RESERVED, rsdp: Some(Gpa::new(0xF_0000)) }
+}
+
+/// Guest memory that panics where a write is outside the free RAM of a map, or where two writes meet.
+pub(crate) struct StrictMemory {
+    map: Vec<MemoryRegion>,
+    reserved: Vec<(Gpa, u64)>,
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    bytes: Vec<u8>,
+    written: Vec<(u64, u64)>,
+}
+
+impl StrictMemory {
+    /// The memory of the request's map, filled with a byte; zeros cost no time.
+    pub(crate) fn new(request: &LoadRequest<'_>, fill: u8) -> Self {
+        let len = request.memory_map.last().map_or(0, |region| region.end().as_u64());
+        Self {
+            map: request.memory_map.to_vec(),
+            reserved: request.reserved.to_vec(),
+            inner: RefCell::new(Inner { bytes: vec![fill; len as usize], written: Vec::new() }),
+        }
+    }
+
+    pub(crate) fn bytes(&self, start: u64, len: usize) -> Vec<u8> {
+        self.inner.borrow().bytes[start as usize..start as usize + len].to_vec()
+    }
+
+    pub(crate) fn text(&self, start: u64) -> Vec<u8> {
+        let inner = self.inner.borrow();
+        inner.bytes[start as usize..].iter().copied().take_while(|&byte| byte != 0).collect()
+    }
+
+    /// Whether a byte was written since the start, as data or as zeros.
+    pub(crate) fn was_written(&self, at: u64) -> bool {
+        self.inner.borrow().written.iter().any(|&(start, end)| start <= at && at < end)
+    }
+
+    fn note(&self, start: u64, len: u64) {
+        let end = start.checked_add(len).expect("a write past the end of the address space");
+        let in_ram = |at| {
+            let ram = |region: &&MemoryRegion| region.kind == RegionKind::Ram;
+            self.map.iter().filter(ram).any(|region| region.contains(Gpa::new(at), 1))
+        };
+        if len == 0 {
+            return;
+        }
+        assert!(in_ram(start) && in_ram(end - 1), "{start:#x}..{end:#x} is written but no RAM");
+        for &(at, len) in &self.reserved {
+            assert!(at.as_u64() >= end || at.as_u64() + len <= start, "{start:#x}..{end:#x} is reserved");
+        }
+        self.inner.borrow_mut().written.push((start, end));
+    }
+
+    /// Panics where two of the ranges have a byte in common.
+    pub(crate) fn assert_apart(ranges: &[(&str, u64, u64)]) {
+        for (index, a) in ranges.iter().enumerate() {
+            for b in &ranges[..index] {
+                assert!(a.1 + a.2 <= b.1 || b.1 + b.2 <= a.1, "{a:x?} overlaps {b:x?}");
+            }
+        }
+    }
+}
+
+impl GuestMemory for StrictMemory {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        buf.copy_from_slice(&self.bytes(gpa.as_u64(), buf.len()));
+        Ok(())
+    }
+
+    fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
+        self.note(gpa.as_u64(), data.len() as u64);
+        let start = gpa.as_u64() as usize;
+        self.inner.borrow_mut().bytes[start..start + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn fill_zero(&self, gpa: Gpa, len: u64) -> Result<(), MemoryError> {
+        self.note(gpa.as_u64(), len);
+        let start = gpa.as_u64() as usize;
+        self.inner.borrow_mut().bytes[start..start + len as usize].fill(0);
+        Ok(())
+    }
+
+    fn compare_exchange_u32(&self, gpa: Gpa, _: u32, _: u32) -> Result<bool, MemoryError> {
+        Err(MemoryError { gpa })
+    }
+
+    fn compare_exchange_u64(&self, gpa: Gpa, _: u64, _: u64) -> Result<bool, MemoryError> {
+        Err(MemoryError { gpa })
+    }
+}
+
+/// An image under construction: bytes at offsets.
+pub(crate) struct Image(pub(crate) Vec<u8>);
+
+impl Image {
+    pub(crate) fn new(len: usize) -> Self {
+        Self((0..len).map(|at| (at * 7 + at / 256) as u8).collect())
+    }
+
+    pub(crate) fn put(&mut self, at: usize, data: &[u8]) -> &mut Self {
+        if self.0.len() < at + data.len() {
+            self.0.resize(at + data.len(), 0);
+        }
+        self.0[at..at + data.len()].copy_from_slice(data);
+        self
+    }
+
+    pub(crate) fn u16(&mut self, at: usize, value: u16) -> &mut Self {
+        self.put(at, &value.to_le_bytes())
+    }
+
+    pub(crate) fn u32(&mut self, at: usize, value: u32) -> &mut Self {
+        self.put(at, &value.to_le_bytes())
+    }
+
+    pub(crate) fn u64(&mut self, at: usize, value: u64) -> &mut Self {
+        self.put(at, &value.to_le_bytes())
+    }
+}
