@@ -120,8 +120,12 @@ pub fn attach(qemu: &mut Qemu, input: Input, limit: Option<Duration>, log: File)
     let mut session = Session::new(qemu, input, log)?;
     let deadline = limit.map(|limit| (Instant::now() + limit, limit));
     let ended = session.relay(deadline);
+    let unfinished_line = session.unfinished_line;
     drop(session);
     drop(raw);
+    if unfinished_line {
+        println!();
+    }
     match ended {
         Ok(Some(outcome)) => {
             qemu.kill();
@@ -142,6 +146,7 @@ struct Session {
     keys: Keys,
     pending: Vec<u8>,
     keyboard: bool,
+    unfinished_line: bool,
 }
 
 impl Session {
@@ -155,6 +160,7 @@ impl Session {
             keys: Keys::default(),
             pending: Vec::new(),
             keyboard: input == Input::Keyboard,
+            unfinished_line: false,
         })
     }
 
@@ -215,6 +221,7 @@ impl Session {
             Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
         };
         let bytes = buffer.get(..length).unwrap_or_default();
+        self.unfinished_line = bytes.last() != Some(&b'\n');
         self.log.write_all(bytes).cannot(|| "write the serial log".to_owned())?;
         let mut stdout = io::stdout().lock();
         stdout

@@ -97,6 +97,8 @@ impl Images {
     /// What keeps it from being made.
     pub fn iso(&self, blob: &[u8], cmdline: &str, output: PathBuf) -> Result<PathBuf> {
         let caisson = self.caisson()?;
+        let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let _lock = self.workspace.lock(&name)?;
         let iso = Iso { caisson: &caisson, blob, cmdline, output };
         iso.make(&self.workspace)?;
         Ok(iso.output)

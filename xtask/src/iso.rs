@@ -45,7 +45,7 @@ impl Iso<'_> {
         let template = workspace.source(GRUB_TEMPLATE);
         let template = fs::read_to_string(&template).cannot(|| format!("read {}", template.display()))?;
         let config = grub_config(&template, self.cmdline)?;
-        let key = stamp::key([b"iso 1".as_slice(), &caisson, self.blob, config.as_bytes()]);
+        let key = stamp::key([b"iso 2".as_slice(), &caisson, self.blob, config.as_bytes()]);
         if stamp::is_fresh(&self.output, &key) {
             return Ok(());
         }
@@ -54,10 +54,13 @@ impl Iso<'_> {
         staging.push(".d");
         let staging = PathBuf::from(staging);
         self.stage(&staging, &caisson, &config).cannot(|| format!("fill {}", staging.display()))?;
+        let finished = staging.join("iso");
         let mut maker = Command::new("grub-mkrescue");
         // No translations, fonts and themes: nobody sees a menu.
-        maker.args(["--locales=", "--fonts=", "--themes=", "-o"]).arg(&self.output).arg(&staging);
+        maker.args(["--locales=", "--fonts=", "--themes=", "-o"]).arg(&finished).arg(staging.join("tree"));
         process::run(&mut maker, "making the ISO", Some(&step))?;
+        // In one move, so that a machine that runs from the old one keeps it.
+        fs::rename(&finished, &self.output).cannot(|| format!("make {}", self.output.display()))?;
         fs::remove_dir_all(&staging).cannot(|| format!("remove {}", staging.display()))?;
         stamp::set(&self.output, &key)?;
         step.done("");
@@ -68,10 +71,11 @@ impl Iso<'_> {
         if staging.exists() {
             fs::remove_dir_all(staging)?;
         }
-        fs::create_dir_all(staging.join("boot/grub"))?;
-        fs::write(staging.join("boot/caisson"), caisson)?;
-        fs::write(staging.join("boot/config.blob"), self.blob)?;
-        fs::write(staging.join("boot/grub/grub.cfg"), config)
+        let boot = staging.join("tree/boot");
+        fs::create_dir_all(boot.join("grub"))?;
+        fs::write(boot.join("caisson"), caisson)?;
+        fs::write(boot.join("config.blob"), self.blob)?;
+        fs::write(boot.join("grub/grub.cfg"), config)
     }
 }
 

@@ -84,12 +84,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     }
     let blob = config.blob(&images)?;
     let cmdline = boot_words(&args.config.hv_cmdline);
-    // Runs of different things at once do not disturb each other; the same thing again finds its ISO made.
-    let slot = stamp::key([args.config.config.as_bytes(), cmdline.as_bytes(), &[u8::from(args.headless)]]);
-    let slot = slot.get(..12).unwrap_or_default();
-    let images_lock = workspace.lock(&format!("iso-{slot}"))?;
-    let iso = images.iso(&blob, &cmdline, workspace.dir("isos")?.join(format!("{slot}.iso")))?;
-    drop(images_lock);
+    let iso = images.iso(&blob, &cmdline, iso_path(workspace, args)?)?;
 
     let memory = match args.machine.machine_memory {
         Some(size) => size.mib(),
@@ -112,6 +107,13 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     }
     finish(outcome, args.keep, &directory)?;
     Ok(outcome)
+}
+
+/// Where a run's ISO is kept: runs of different things at once do not disturb each other, and the same thing again finds
+/// its ISO made.
+fn iso_path(workspace: &Workspace, args: &RunArgs) -> Result<PathBuf> {
+    let slot = stamp::key([format!("{:?} {}", args.config, args.headless).as_bytes()]);
+    Ok(workspace.dir("isos")?.join(format!("{}.iso", slot.get(..12).unwrap_or(&slot))))
 }
 
 /// Says how it ended, and leaves the logs where they are wanted.
