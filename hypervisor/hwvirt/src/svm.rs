@@ -39,9 +39,7 @@ pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
         ExitCode(code @ 0x20..=0x3f) => Exit::Debug(DebugAccess {
             register: (code & 15) as u8,
             write: code >= ExitCode::DR0_WRITE.0,
-            gpr: features
-                .contains(SvmFeatures::DECODE_ASSISTS)
-                .then(|| Gpr::from_encoding(raw.info_1 as u8)),
+            gpr: features.contains(SvmFeatures::DECODE_ASSISTS).then(|| Gpr::from_encoding(raw.info_1 as u8)),
         }),
         ExitCode(code @ 0x40..=0x5f) => Exit::Exception {
             vector: (code - ExitCode::EXCEPTION_0.0) as u8,

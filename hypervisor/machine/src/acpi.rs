@@ -1,0 +1,241 @@
+//! What ACPI tells about the machine, by the `acpi` crate, copied into one structure at start.
+//!
+//! The tables are read while the entry code's page tables map the first 4 GiB at their own addresses; firmware keeps
+//! them there. Their contents are the firmware's: nothing in them is trusted to be there.
+
+use core::pin::Pin;
+use core::ptr::NonNull;
+
+use acpi::address::{AddressSpace, GenericAddress};
+use acpi::fadt::Fadt;
+use acpi::madt::{Madt, MadtEntry};
+use acpi::mcfg::Mcfg;
+use acpi::{AcpiHandler, AcpiTables, HpetInfo, PhysicalMapping};
+use arrayvec::ArrayVec;
+use caisson_boot::BOOT_MAPPED_END;
+use caisson_types::Hpa;
+
+/// Most CPUs that are listed.
+pub const MAX_CPUS: usize = 512;
+
+/// An I/O APIC of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct IoApicInfo {
+    /// Its registers.
+    pub address: Hpa,
+    /// The first global system interrupt that it serves.
+    pub gsi_base: u32,
+}
+
+/// An ISA interrupt that is not wired one to one.
+#[derive(Clone, Copy, Debug)]
+pub struct Override {
+    /// The ISA interrupt.
+    pub irq: u8,
+    /// Where it arrives.
+    pub gsi: u32,
+    /// Active low.
+    pub active_low: bool,
+    /// Level-triggered.
+    pub level: bool,
+}
+
+/// How the machine is turned off (ACPI 6.4, section 4.8.3.2).
+#[derive(Clone, Copy, Debug)]
+pub struct SoftOff {
+    /// PM1a control port.
+    pub pm1a: u16,
+    /// PM1b control port.
+    pub pm1b: Option<u16>,
+    /// SLP_TYPa and SLP_TYPb of the S5 state.
+    pub sleep_type: (u8, u8),
+}
+
+/// The reset register (ACPI 6.4, section 4.8.3.6), where it is a port.
+#[derive(Clone, Copy, Debug)]
+pub struct ResetPort {
+    /// The port.
+    pub port: u16,
+    /// What is written to it.
+    pub value: u8,
+}
+
+/// A range of PCI buses with memory-mapped configuration space.
+#[derive(Clone, Copy, Debug)]
+pub struct Ecam {
+    /// Bus 0's address, whether or not the range starts there.
+    pub address: Hpa,
+    /// PCI segment group.
+    pub segment: u16,
+    /// First and last bus.
+    pub buses: (u8, u8),
+}
+
+/// What ACPI tells.
+#[derive(Clone, Debug, Default)]
+pub struct Platform {
+    /// Local APIC ids of the CPUs that are enabled or can be.
+    pub cpus: ArrayVec<u32, MAX_CPUS>,
+    /// The I/O APICs.
+    pub io_apics: ArrayVec<IoApicInfo, 16>,
+    /// The ISA interrupts that are not wired one to one.
+    pub overrides: ArrayVec<Override, 16>,
+    /// The HPET's registers.
+    pub hpet: Option<Hpa>,
+    /// The PM timer's port, and whether it has 32 bits (else 24).
+    pub pm_timer: Option<(u16, bool)>,
+    /// How to turn the machine off.
+    pub soft_off: Option<SoftOff>,
+    /// How to reset it.
+    pub reset: Option<ResetPort>,
+    /// PCI configuration space.
+    pub ecam: ArrayVec<Ecam, 8>,
+}
+
+/// The first 4 GiB, at their own addresses. What lies above reads as an empty page.
+#[derive(Clone, Copy)]
+struct Identity;
+
+#[repr(align(4096))]
+struct Nothing([u8; 4096]);
+static NOTHING: Nothing = Nothing([0; 4096]);
+
+impl AcpiHandler for Identity {
+    unsafe fn map_physical_region<T>(&self, physical: usize, size: usize) -> PhysicalMapping<Self, T> {
+        let end = (physical as u64).saturating_add(size as u64);
+        let mapped = physical != 0 && end <= BOOT_MAPPED_END;
+        let at = if mapped { physical as *mut T } else { NOTHING.0.as_ptr().cast_mut().cast() };
+        // SAFETY: the boot tables map the region, or it is the empty page.
+        unsafe { PhysicalMapping::new(physical, NonNull::new_unchecked(at), size, size, *self) }
+    }
+
+    fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
+}
+
+/// Reads the tables behind the root pointer at host-physical address `rsdp`; `None` where they cannot be read.
+///
+/// # Safety
+/// The boot tables must be active, and the root pointer must be the loader's.
+#[must_use]
+pub unsafe fn read(rsdp: u64) -> Option<Platform> {
+    // SAFETY: promised by the caller.
+    let tables = unsafe { AcpiTables::from_rsdp(Identity, rsdp as usize) }.ok()?;
+    let mut platform = Platform::default();
+    if let Ok(madt) = tables.find_table::<Madt>() {
+        read_madt(madt.get(), &mut platform);
+    }
+    if let Ok(fadt) = tables.find_table::<Fadt>() {
+        read_fadt(&fadt, &tables, &mut platform);
+    }
+    if let Ok(hpet) = HpetInfo::new(&tables) {
+        platform.hpet = Some(Hpa::new(hpet.base_address as u64)).filter(|at| at.as_u64() != 0);
+    }
+    if let Ok(mcfg) = tables.find_table::<Mcfg>() {
+        for entry in mcfg.entries().iter().take(platform.ecam.capacity()) {
+            platform.ecam.push(Ecam {
+                address: Hpa::new(entry.base_address),
+                segment: entry.pci_segment_group,
+                buses: (entry.bus_number_start, entry.bus_number_end),
+            });
+        }
+    }
+    Some(platform)
+}
+
+fn read_madt(madt: Pin<&Madt>, platform: &mut Platform) {
+    // Flags bit 0: enabled; bit 1: can be enabled (ACPI 6.4, table 5.22).
+    const USABLE: u32 = 3;
+    for entry in madt.entries() {
+        match entry {
+            MadtEntry::LocalApic(cpu) if cpu.flags & USABLE != 0 => {
+                let _ = platform.cpus.try_push(u32::from(cpu.apic_id));
+            }
+            MadtEntry::LocalX2Apic(cpu) if cpu.flags & USABLE != 0 => {
+                let _ = platform.cpus.try_push(cpu.x2apic_id);
+            }
+            MadtEntry::IoApic(chip) => {
+                let _ = platform.io_apics.try_push(IoApicInfo {
+                    address: Hpa::new(u64::from(chip.io_apic_address)),
+                    gsi_base: chip.global_system_interrupt_base,
+                });
+            }
+            MadtEntry::InterruptSourceOverride(line) => {
+                let flags = line.flags;
+                let _ = platform.overrides.try_push(Override {
+                    irq: line.irq,
+                    gsi: line.global_system_interrupt,
+                    active_low: flags & 3 == 3,
+                    level: flags >> 2 & 3 == 3,
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn port(address: &GenericAddress) -> Option<u16> {
+    (address.address_space == AddressSpace::SystemIo).then(|| u16::try_from(address.address).ok())?
+}
+
+fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity>, platform: &mut Platform) {
+    let flags = fadt.flags;
+    if let Ok(Some(timer)) = fadt.pm_timer_block() {
+        platform.pm_timer = port(&timer).map(|port| (port, flags.pm_timer_is_32_bit()));
+    }
+    if flags.supports_system_reset_via_fadt()
+        && let Ok(register) = fadt.reset_register()
+    {
+        platform.reset = port(&register).map(|port| ResetPort { port, value: fadt.reset_value });
+    }
+    let Ok(pm1a) = fadt.pm1a_control_block() else { return };
+    let pm1b = fadt.pm1b_control_block().ok().flatten();
+    let Ok(dsdt) = tables.dsdt() else { return };
+    let end = dsdt.address as u64 + u64::from(dsdt.length);
+    if dsdt.address == 0 || end > BOOT_MAPPED_END {
+        return;
+    }
+    // SAFETY: the boot tables map the DSDT's code, which nothing writes.
+    let code = unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
+    if let (Some(pm1a), Some(sleep_type)) = (port(&pm1a), s5_sleep_type(code)) {
+        platform.soft_off = Some(SoftOff { pm1a, pm1b: pm1b.as_ref().and_then(port), sleep_type });
+    }
+}
+
+/// Finds `Name (_S5, Package () { SLP_TYPa, SLP_TYPb, ... })` in AML code, and its two values. The object is static
+/// on every machine that can be turned off, so that no interpreter is needed (ACPI 6.4, sections 7.4.2 and 20.2.5).
+fn s5_sleep_type(aml: &[u8]) -> Option<(u8, u8)> {
+    const PACKAGE: u8 = 0x12;
+    let name = aml.windows(4).position(|w| w == b"_S5_")?;
+    let rest = aml.get(name + 4..)?;
+    let (&PACKAGE, rest) = rest.split_first()? else { return None };
+    // PkgLength: the top two bits of the first byte tell how many bytes follow; then the number of elements.
+    let length_bytes = 1 + usize::from(rest.first()? >> 6);
+    let mut elements = rest.get(length_bytes + 1..)?;
+    let mut next = || -> Option<u8> {
+        let (&first, after) = elements.split_first()?;
+        let (value, used) = match first {
+            0 | 1 => (first, 0),          // ZeroOp, OneOp
+            0x0a => (*after.first()?, 1), // BytePrefix
+            _ => return None,
+        };
+        elements = after.get(used..)?;
+        Some(value)
+    };
+    let a = next()?;
+    Some((a, next().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_is_found_in_aml() {
+        let code = b"..\x08_S5_\x12\x06\x04\x0a\x05\x00\x00\x00";
+        assert_eq!(s5_sleep_type(code), Some((5, 0)));
+        assert_eq!(s5_sleep_type(b"\x08_S5_\x12\x06\x04\x00\x00\x00\x00"), Some((0, 0)));
+        assert_eq!(s5_sleep_type(b"\x08_S5_\x12"), None);
+        assert_eq!(s5_sleep_type(b"\x08_S5_\x14\x06"), None);
+        assert_eq!(s5_sleep_type(b""), None);
+    }
+}

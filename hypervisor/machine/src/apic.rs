@@ -1,0 +1,183 @@
+//! The physical interrupt controllers: this CPU's local APIC in either mode, and the I/O APICs' lines (SDM vol. 3,
+//! chapter 12; 82093AA data sheet).
+
+use caisson_types::Hpa;
+use caisson_x86::msr;
+use spin::Once;
+
+use crate::acpi::Platform;
+use crate::cpu::{self, Features, read_msr, write_msr};
+use crate::device::Registers;
+use crate::trap;
+
+/// Registers, by their xAPIC offset; the x2APIC MSR is 0x800 + offset / 16.
+mod register {
+    pub(super) const ID: u32 = 0x20;
+    pub(super) const TASK_PRIORITY: u32 = 0x80;
+    pub(super) const EOI: u32 = 0xb0;
+    pub(super) const SPURIOUS: u32 = 0xf0;
+    pub(super) const LVT_TIMER: u32 = 0x320;
+    pub(super) const LVT_THERMAL: u32 = 0x330;
+    pub(super) const LVT_COUNTERS: u32 = 0x340;
+    pub(super) const LVT_LINT0: u32 = 0x350;
+    pub(super) const LVT_LINT1: u32 = 0x360;
+    pub(super) const LVT_ERROR: u32 = 0x370;
+    pub(super) const INITIAL_COUNT: u32 = 0x380;
+    pub(super) const CURRENT_COUNT: u32 = 0x390;
+    pub(super) const DIVIDE: u32 = 0x3e0;
+}
+
+const MASKED: u32 = 1 << 16;
+const DELIVER_NMI: u32 = 4 << 8;
+const SOFTWARE_ENABLE: u32 = 1 << 8;
+const DIVIDE_BY_1: u32 = 0b1011;
+
+/// How the local APICs are reached: the same way on every CPU.
+enum Access {
+    Memory(Registers),
+    Msr,
+}
+
+static ACCESS: Once<Access> = Once::new();
+
+impl Access {
+    #[inline]
+    fn read(&self, register: u32) -> u32 {
+        match self {
+            Self::Memory(registers) => registers.read32(u64::from(register)),
+            // SAFETY: x2APIC mode is on; reading these registers has no side effect.
+            Self::Msr => unsafe { read_msr(msr::X2APIC_FIRST + register / 16) as u32 },
+        }
+    }
+
+    #[inline]
+    fn write(&self, register: u32, value: u32) {
+        match self {
+            Self::Memory(registers) => registers.write32(u64::from(register), value),
+            // SAFETY: x2APIC mode is on; the local APIC is Caisson's alone.
+            Self::Msr => unsafe { write_msr(msr::X2APIC_FIRST + register / 16, u64::from(value)) },
+        }
+    }
+}
+
+#[inline]
+fn access() -> &'static Access {
+    // SAFETY: `init` runs before interrupts are possible and before any timer is armed.
+    unsafe { ACCESS.get_unchecked() }
+}
+
+/// Turns this CPU's local APIC on: x2APIC mode where the firmware left it on or the CPU has it, everything masked but
+/// NMIs, the timer in one-shot mode. `None` when its registers cannot be mapped.
+///
+/// # Safety
+/// Once on each CPU, with interrupts off.
+#[must_use]
+pub unsafe fn init(features: &Features) -> Option<()> {
+    // SAFETY: every CPU of the last twenty years has the MSR.
+    let base = unsafe { read_msr(msr::APIC_BASE) };
+    let mode = if features.x2apic { msr::APIC_BASE_X2APIC } else { 0 };
+    // SAFETY: enabling the APIC in the mode that CPUID announces; xAPIC to x2APIC is a legal transition.
+    unsafe {
+        write_msr(msr::APIC_BASE, base | msr::APIC_BASE_ENABLE);
+        write_msr(msr::APIC_BASE, base | msr::APIC_BASE_ENABLE | mode);
+    }
+    if ACCESS.get().is_none() {
+        let access = if features.x2apic {
+            Access::Msr
+        } else {
+            // SAFETY: the APIC's registers are there, and Caisson's.
+            Access::Memory(unsafe { Registers::map(Hpa::new(base & 0x000f_ffff_ffff_f000), 4096)? })
+        };
+        ACCESS.call_once(|| access);
+    }
+    let apic = access();
+    for lvt in [register::LVT_THERMAL, register::LVT_COUNTERS, register::LVT_LINT0, register::LVT_ERROR] {
+        apic.write(lvt, MASKED);
+    }
+    apic.write(register::LVT_LINT1, DELIVER_NMI);
+    apic.write(register::TASK_PRIORITY, 0);
+    apic.write(register::SPURIOUS, SOFTWARE_ENABLE | u32::from(trap::APIC_SPURIOUS));
+    apic.write(register::DIVIDE, DIVIDE_BY_1);
+    apic.write(register::LVT_TIMER, u32::from(trap::TIMER));
+    apic.write(register::INITIAL_COUNT, 0);
+    Some(())
+}
+
+/// This CPU's local APIC id.
+#[must_use]
+pub fn id() -> u32 {
+    match access() {
+        Access::Memory(_) => access().read(register::ID) >> 24,
+        Access::Msr => access().read(register::ID),
+    }
+}
+
+/// Ends the interrupt in service.
+#[inline]
+pub(crate) fn end_of_interrupt() {
+    access().write(register::EOI, 0);
+}
+
+/// Fires [`trap::TIMER`] after `ticks` of the APIC's clock; 0 disarms.
+#[inline]
+pub fn arm_timer(ticks: u32) {
+    access().write(register::INITIAL_COUNT, ticks);
+}
+
+/// Ticks until the timer fires.
+#[must_use]
+pub fn timer_left() -> u32 {
+    access().read(register::CURRENT_COUNT)
+}
+
+/// Masks or opens the timer's interrupt, for calibration.
+pub(crate) fn mask_timer(masked: bool) {
+    access().write(register::LVT_TIMER, u32::from(trap::TIMER) | if masked { MASKED } else { 0 });
+}
+
+/// Whether this CPU is in x2APIC mode.
+#[must_use]
+pub fn is_x2apic() -> bool {
+    matches!(access(), Access::Msr)
+}
+
+/// Masks every line of every I/O APIC, and routes the ISA interrupt `irq` to this CPU as `vector`. `false` where no I/O
+/// APIC serves it.
+///
+/// # Safety
+/// Once, at start: the I/O APICs must be Caisson's.
+pub unsafe fn route_isa(platform: &Platform, irq: u8, vector: u8) -> bool {
+    let line = platform.overrides.iter().find(|o| o.irq == irq);
+    let gsi = line.map_or(u32::from(irq), |o| o.gsi);
+    let mut routed = false;
+    for chip in &platform.io_apics {
+        // SAFETY: promised by the caller.
+        let Some(registers) = (unsafe { Registers::map(chip.address, 0x20) }) else { continue };
+        let read = |index: u32| {
+            registers.write32(0, index);
+            registers.read32(0x10)
+        };
+        let write = |index: u32, value: u32| {
+            registers.write32(0, index);
+            registers.write32(0x10, value);
+        };
+        let pins = (read(1) >> 16 & 0xff) + 1;
+        for pin in 0..pins {
+            write(0x10 + 2 * pin, MASKED);
+            if chip.gsi_base + pin == gsi {
+                let polarity = u32::from(line.is_some_and(|o| o.active_low)) << 13;
+                let trigger = u32::from(line.is_some_and(|o| o.level)) << 15;
+                write(0x11 + 2 * pin, id() << 24);
+                write(0x10 + 2 * pin, u32::from(vector) | polarity | trigger);
+                routed = true;
+            }
+        }
+    }
+    routed
+}
+
+/// Whether the CPU has a local APIC at all.
+#[must_use]
+pub fn is_present() -> bool {
+    cpu::cpuid(1, 0).edx & 1 << 9 != 0
+}

@@ -1,0 +1,199 @@
+//! The crash record: what is left when Caisson itself fails.
+//!
+//! It names the cause and the registers, the last exits of guests, and a backtrace with names out of the symbol table
+//! that the loader kept. It is written to the serial line and the screen whatever state they were in, and ends the run
+//! as failed.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use caisson_boot::{BootInfo, Image};
+use spin::Once;
+use x86_64::registers::control::{Cr2, Cr3};
+
+use crate::power::{self, RunResult};
+use crate::trap::TrapFrame;
+use crate::{cpu, memory, screen, serial};
+
+const MAX_FRAMES: usize = 32;
+/// Bytes of an ELF64 symbol.
+const SYMBOL_BYTES: usize = 24;
+
+struct SymbolTable {
+    symbols: &'static [u8],
+    names: &'static [u8],
+}
+
+static SYMBOLS: Once<SymbolTable> = Once::new();
+/// Writes what the core knows about guests: their last exits.
+static CONTEXT: Once<fn(&mut dyn Write)> = Once::new();
+static CRASHING: AtomicBool = AtomicBool::new(false);
+
+/// Remembers the symbol table.
+///
+/// # Safety
+/// Once, after [`memory::init`] with the same information.
+pub unsafe fn init(info: &BootInfo) {
+    if let Some(symbols) = info.symbols {
+        // SAFETY: both ranges are the loader's, which the frame allocator leaves alone.
+        let (symbols, names) =
+            unsafe { (memory::loader_bytes(symbols.symbols), memory::loader_bytes(symbols.names)) };
+        SYMBOLS.call_once(|| SymbolTable { symbols, names });
+    }
+}
+
+/// Names the function that writes the core's part of the record. It must not take locks.
+pub fn set_context(write: fn(&mut dyn Write)) {
+    CONTEXT.call_once(|| write);
+}
+
+/// Serial line and screen.
+struct Output;
+
+impl Write for Output {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for line in text.split_inclusive('\n') {
+            let body = line.strip_suffix('\n');
+            serial::write(body.unwrap_or(line).as_bytes());
+            screen::write(body.unwrap_or(line).as_bytes());
+            if body.is_some() {
+                serial::write(b"\r\n");
+                screen::write(b"\n");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A panic of Caisson's.
+pub fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    record(format_args!("{info}"), None, rbp)
+}
+
+/// An exception in Caisson.
+pub fn exception(frame: &TrapFrame) -> ! {
+    let name = EXCEPTIONS.get(frame.vector as usize).copied().unwrap_or("reserved exception");
+    record(format_args!("{name}, error code {:#x}", frame.error_code), Some(frame), frame.rbp)
+}
+
+const EXCEPTIONS: [&str; 22] = [
+    "divide error (#DE)",
+    "debug exception (#DB)",
+    "NMI",
+    "breakpoint (#BP)",
+    "overflow (#OF)",
+    "bound range exceeded (#BR)",
+    "invalid opcode (#UD)",
+    "device not available (#NM)",
+    "double fault (#DF): most often the stack ran out",
+    "coprocessor segment overrun",
+    "invalid TSS (#TS)",
+    "segment not present (#NP)",
+    "stack fault (#SS)",
+    "general protection (#GP)",
+    "page fault (#PF)",
+    "reserved exception",
+    "x87 error (#MF)",
+    "alignment check (#AC)",
+    "machine check (#MC)",
+    "SIMD error (#XM)",
+    "virtualization exception (#VE)",
+    "control protection (#CP)",
+];
+
+fn record(cause: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
+    x86_64::instructions::interrupts::disable();
+    if CRASHING.swap(true, Ordering::AcqRel) {
+        // The record itself failed.
+        power::finish(RunResult::Panic);
+    }
+    // SAFETY: nothing else runs any more on this CPU.
+    unsafe {
+        serial::force_unlock();
+        screen::force_unlock();
+    }
+    let out = &mut Output;
+    let _ = write_record(out, cause, frame, rbp);
+    power::finish(RunResult::Panic)
+}
+
+fn write_record(
+    out: &mut Output,
+    cause: fmt::Arguments<'_>,
+    frame: Option<&TrapFrame>,
+    rbp: u64,
+) -> fmt::Result {
+    writeln!(out, "\n==== Caisson crashed: {cause}")?;
+    if let Some(f) = frame {
+        writeln!(out, "rip {:#018x}  {}", f.rip, Name(f.rip))?;
+        writeln!(out, "rsp {:#018x}  rflags {:#x}  cs {:#x}  ss {:#x}", f.rsp, f.rflags, f.cs, f.ss)?;
+        writeln!(out, "rax {:#018x}  rbx {:#018x}  rcx {:#018x}  rdx {:#018x}", f.rax, f.rbx, f.rcx, f.rdx)?;
+        writeln!(out, "rsi {:#018x}  rdi {:#018x}  rbp {:#018x}  r8  {:#018x}", f.rsi, f.rdi, f.rbp, f.r8)?;
+        writeln!(out, "r9  {:#018x}  r10 {:#018x}  r11 {:#018x}  r12 {:#018x}", f.r9, f.r10, f.r11, f.r12)?;
+        writeln!(out, "r13 {:#018x}  r14 {:#018x}  r15 {:#018x}", f.r13, f.r14, f.r15)?;
+    }
+    writeln!(out, "cr2 {:#018x}  cr3 {:#018x}", Cr2::read_raw(), Cr3::read().0.start_address())?;
+    writeln!(out, "backtrace:")?;
+    let start = frame.map(|f| f.rip);
+    for address in start.into_iter().chain(Frames(rbp)).take(MAX_FRAMES) {
+        writeln!(out, "  {address:#018x}  {}", Name(address))?;
+    }
+    if let Some(context) = CONTEXT.get() {
+        context(out);
+    }
+    writeln!(out, "==== tsc {:#x}", cpu::tsc())
+}
+
+/// Return addresses, by the chain of frame pointers, as long as it stays inside the image's data.
+struct Frames(u64);
+
+impl Iterator for Frames {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let data = Image::current().data;
+        if !self.0.is_multiple_of(8) || self.0 < data.0 || self.0 + 16 > data.1 {
+            return None;
+        }
+        // SAFETY: two aligned words inside the image's variables and stacks. A guard page among them would fault,
+        // and end the record: the chain only leads upward, away from guards.
+        let [next, address] = unsafe { (self.0 as *const [u64; 2]).read_volatile() };
+        self.0 = if next > self.0 { next } else { 0 };
+        let text = Image::current().text;
+        (text.0..text.1).contains(&address).then_some(address)
+    }
+}
+
+/// The function that holds an address, and the offset in it.
+struct Name(u64);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SYMBOLS.get().and_then(|table| table.find(self.0)) {
+            Some((name, offset)) => write!(f, "{:#}+{offset:#x}", rustc_demangle::demangle(name)),
+            None => f.write_str("?"),
+        }
+    }
+}
+
+impl SymbolTable {
+    /// The nearest function that starts at or below `address` and reaches it.
+    fn find(&self, address: u64) -> Option<(&'static str, u64)> {
+        const FUNCTION: u8 = 2;
+        let word = |s: &[u8], at: usize| -> Option<u64> {
+            Some(u64::from_le_bytes(s.get(at..at + 8)?.try_into().ok()?))
+        };
+        self.symbols.chunks_exact(SYMBOL_BYTES).find_map(|symbol| {
+            let (value, size) = (word(symbol, 8)?, word(symbol, 16)?);
+            if symbol[4] & 15 != FUNCTION || address.checked_sub(value)? >= size.max(1) {
+                return None;
+            }
+            let name = u32::from_le_bytes(symbol.get(..4)?.try_into().ok()?) as usize;
+            let name = core::ffi::CStr::from_bytes_until_nul(self.names.get(name..)?).ok()?;
+            Some((name.to_str().ok()?, address - value))
+        })
+    }
+}

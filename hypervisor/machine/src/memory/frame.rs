@@ -1,0 +1,141 @@
+//! Frames with a use: typed pages for the hardware, and pages for tables.
+
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use caisson_frames::{FrameBlock, Owner};
+use caisson_stage2::TableMemory;
+use caisson_types::{DomainId, Hpa, PAGE_SIZE};
+use x86_64::PhysAddr;
+use x86_64::structures::paging::{FrameAllocator, PhysFrame, Size4KiB};
+
+use super::{direct, frames, scrub};
+
+/// A type for which zeroed memory is a valid value, and that holds nothing but plain numbers.
+///
+/// # Safety
+/// Both must be true.
+pub unsafe trait Plain {}
+
+// SAFETY: numbers only.
+unsafe impl Plain for u8 {}
+// SAFETY: numbers only.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+// SAFETY: numbers only.
+unsafe impl Plain for caisson_x86::svm::Vmcb {}
+
+/// A value in frames of its own, known by its host-physical address: what the virtualisation hardware reads.
+pub struct PageBox<T: Plain> {
+    block: Option<FrameBlock>,
+    value: *mut T,
+}
+
+// SAFETY: the box owns its frames; what is in them is plain.
+unsafe impl<T: Plain + Send> Send for PageBox<T> {}
+
+impl<T: Plain> PageBox<T> {
+    /// A value of zeros, or `None` without memory.
+    #[must_use]
+    pub fn zeroed(owner: Owner) -> Option<Self> {
+        const { assert!(align_of::<T>() <= PAGE_SIZE as usize) };
+        let order = size_of::<T>().div_ceil(PAGE_SIZE as usize).next_power_of_two().ilog2();
+        let block = frames().allocate(order as u8, owner)?;
+        let value = direct(block.start()).cast();
+        Some(Self { block: Some(block), value })
+    }
+
+    /// Where the value is, for the hardware.
+    #[inline]
+    #[must_use]
+    pub fn hpa(&self) -> Hpa {
+        Hpa::new(self.value as u64 - super::DIRECT_MAP)
+    }
+}
+
+impl<T: Plain> Deref for PageBox<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the frames are the box's, zeroed when they were allocated, and mapped.
+        unsafe { &*self.value }
+    }
+}
+
+impl<T: Plain> DerefMut for PageBox<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and the box is borrowed mutably.
+        unsafe { &mut *self.value }
+    }
+}
+
+impl<T: Plain> Drop for PageBox<T> {
+    fn drop(&mut self) {
+        if let Some(block) = self.block.take() {
+            free(block);
+        }
+    }
+}
+
+/// Scrubs a block and gives it back.
+fn free(block: FrameBlock) {
+    // SAFETY: the block is the caller's, who gives it up.
+    unsafe { scrub(block.start(), block.bytes()) };
+    if let Err(error) = frames().free(block) {
+        log::error!("a frame could not be freed: {error}");
+    }
+}
+
+/// Frames for the host's page tables.
+pub struct TableFrames;
+
+// SAFETY: the frame allocator gives each frame once, zeroed.
+unsafe impl FrameAllocator<Size4KiB> for TableFrames {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        let block = frames().allocate(0, Owner::Hypervisor)?;
+        Some(PhysFrame::containing_address(PhysAddr::new(block.into_start().as_u64())))
+    }
+}
+
+/// Stage-2 tables of one domain: the frames are the domain's own, and go with it.
+#[derive(Clone, Copy, Debug)]
+pub struct DomainTables(pub DomainId);
+
+impl DomainTables {
+    fn entry(table: Hpa, index: usize) -> &'static AtomicU64 {
+        debug_assert!(index < 512);
+        // SAFETY: tables are frames that `allocate` gave; entries are only ever accessed as atomics, by us and by the
+        // CPU's walker. The index is within the page.
+        unsafe { &*direct(table).cast::<AtomicU64>().add(index & 511) }
+    }
+}
+
+impl TableMemory for DomainTables {
+    fn allocate(&mut self) -> Option<Hpa> {
+        frames().allocate(0, Owner::Domain(self.0)).map(FrameBlock::into_start)
+    }
+
+    fn free(&mut self, table: Hpa) {
+        let block = frames().reclaim(table, 0, Owner::Domain(self.0));
+        match block {
+            Ok(block) => free(block),
+            Err(error) => log::error!("a stage-2 table could not be freed: {error}"),
+        }
+    }
+
+    #[inline]
+    fn read(&self, table: Hpa, index: usize) -> u64 {
+        Self::entry(table, index).load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn write(&mut self, table: Hpa, index: usize, entry: u64) {
+        Self::entry(table, index).store(entry, Ordering::Release);
+    }
+
+    fn compare_exchange(&mut self, table: Hpa, index: usize, current: u64, new: u64) -> Result<(), u64> {
+        Self::entry(table, index)
+            .compare_exchange(current, new, Ordering::AcqRel, Ordering::Relaxed)
+            .map(|_| ())
+    }
+}

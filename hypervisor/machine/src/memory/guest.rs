@@ -1,0 +1,236 @@
+//! A guest's RAM.
+//!
+//! Guest frames are never behind a Rust reference, because the guest writes them at any time: they are copied from and
+//! to by string instructions and single volatile accesses.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use alloc::vec::Vec;
+use caisson_frames::Owner;
+use caisson_types::{DomainId, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
+
+use super::{direct, frames, scrub};
+
+/// Bytes that are scrubbed at a time when a domain dies, so that nobody waits long.
+const SCRUB_STEP: u64 = 2 << 20;
+
+/// A piece of a guest's RAM that is contiguous in both address spaces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// Where it is.
+    pub hpa: Hpa,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A domain's RAM: every byte of it is a frame that the domain owns.
+pub struct GuestRam {
+    domain: DomainId,
+    extents: Vec<Extent>,
+    scrubbed: (usize, u64),
+}
+
+impl GuestRam {
+    /// Allocates the guest-physical ranges `(start, bytes)`, whole pages in ascending order, from free memory, all
+    /// zeros. `None` without enough memory, or for ranges that are not of that form; nothing is kept then.
+    #[must_use]
+    pub fn allocate(domain: DomainId, ranges: &[(Gpa, u64)]) -> Option<Self> {
+        let mut extents = Vec::new();
+        let owner = Owner::Domain(domain);
+        let mut frames = frames();
+        let mut fill = || -> Option<()> {
+            let mut lowest = Gpa::new(0);
+            for &(start, bytes) in ranges {
+                let end = start.checked_add(bytes)?;
+                if start < lowest
+                    || !start.as_u64().is_multiple_of(PAGE_SIZE)
+                    || !bytes.is_multiple_of(PAGE_SIZE)
+                {
+                    return None;
+                }
+                lowest = end;
+                let chain = frames.allocate_range(bytes, owner)?;
+                let mut at = start;
+                for block in frames.blocks_of(&chain) {
+                    let (hpa, bytes) = (block.0, block.1);
+                    push(&mut extents, Extent { gpa: at, hpa, bytes });
+                    at = at.checked_add(bytes)?;
+                }
+            }
+            Some(())
+        };
+        if fill().is_none() {
+            // What was allocated has not been used: it still reads as zero.
+            frames.release_owner(owner, |_, _| ());
+            return None;
+        }
+        Some(Self { domain, extents, scrubbed: (0, 0) })
+    }
+
+    /// The pieces, in ascending order of guest-physical address.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Scrubs the next piece after the domain's death; `true` when all is done.
+    pub fn scrub_step(&mut self) -> bool {
+        let (index, offset) = self.scrubbed;
+        let Some(extent) = self.extents.get(index) else { return true };
+        let bytes = SCRUB_STEP.min(extent.bytes - offset);
+        // SAFETY: the frames are this domain's, which runs no more.
+        unsafe { scrub(Hpa::new(extent.hpa.as_u64() + offset), bytes) };
+        self.scrubbed = if offset + bytes == extent.bytes { (index + 1, 0) } else { (index, offset + bytes) };
+        self.scrubbed.0 == self.extents.len()
+    }
+
+    /// The piece that holds `gpa`, and the bytes from there to its end.
+    #[inline]
+    fn find(&self, gpa: Gpa) -> Option<(*mut u8, u64)> {
+        for extent in &self.extents {
+            let offset = gpa.as_u64().wrapping_sub(extent.gpa.as_u64());
+            if offset < extent.bytes {
+                return Some((direct(Hpa::new(extent.hpa.as_u64() + offset)), extent.bytes - offset));
+            }
+        }
+        None
+    }
+
+    /// A naturally aligned word of `bytes`, which cannot cross pieces.
+    #[inline]
+    fn word(&self, gpa: Gpa, bytes: u64) -> Result<*mut u8, MemoryError> {
+        match self.find(gpa) {
+            Some((at, _)) if gpa.as_u64().is_multiple_of(bytes) => Ok(at),
+            _ => Err(MemoryError { gpa }),
+        }
+    }
+
+    fn pieces(
+        &self,
+        gpa: Gpa,
+        bytes: usize,
+        mut each: impl FnMut(*mut u8, usize, usize),
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < bytes {
+            let at = gpa.checked_add(done as u64).ok_or(MemoryError { gpa })?;
+            let (pointer, room) = self.find(at).ok_or(MemoryError { gpa: at })?;
+            let part = room.min((bytes - done) as u64) as usize;
+            each(pointer, done, part);
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+/// Adds an extent, joined with the last where both address spaces continue.
+fn push(extents: &mut Vec<Extent>, extent: Extent) {
+    if let Some(last) = extents.last_mut()
+        && last.gpa.as_u64() + last.bytes == extent.gpa.as_u64()
+        && last.hpa.as_u64() + last.bytes == extent.hpa.as_u64()
+    {
+        last.bytes += extent.bytes;
+    } else {
+        extents.push(extent);
+    }
+}
+
+/// Copies bytes, eight at a time where it can.
+///
+/// # Safety
+/// Both ranges must be valid memory, and must not overlap.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        asm!("rep movsq", "mov rcx, {tail}", "rep movsb", tail = in(reg) bytes & 7,
+             inout("rcx") bytes >> 3 => _, inout("rsi") from => _, inout("rdi") to => _,
+             options(nostack, preserves_flags));
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let to = buf.as_mut_ptr();
+        // SAFETY: the piece is RAM of the guest's, the buffer is Rust's and has room; they cannot overlap.
+        self.pieces(gpa, buf.len(), |at, done, part| unsafe { copy(at, to.add(done), part) })
+    }
+
+    fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
+        let from = data.as_ptr();
+        // SAFETY: as above, the other way round.
+        self.pieces(gpa, data.len(), |at, done, part| unsafe { copy(from.add(done), at, part) })
+    }
+
+    fn compare_exchange_u32(&self, gpa: Gpa, current: u32, new: u32) -> Result<bool, MemoryError> {
+        let at = self.word(gpa, 4)?;
+        // SAFETY: an aligned word of the guest's RAM, accessed atomically.
+        let word = unsafe { &*at.cast::<AtomicU32>() };
+        Ok(word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+    }
+
+    fn compare_exchange_u64(&self, gpa: Gpa, current: u64, new: u64) -> Result<bool, MemoryError> {
+        let at = self.word(gpa, 8)?;
+        // SAFETY: an aligned word of the guest's RAM, accessed atomically.
+        let word = unsafe { &*at.cast::<AtomicU64>() };
+        Ok(word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+    }
+
+    #[inline]
+    fn read_u16(&self, gpa: Gpa) -> Result<u16, MemoryError> {
+        match self.find(gpa) {
+            // SAFETY: two bytes of the guest's RAM; the access may be unaligned, which x86 allows.
+            Some((at, room)) if room >= 2 => Ok(unsafe { at.cast::<u16>().read_unaligned() }),
+            _ => {
+                let mut b = [0; 2];
+                self.read(gpa, &mut b)?;
+                Ok(u16::from_le_bytes(b))
+            }
+        }
+    }
+
+    #[inline]
+    fn read_u32(&self, gpa: Gpa) -> Result<u32, MemoryError> {
+        match self.word(gpa, 4) {
+            // SAFETY: an aligned word of the guest's RAM.
+            Ok(at) => Ok(unsafe { at.cast::<u32>().read_volatile() }),
+            Err(_) => {
+                let mut b = [0; 4];
+                self.read(gpa, &mut b)?;
+                Ok(u32::from_le_bytes(b))
+            }
+        }
+    }
+
+    #[inline]
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, MemoryError> {
+        match self.word(gpa, 8) {
+            // SAFETY: an aligned word of the guest's RAM.
+            Ok(at) => Ok(unsafe { at.cast::<u64>().read_volatile() }),
+            Err(_) => {
+                let mut b = [0; 8];
+                self.read(gpa, &mut b)?;
+                Ok(u64::from_le_bytes(b))
+            }
+        }
+    }
+}
+
+impl Drop for GuestRam {
+    /// Scrubs what is left and gives back every frame that the domain owns.
+    fn drop(&mut self) {
+        while !self.scrub_step() {}
+        // What is not RAM of the guest's (tables, control blocks) is scrubbed here; the RAM has been.
+        let extents = &self.extents;
+        frames().release_owner(Owner::Domain(self.domain), |hpa, bytes| {
+            let is_ram = extents.iter().any(|e| hpa.as_u64().wrapping_sub(e.hpa.as_u64()) < e.bytes);
+            if !is_ram {
+                // SAFETY: frames of a domain that is gone.
+                unsafe { scrub(hpa, bytes) };
+            }
+        });
+    }
+}

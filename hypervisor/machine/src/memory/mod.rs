@@ -1,0 +1,220 @@
+//! RAM: the direct map, the frame allocator over the machine's memory map, the heap, and guests' memory.
+//!
+//! Every frame that is free reads as zero: what the firmware and the loader left is scrubbed at start, and what is
+//! freed is scrubbed before it is given back. So a frame never carries anything from one owner to the next, and
+//! making a domain costs no scrubbing.
+
+mod frame;
+mod guest;
+mod heap;
+mod map;
+
+use caisson_boot::{BOOT_MAPPED_END, BootInfo, Image, KERNEL_BASE, Range};
+use caisson_frames::{FrameAllocator, FrameMeta, Owner, SetupError, ZonePlan};
+use caisson_types::{Hpa, PAGE_SIZE};
+use spin::{Mutex, MutexGuard};
+use x86_64::PhysAddr;
+use x86_64::structures::paging::{PhysFrame, Size4KiB};
+
+use crate::cpu::Features;
+use crate::paging;
+
+pub use frame::{DomainTables, PageBox, TableFrames};
+pub use guest::{Extent, GuestRam};
+
+/// Where the direct map starts: the byte at host-physical address `a` is at `DIRECT_MAP + a`.
+pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+/// log2 of the heap's size in pages: 4 MiB.
+const HEAP_ORDER: u8 = 10;
+/// RAM that Caisson needs beside guests', in bytes.
+const MINIMUM: u64 = 16 << 20;
+
+static FRAMES: Mutex<Option<FrameAllocator<'static>>> = Mutex::new(None);
+
+/// What stands between the machine's RAM and Caisson.
+#[derive(Clone, Copy, Debug)]
+pub enum MemoryRefusal {
+    /// The loader gave no memory map.
+    NoMap,
+    /// Too little RAM, in bytes.
+    TooSmall(u64),
+    /// The memory map has more pieces than can be managed.
+    TooManyPieces,
+}
+
+impl core::fmt::Display for MemoryRefusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoMap => {
+                f.write_str("the loader gave no memory map: boot with a multiboot2 loader such as GRUB 2")
+            }
+            Self::TooSmall(bytes) => write!(
+                f,
+                "this machine has {} KiB of usable memory, and Caisson needs {} KiB beside its guests': add memory",
+                bytes >> 10,
+                MINIMUM >> 10
+            ),
+            Self::TooManyPieces => f.write_str(
+                "the firmware's memory map has too many pieces: update the firmware or boot by BIOS",
+            ),
+        }
+    }
+}
+
+/// Where a host-physical address is in the direct map.
+#[inline]
+#[must_use]
+pub fn direct(at: Hpa) -> *mut u8 {
+    (DIRECT_MAP + at.as_u64()) as *mut u8
+}
+
+/// The frame allocator.
+///
+/// # Panics
+/// Before [`init`]: a bug of Caisson's.
+pub fn frames() -> impl core::ops::DerefMut<Target = FrameAllocator<'static>> {
+    struct Guard(MutexGuard<'static, Option<FrameAllocator<'static>>>);
+    impl core::ops::Deref for Guard {
+        type Target = FrameAllocator<'static>;
+        fn deref(&self) -> &Self::Target {
+            #[allow(clippy::expect_used)]
+            self.0.as_ref().expect("the frame allocator is set up first")
+        }
+    }
+    impl core::ops::DerefMut for Guard {
+        fn deref_mut(&mut self) -> &mut Self::Target {
+            #[allow(clippy::expect_used)]
+            self.0.as_mut().expect("the frame allocator is set up first")
+        }
+    }
+    Guard(FRAMES.lock())
+}
+
+/// Frames taken off the end of one range before the allocator exists.
+struct Early {
+    next: u64,
+    end: u64,
+}
+
+// SAFETY: each frame is handed out once, from RAM that is free and mapped at its own address.
+unsafe impl x86_64::structures::paging::FrameAllocator<Size4KiB> for Early {
+    fn allocate_frame(&mut self) -> Option<PhysFrame> {
+        (self.next < self.end).then(|| {
+            let at = self.next;
+            self.next += PAGE_SIZE;
+            // SAFETY: as above.
+            unsafe { zero(at as *mut u8, PAGE_SIZE) };
+            PhysFrame::containing_address(PhysAddr::new(at))
+        })
+    }
+}
+
+/// Fills memory with zeros.
+///
+/// # Safety
+/// `at` must be 8-byte aligned and `bytes` a multiple of 8, all of it writable memory of the caller's.
+unsafe fn zero(at: *mut u8, bytes: u64) {
+    // SAFETY: promised by the caller.
+    unsafe {
+        core::arch::asm!("rep stosq", inout("rcx") bytes / 8 => _, inout("rdi") at => _, in("rax") 0u64,
+                         options(nostack, preserves_flags));
+    }
+}
+
+/// Fills RAM of the direct map with zeros.
+///
+/// # Safety
+/// The range must be whole frames of RAM that nobody uses.
+unsafe fn scrub(at: Hpa, bytes: u64) {
+    // SAFETY: promised by the caller.
+    unsafe { zero(direct(at), bytes) };
+}
+
+/// Builds the page tables, the frame allocator and the heap. Returns the bytes of RAM that are free now.
+///
+/// # Errors
+/// [`MemoryRefusal`], in words for the person at the machine.
+///
+/// # Safety
+/// Once, on the boot CPU, with the boot tables active.
+pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRefusal> {
+    let image = Image::current();
+    if info.areas.is_empty() {
+        return Err(MemoryRefusal::NoMap);
+    }
+    let usable = map::usable(info).ok_or(MemoryRefusal::TooManyPieces)?;
+    let total = usable.iter().map(|r| r.end - r.start).sum::<u64>();
+    if total < MINIMUM {
+        return Err(MemoryRefusal::TooSmall(total));
+    }
+    let image_range = Range { start: 0, end: image.end - KERNEL_BASE };
+    let free = map::without(&usable, info.loader_memory().chain([image_range]))
+        .ok_or(MemoryRefusal::TooManyPieces)?;
+
+    let mut plan = ZonePlan::new();
+    for range in &free {
+        plan.include(Hpa::new(range.start), range.end - range.start);
+    }
+    // Room for the metadata and for the tables: one per GiB and level, and the 4 KiB edges of each range.
+    let metadata = plan.metadata_bytes().next_multiple_of(PAGE_SIZE);
+    let tables =
+        (64 + 4 * usable.len() as u64 + (total >> 30) * 2) * PAGE_SIZE + (image.end - KERNEL_BASE) / 256;
+    let need = metadata + tables.next_multiple_of(PAGE_SIZE);
+    let home = free
+        .iter()
+        .filter(|r| r.end <= BOOT_MAPPED_END && r.end - r.start >= need)
+        .max_by_key(|r| r.end)
+        .ok_or(MemoryRefusal::TooSmall(total))?;
+    let taken = Range { start: home.end - need, end: home.end };
+
+    let mut early = Early { next: taken.start + metadata, end: taken.end };
+    let build = |early: &mut Early| -> Result<(), paging::NoTable> {
+        // SAFETY: the boot tables are active, and `early` gives zeroed frames below their end.
+        let mut builder = unsafe { paging::Builder::new(early, features.gigabyte_pages)? };
+        for range in map::without(&usable, [image_range].into_iter()).iter().flatten() {
+            builder.direct(*range)?;
+        }
+        builder.image(&image)?;
+        // SAFETY: the image and all RAM are mapped; the stack is part of the image.
+        unsafe { builder.activate() };
+        Ok(())
+    };
+    build(&mut early).map_err(|_| MemoryRefusal::TooSmall(total))?;
+
+    // SAFETY: the range was cut from free memory, is mapped by the direct map now, and zeroed bytes are valid
+    // metadata.
+    let meta = unsafe {
+        scrub(Hpa::new(taken.start), metadata);
+        let count = metadata as usize / size_of::<FrameMeta>();
+        core::slice::from_raw_parts_mut(direct(Hpa::new(taken.start)).cast::<FrameMeta>(), count)
+    };
+    let mut frames = FrameAllocator::new(&plan, meta).map_err(|error| match error {
+        SetupError::TooManyFrames { .. } => MemoryRefusal::TooManyPieces,
+        SetupError::MetadataTooSmall { .. } => MemoryRefusal::TooSmall(total),
+    })?;
+    for range in map::without(&free, [taken].into_iter()).iter().flatten() {
+        let start = range.start.next_multiple_of(PAGE_SIZE);
+        let end = range.end & !(PAGE_SIZE - 1);
+        if start < end {
+            // SAFETY: free RAM in the direct map, used by nobody.
+            unsafe { scrub(Hpa::new(start), end - start) };
+            frames.add_region(Hpa::new(start), end - start).map_err(|_| MemoryRefusal::TooManyPieces)?;
+        }
+    }
+    let heap = frames.allocate(HEAP_ORDER, Owner::Hypervisor).ok_or(MemoryRefusal::TooSmall(total))?;
+    // SAFETY: the block is Caisson's own from now on, mapped by the direct map.
+    unsafe { heap::init(direct(heap.start()), heap.bytes() as usize) };
+    let left = frames.free_frames() * PAGE_SIZE;
+    *FRAMES.lock() = Some(frames);
+    Ok(left)
+}
+
+/// The bytes of a range that the loader filled (a module, the symbol table), for as long as Caisson runs.
+///
+/// # Safety
+/// The range must be one of [`BootInfo::loader_memory`]'s, which the frame allocator never hands out.
+#[must_use]
+pub unsafe fn loader_bytes(range: Range) -> &'static [u8] {
+    // SAFETY: promised by the caller; the direct map has all RAM.
+    unsafe { core::slice::from_raw_parts(direct(Hpa::new(range.start)), (range.end - range.start) as usize) }
+}

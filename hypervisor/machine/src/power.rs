@@ -1,0 +1,71 @@
+//! The end of a run: power-off, reset, or a test's exit port.
+
+use spin::Once;
+
+use crate::acpi::Platform;
+use crate::cpu::{halt_forever, outb, outl, outw};
+
+/// How a run ended, as a test's exit port reports it: QEMU's `isa-debug-exit` makes its exit status of it,
+/// 2 × code + 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum RunResult {
+    /// Every guest ended by its own power-off.
+    Clean = 0x10,
+    /// Some guest crashed or was ended.
+    GuestFailed = 0x11,
+    /// Caisson could not start on this machine or with this configuration.
+    Refused = 0x12,
+    /// Caisson failed.
+    Panic = 0x13,
+}
+
+struct Ways {
+    platform: Platform,
+    exit_port: Option<u16>,
+}
+
+static WAYS: Once<Ways> = Once::new();
+
+/// Remembers how this machine is turned off, and the exit port of the boot command line, if any.
+pub fn init(platform: &Platform, exit_port: Option<u16>) {
+    WAYS.call_once(|| Ways { platform: platform.clone(), exit_port });
+}
+
+/// Ends the run. With an exit port the result goes there. Otherwise a run that ended well turns the machine off, and
+/// one that did not leaves it halted, so that a person can read why.
+pub fn finish(result: RunResult) -> ! {
+    if let Some(port) = WAYS.get().and_then(|w| w.exit_port) {
+        // SAFETY: the person who booted Caisson gave it this port.
+        unsafe { outl(port, result as u32) };
+    }
+    if matches!(result, RunResult::Clean | RunResult::GuestFailed) {
+        off();
+    }
+    halt_forever()
+}
+
+/// ACPI soft-off: SLP_TYP and SLP_EN into the PM1 control registers (ACPI 6.4, section 4.8.3.2.1).
+fn off() {
+    const SLEEP_ENABLE: u16 = 1 << 13;
+    let Some(soft_off) = WAYS.get().and_then(|w| w.platform.soft_off) else { return };
+    let value = |sleep_type: u8| u16::from(sleep_type & 7) << 10 | SLEEP_ENABLE;
+    // SAFETY: the ports are the firmware's PM1 control registers; the machine is Caisson's to turn off.
+    unsafe {
+        outw(soft_off.pm1a, value(soft_off.sleep_type.0));
+        if let Some(pm1b) = soft_off.pm1b {
+            outw(pm1b, value(soft_off.sleep_type.1));
+        }
+    }
+}
+
+/// Restarts the machine: the ACPI reset register, then the keyboard controller's line.
+pub fn reset() -> ! {
+    if let Some(reset) = WAYS.get().and_then(|w| w.platform.reset) {
+        // SAFETY: the firmware's reset register.
+        unsafe { outb(reset.port, reset.value) };
+    }
+    // SAFETY: the 8042's pulse command; the machine is Caisson's to restart.
+    unsafe { outb(0x64, 0xfe) };
+    halt_forever()
+}

@@ -1,0 +1,132 @@
+//! The screen that the loader left on: a place for Caisson's own lines, beside the serial one.
+//!
+//! It shows EGA text, or pixels with the `noto-sans-mono-bitmap` font. Where the last line is full it starts again at the
+//! top: reading a frame buffer back to scroll it is slower than any reader.
+
+use caisson_boot::{BOOT_MAPPED_END, Screen as Info, ScreenKind};
+use caisson_types::Hpa;
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+use spin::Mutex;
+
+use crate::device::Registers;
+
+const HEIGHT: RasterHeight = RasterHeight::Size16;
+const WEIGHT: FontWeight = FontWeight::Regular;
+
+struct Screen {
+    info: Info,
+    base: *mut u8,
+    columns: usize,
+    rows: usize,
+    column: usize,
+    row: usize,
+}
+
+// SAFETY: the screen is device memory that only this structure writes.
+unsafe impl Send for Screen {}
+
+static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
+
+/// Starts to use the screen at its physical address.
+///
+/// # Safety
+/// Once, with the boot tables active; [`remap`] must follow before they are left.
+pub unsafe fn init(info: Info) {
+    let (columns, rows) = match info.kind {
+        ScreenKind::Text => (info.width as usize, info.height as usize),
+        ScreenKind::Rgb { .. } => {
+            (info.width as usize / get_raster_width(WEIGHT, HEIGHT), info.height as usize / HEIGHT.val())
+        }
+    };
+    let bytes = u64::from(info.pitch) * u64::from(info.height);
+    let depth_fits = match info.kind {
+        ScreenKind::Text => info.pitch as usize >= columns * 2,
+        ScreenKind::Rgb { .. } => {
+            info.bits_per_pixel == 32 && u64::from(info.pitch) >= u64::from(info.width) * 4
+        }
+    };
+    if columns == 0 || rows == 0 || !depth_fits || info.address.saturating_add(bytes) > BOOT_MAPPED_END {
+        return;
+    }
+    let mut screen = Screen { info, base: info.address as *mut u8, columns, rows, column: 0, row: 0 };
+    (0..rows).for_each(|row| screen.clear_row(row));
+    *SCREEN.lock() = Some(screen);
+}
+
+/// Moves to a mapping of its own in the real page tables; gives the screen up where there is no room.
+///
+/// # Safety
+/// Once, after the real page tables are active.
+pub unsafe fn remap() {
+    let mut slot = SCREEN.lock();
+    let Some(screen) = slot.as_mut() else { return };
+    let bytes = u64::from(screen.info.pitch) * u64::from(screen.info.height);
+    // SAFETY: the loader says that the frame buffer is there; nobody else uses it.
+    match unsafe { Registers::map(Hpa::new(screen.info.address), bytes) } {
+        Some(registers) => screen.base = registers.as_mut_ptr(),
+        None => *slot = None,
+    }
+}
+
+/// Shows text.
+pub fn write(bytes: &[u8]) {
+    if let Some(screen) = SCREEN.lock().as_mut() {
+        bytes.iter().for_each(|&byte| screen.put(byte));
+    }
+}
+
+/// Makes the screen usable whatever held it: for the crash record only.
+///
+/// # Safety
+/// No other code may use the screen afterwards.
+pub unsafe fn force_unlock() {
+    // SAFETY: promised by the caller.
+    unsafe { SCREEN.force_unlock() };
+}
+
+impl Screen {
+    fn put(&mut self, byte: u8) {
+        match byte {
+            b'\n' => {
+                self.column = 0;
+                self.row = (self.row + 1) % self.rows;
+                self.clear_row(self.row);
+            }
+            b'\r' => self.column = 0,
+            0x20..=0x7e => {
+                if self.column == self.columns {
+                    self.put(b'\n');
+                }
+                self.draw(self.column, self.row, byte);
+                self.column += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn clear_row(&mut self, row: usize) {
+        (0..self.columns).for_each(|column| self.draw(column, row, b' '));
+    }
+
+    fn draw(&mut self, column: usize, row: usize, byte: u8) {
+        match self.info.kind {
+            ScreenKind::Text => {
+                let at = row * self.info.pitch as usize + column * 2;
+                // SAFETY: the cell is on the screen: column and row are below its size.
+                unsafe { self.base.add(at).cast::<u16>().write_volatile(0x0700 | u16::from(byte)) };
+            }
+            ScreenKind::Rgb { red, green, blue } => {
+                let Some(glyph) = get_raster(char::from(byte), WEIGHT, HEIGHT) else { return };
+                for (y, line) in glyph.rows().enumerate() {
+                    let at = (row * HEIGHT.val() + y) * self.info.pitch as usize + column * glyph.width() * 4;
+                    for (x, &level) in line.iter().enumerate() {
+                        let level = u32::from(level);
+                        let pixel = level << (red & 31) | level << (green & 31) | level << (blue & 31);
+                        // SAFETY: the pixel is on the screen, as above.
+                        unsafe { self.base.add(at + x * 4).cast::<u32>().write_volatile(pixel) };
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The physical serial line: COM1, through the `uart_16550` crate.
+
+use spin::Mutex;
+use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::IER;
+use uart_16550::{BaudRate, Config, Uart16550};
+
+/// COM1's first port.
+const COM1: u16 = 0x3f8;
+/// COM1's ISA interrupt.
+pub const COM1_IRQ: u8 = 4;
+
+/// `None` until [`init`], and where there is no UART.
+static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+
+/// Sets COM1 to 115200 baud, 8N1, if it is there.
+pub fn init() {
+    // SAFETY: COM1 is Caisson's alone; guests see a virtual one.
+    let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else { return };
+    let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
+    if uart.init(config).is_ok() {
+        *PORT.lock() = Some(uart);
+    }
+}
+
+/// Writes all of `bytes`, waiting for the line where it must.
+pub fn write(bytes: &[u8]) {
+    if let Some(uart) = PORT.lock().as_mut() {
+        uart.send_bytes_exact(bytes);
+    }
+}
+
+/// A byte that came in, if any.
+#[must_use]
+pub fn read() -> Option<u8> {
+    PORT.lock().as_mut()?.try_receive_byte().ok()
+}
+
+/// Makes the UART interrupt when bytes come in.
+pub fn enable_receive_interrupt() {
+    if let Some(uart) = PORT.lock().as_mut() {
+        uart.enable_interrupts(IER::DATA_READY);
+    }
+}
+
+/// Makes the line usable whatever held it: for the crash record only.
+///
+/// # Safety
+/// No other code may use the line afterwards.
+pub unsafe fn force_unlock() {
+    // SAFETY: promised by the caller; the UART has no state in memory that could be half-written.
+    unsafe { PORT.force_unlock() };
+}

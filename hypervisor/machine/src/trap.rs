@@ -1,0 +1,180 @@
+//! Exceptions and interrupts of the host.
+//!
+//! An interrupt handler sets bits of the pending word and ends the interrupt, no more. An exception is a bug of
+//! Caisson's and ends in a crash record; double faults, NMIs and machine checks have stacks of their own.
+
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+
+use x86_64::VirtAddr;
+use x86_64::structures::idt::InterruptDescriptorTable;
+
+use crate::percpu::{self, pending};
+use crate::{apic, crash, gdt};
+
+/// Vector of the one-shot timer.
+pub const TIMER: u8 = 0xf0;
+/// Vector of the serial line.
+pub const SERIAL: u8 = 0xf1;
+/// Vector of the local APIC's spurious interrupt.
+pub const APIC_SPURIOUS: u8 = 0xff;
+/// First vector of the masked 8259 pair.
+pub const PIC_SPURIOUS: u8 = 0xe0;
+
+const NMI: u64 = 2;
+const DOUBLE_FAULT: u64 = 8;
+const MACHINE_CHECK: u64 = 18;
+
+/// The registers at a trap, as the stubs push them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct TrapFrame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+#[cfg(target_os = "none")]
+global_asm!(
+    // 256 stubs of 16 bytes. Each leaves an error code (0 where the CPU pushes none) and its vector on the stack.
+    ".balign 16",
+    "trap_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    ".balign 16",
+    ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+    ".else",
+    "pushq $0",
+    ".endif",
+    "pushq $vector",
+    "jmp trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    "trap_common:",
+    "pushq %rax",
+    "pushq %rcx",
+    "pushq %rdx",
+    "pushq %rbx",
+    "pushq %rbp",
+    "pushq %rsi",
+    "pushq %rdi",
+    "pushq %r8",
+    "pushq %r9",
+    "pushq %r10",
+    "pushq %r11",
+    "pushq %r12",
+    "pushq %r13",
+    "pushq %r14",
+    "pushq %r15",
+    "cld",
+    "movq %rsp, %rdi",
+    "callq {handler}",
+    "popq %r15",
+    "popq %r14",
+    "popq %r13",
+    "popq %r12",
+    "popq %r11",
+    "popq %r10",
+    "popq %r9",
+    "popq %r8",
+    "popq %rdi",
+    "popq %rsi",
+    "popq %rbp",
+    "popq %rbx",
+    "popq %rdx",
+    "popq %rcx",
+    "popq %rax",
+    "addq $16, %rsp",
+    "iretq",
+    handler = sym trap_handler,
+    options(att_syntax)
+);
+
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
+extern "C" fn trap_handler(frame: &mut TrapFrame) {
+    match frame.vector {
+        NMI => percpu::current().set_pending(pending::NMI),
+        0..32 => crash::exception(frame),
+        vector if vector == u64::from(TIMER) => interrupt(pending::TIMER),
+        vector if vector == u64::from(SERIAL) => interrupt(pending::SERIAL),
+        // Spurious interrupts of either controller are not in service: nothing ends them. The 8259 pair is masked.
+        _ => {}
+    }
+}
+
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
+fn interrupt(bits: u32) {
+    percpu::current().set_pending(bits);
+    apic::end_of_interrupt();
+}
+
+struct IdtCell(UnsafeCell<InterruptDescriptorTable>);
+
+// SAFETY: written once by `init` on the boot CPU before anything else runs, then only read by the CPU.
+unsafe impl Sync for IdtCell {}
+
+static IDT: IdtCell = IdtCell(UnsafeCell::new(InterruptDescriptorTable::new()));
+
+/// Loads the IDT.
+///
+/// # Safety
+/// Once, on the boot CPU, after [`gdt::init`], with interrupts off.
+#[cfg(target_os = "none")]
+pub unsafe fn init() {
+    unsafe extern "C" {
+        static trap_stubs: [[u8; 16]; 256];
+    }
+    // SAFETY: promised by the caller: nothing else uses the table yet.
+    let idt = unsafe { &mut *IDT.0.get() };
+    for vector in 0..=255u8 {
+        // SAFETY: the stub's address, not its contents.
+        let stub = VirtAddr::from_ptr(unsafe { &raw const trap_stubs[usize::from(vector)] });
+        let ist = match u64::from(vector) {
+            DOUBLE_FAULT => Some(gdt::IST_DOUBLE_FAULT),
+            NMI => Some(gdt::IST_NMI),
+            MACHINE_CHECK => Some(gdt::IST_MACHINE_CHECK),
+            _ => None,
+        };
+        // SAFETY: each stub handles its vector and returns by IRETQ; the IST slots are set up.
+        unsafe { set_gate(idt, vector, stub, ist) };
+    }
+    // SAFETY: the table lives in a static.
+    unsafe { idt.load_unsafe() };
+}
+
+/// Writes a present interrupt gate of ring 0 (SDM vol. 3, figure 7-8). The crate's typed entries differ by vector; the
+/// raw layout is the same for all.
+#[cfg(target_os = "none")]
+unsafe fn set_gate(idt: &mut InterruptDescriptorTable, vector: u8, stub: VirtAddr, ist: Option<u16>) {
+    use x86_64::instructions::segmentation::{CS, Segment};
+    const PRESENT_INTERRUPT_GATE: u64 = 0x8e00;
+    let address = stub.as_u64();
+    let low = address & 0xffff
+        | u64::from(CS::get_reg().0) << 16
+        | u64::from(ist.unwrap_or(0)) << 32
+        | PRESENT_INTERRUPT_GATE << 32
+        | (address >> 16 & 0xffff) << 48;
+    let gate = core::ptr::from_mut(idt).cast::<[u64; 2]>();
+    // SAFETY: the table has 256 gates of 16 bytes.
+    unsafe { gate.add(usize::from(vector)).write([low, address >> 32]) };
+}
