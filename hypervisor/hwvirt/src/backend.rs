@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_types::Hpa;
+use caisson_types::{DomainId, Hpa};
 
 use crate::{Event, Exit, VcpuState};
 
@@ -90,6 +90,10 @@ pub trait Vcpu: VcpuState {
     /// Takes the same off this CPU.
     fn switch_out(&mut self);
 
+    /// Answers [`Exit::Debug`]: loads the guest's debug registers, which then no longer exit until the vCPU leaves this
+    /// CPU. The instruction is executed again.
+    fn load_debug_registers(&mut self);
+
     /// An MSR that the hardware keeps in the control block (SYSCALL, SYSENTER, FS and GS bases, PAT, ...), or `None`
     /// where `msr` is none of them.
     fn hardware_msr(&self, msr: u32) -> Option<u64>;
@@ -102,6 +106,9 @@ pub trait Vcpu: VcpuState {
 
     /// Sets the guest's XCR0, which has been checked.
     fn set_xcr0(&mut self, value: u64);
+
+    /// The last raw exits, oldest first, as pairs of the vendor's code and RIP: for crash records.
+    fn recent_exits(&self) -> impl Iterator<Item = (u64, u64)>;
 }
 
 /// A vendor's virtualisation, turned on on this CPU.
@@ -112,9 +119,9 @@ pub trait Backend: Sized {
     /// The vendor's name for it, for people: `AMD-V` or `VT-x`.
     const NAME: &'static str;
 
-    /// Makes a vCPU in the state after power-on.
+    /// Makes a vCPU in the state after power-on; its memory is the domain's.
     ///
     /// # Errors
     /// [`EnableError::OutOfMemory`].
-    fn create_vcpu(&mut self, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
+    fn create_vcpu(&mut self, domain: DomainId, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
 }

@@ -52,6 +52,36 @@ pub enum ExceptionKind {
 }
 
 impl ExceptionKind {
+    const ALL: [Self; 21] = [
+        Self::DivideError,
+        Self::Debug,
+        Self::Breakpoint,
+        Self::Overflow,
+        Self::BoundRange,
+        Self::InvalidOpcode,
+        Self::DeviceNotAvailable,
+        Self::DoubleFault,
+        Self::InvalidTss,
+        Self::SegmentNotPresent,
+        Self::StackFault,
+        Self::GeneralProtection,
+        Self::PageFault,
+        Self::X87,
+        Self::AlignmentCheck,
+        Self::MachineCheck,
+        Self::Simd,
+        Self::Virtualization,
+        Self::ControlProtection,
+        Self::VmmCommunication,
+        Self::Security,
+    ];
+
+    /// The exception with this vector, if the architecture has one.
+    #[must_use]
+    pub fn from_vector(vector: Vector) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == vector)
+    }
+
     /// Whether the CPU pushes an error code.
     #[must_use]
     pub const fn has_error_code(self) -> bool {

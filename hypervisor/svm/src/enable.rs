@@ -1,0 +1,161 @@
+//! Turning SVM on (APM vol. 2, section 15.4).
+
+use alloc::sync::Arc;
+
+use caisson_frames::Owner;
+use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
+use caisson_machine::cpu::{Features, cpuid, read_msr, write_msr};
+use caisson_machine::memory::PageBox;
+use caisson_types::DomainId;
+use caisson_x86::svm::{MSR_MAP_BYTES, MsrIntercept, PORT_MAP_BYTES, SvmFeatures, Vmcb, msr_map_bit};
+use caisson_x86::{Efer, msr};
+
+use crate::asid::Asids;
+use crate::vcpu::SvmVcpu;
+
+const SVM_LEAF: u32 = 0x8000_000a;
+
+/// What all vCPUs share: read by the CPU, never written after start.
+pub(crate) struct Shared {
+    pub(crate) features: SvmFeatures,
+    /// Every port exits.
+    pub(crate) port_map: PageBox<[u8; PORT_MAP_BYTES]>,
+    /// Which MSRs exit.
+    pub(crate) msr_map: PageBox<[u8; MSR_MAP_BYTES]>,
+    /// The host's FS, GS, TR, LDTR and SYSCALL state, as VMSAVE stored it.
+    pub(crate) host: PageBox<Vmcb>,
+    pub(crate) xsave: bool,
+    /// XCR0 with every state component that the CPU has and guests may use.
+    pub(crate) xcr0: u64,
+    pub(crate) rdtscp: bool,
+    /// The CPU has IBPB (Fn8000_0008 EBX bit 12).
+    pub(crate) prediction_barrier: bool,
+    /// RDX after reset: the CPU's signature (Fn0000_0001 EAX).
+    pub(crate) signature: u32,
+}
+
+/// AMD-V, turned on on this CPU.
+pub struct Svm {
+    shared: Arc<Shared>,
+    asids: Arc<Asids>,
+    _host_save_area: PageBox<[u8; 4096]>,
+}
+
+/// What the backend is told about guests' policy.
+pub struct Policy<'a> {
+    /// MSRs that do not exit, or only when written.
+    pub passthrough: &'a [(u32, MsrIntercept)],
+    /// State components that guests may enable.
+    pub xcr0: u64,
+}
+
+impl Svm {
+    /// The SVM features that CPUID announces, or `None` without SVM.
+    #[must_use]
+    pub fn features(cpu: &Features) -> Option<SvmFeatures> {
+        (cpu.svm && cpu.max_extended >= SVM_LEAF)
+            .then(|| SvmFeatures::from_bits_retain(cpuid(SVM_LEAF, 0).edx))
+    }
+
+    /// Turns SVM on on this CPU, with every optional feature that is announced and not in `without`.
+    ///
+    /// # Errors
+    /// [`EnableError`] in words for the person at the machine.
+    ///
+    /// # Safety
+    /// Once on each CPU. The host's segment and SYSCALL state must not change afterwards.
+    pub unsafe fn enable(
+        cpu: &Features,
+        without: SvmFeatures,
+        policy: &Policy<'_>,
+    ) -> Result<Self, EnableError> {
+        let features = Self::features(cpu).ok_or(EnableError::NotSupported)?;
+        // SAFETY: a CPU with SVM has VM_CR.
+        if unsafe { read_msr(msr::VM_CR) } & msr::VM_CR_SVMDIS != 0 {
+            return Err(EnableError::DisabledByFirmware);
+        }
+        if !features.contains(SvmFeatures::NESTED_PAGING) {
+            return Err(EnableError::NoNestedPaging);
+        }
+        let page = || PageBox::<[u8; 4096]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory);
+        let host_save_area = page()?;
+        // SAFETY: SVM is there and not disabled; the area is Caisson's for as long as SVM is on.
+        unsafe {
+            write_msr(msr::EFER, read_msr(msr::EFER) | Efer::SVME.bits());
+            write_msr(msr::VM_HSAVE_PA, host_save_area.hpa().as_u64());
+        }
+        let extended_8 = if cpu.max_extended >= 0x8000_0008 { cpuid(0x8000_0008, 0).ebx } else { 0 };
+        let host_xcr0 = if cpu.xsave { u64::from(cpuid(0xd, 0).eax) } else { 0 };
+        let shared = Shared {
+            features: features - (without - SvmFeatures::NESTED_PAGING),
+            port_map: port_map()?,
+            msr_map: msr_map(policy.passthrough)?,
+            host: PageBox::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?,
+            xsave: cpu.xsave,
+            xcr0: host_xcr0 & policy.xcr0,
+            rdtscp: cpu.rdtscp,
+            prediction_barrier: extended_8 & 1 << 12 != 0,
+            signature: cpuid(1, 0).eax,
+        };
+        // SAFETY: SVM is on, and the page is Caisson's.
+        unsafe {
+            core::arch::asm!("vmsave rax", in("rax") shared.host.hpa().as_u64(), options(nostack, preserves_flags));
+        }
+        if shared.xsave {
+            // SAFETY: the CPU has XSAVE; Caisson itself uses no vector state.
+            unsafe { set_osxsave() };
+        }
+        let asids = Asids::new(cpuid(SVM_LEAF, 0).ebx);
+        Ok(Self { shared: Arc::new(shared), asids: Arc::new(asids), _host_save_area: host_save_area })
+    }
+
+    /// The optional features that are in use.
+    #[must_use]
+    pub fn used(&self) -> SvmFeatures {
+        self.shared.features
+    }
+}
+
+/// Sets CR4.OSXSAVE, so that XSAVE and XSETBV can be used.
+///
+/// # Safety
+/// The CPU must have XSAVE.
+unsafe fn set_osxsave() {
+    const OSXSAVE: u64 = 1 << 18;
+    // SAFETY: promised by the caller.
+    unsafe {
+        core::arch::asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) OSXSAVE,
+                         options(nostack));
+    }
+}
+
+fn port_map() -> Result<PageBox<[u8; PORT_MAP_BYTES]>, EnableError> {
+    let mut map =
+        PageBox::<[u8; PORT_MAP_BYTES]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?;
+    map.fill(0xff);
+    Ok(map)
+}
+
+fn msr_map(passthrough: &[(u32, MsrIntercept)]) -> Result<PageBox<[u8; MSR_MAP_BYTES]>, EnableError> {
+    let mut map =
+        PageBox::<[u8; MSR_MAP_BYTES]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?;
+    map.fill(0xff);
+    for &(msr, intercept) in passthrough {
+        if let Some(bit) = msr_map_bit(msr) {
+            // Two bits at an even place never straddle a byte.
+            map[bit / 8] &= !(3 << (bit % 8));
+            map[bit / 8] |= intercept.bits() << (bit % 8);
+        }
+    }
+    Ok(map)
+}
+
+impl Backend for Svm {
+    type Vcpu = SvmVcpu;
+
+    const NAME: &'static str = "AMD-V";
+
+    fn create_vcpu(&mut self, domain: DomainId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
+        SvmVcpu::new(self.shared.clone(), self.asids.clone(), domain, setup).ok_or(EnableError::OutOfMemory)
+    }
+}

@@ -1,0 +1,137 @@
+//! Events: injection, windows, and the blocking of NMIs (APM vol. 2, sections 15.20 and 15.21).
+
+use caisson_hwvirt::Event;
+use caisson_x86::svm::{EventInjection, EventKind, Intercepts};
+use caisson_x86::{Exception, ExceptionKind, Rflags};
+
+use crate::vcpu::{SvmVcpu, V_INTR_MASKING};
+
+/// V_IRQ, V_INTR_PRIO of 15 and V_IGN_TPR: a virtual interrupt that is taken as soon as RFLAGS.IF allows, and exits
+/// before it is delivered.
+const WINDOW: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+/// What the CPU does not keep of NMIs: it delivers one that is injected, and forgets.
+///
+/// An injected NMI blocks further ones until the guest's IRET has completed. The intercept of IRET comes before it is
+/// executed; one instruction is then stepped over, so that the next NMI does not arrive inside the handler.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct NmiState {
+    /// An NMI was delivered, and its handler has not returned.
+    pub(crate) blocked: bool,
+    /// The core waits for the end of blocking.
+    pub(crate) window: bool,
+    /// RIP of the IRET that is being stepped over.
+    pub(crate) returning: Option<u64>,
+    /// RFLAGS.TF was set for the step, and was not the guest's.
+    pub(crate) stepping: bool,
+}
+
+impl SvmVcpu {
+    pub(crate) fn cancel_events(&mut self) {
+        self.vmcb.set_event_injection(EventInjection::NONE);
+        self.vmcb.set_virtual_interrupt(V_INTR_MASKING);
+        self.nmi = NmiState::default();
+        let intercepts = self.vmcb.intercepts() - Intercepts::VINTR - Intercepts::IRET;
+        self.vmcb.set_intercepts(intercepts);
+    }
+
+    pub(crate) fn inject_event(&mut self, event: Event) {
+        let injection = match event {
+            Event::Interrupt(vector) => EventInjection::new(EventKind::Interrupt, vector, None),
+            Event::Nmi => {
+                self.nmi.blocked = true;
+                let intercepts = self.vmcb.intercepts() | Intercepts::IRET;
+                self.vmcb.set_intercepts(intercepts);
+                EventInjection::new(EventKind::Nmi, 2, None)
+            }
+            Event::Exception(exception) => {
+                if exception.kind == ExceptionKind::PageFault {
+                    self.vmcb.set_cr2(exception.address);
+                }
+                let code = exception.kind.has_error_code().then_some(exception.error_code);
+                EventInjection::new(EventKind::Exception, exception.kind as u8, code)
+            }
+            Event::SoftwareException(vector) => EventInjection::new(EventKind::Exception, vector, None),
+            Event::SoftwareInterrupt { vector, .. } => {
+                EventInjection::new(EventKind::SoftwareInterrupt, vector, None)
+            }
+        };
+        self.vmcb.set_event_injection(injection);
+    }
+
+    /// EXITINTINFO as an event. A software interrupt is delivered again by its instruction: RIP still points at it.
+    pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
+        let info = self.vmcb.exit_int_info();
+        if !info.is_valid() {
+            return None;
+        }
+        match info.kind()? {
+            EventKind::Interrupt => Some(Event::Interrupt(info.vector())),
+            EventKind::Nmi => Some(Event::Nmi),
+            EventKind::Exception => match info.vector() {
+                // INT3 and INTO are executed again.
+                3 | 4 => None,
+                vector => Some(Event::Exception(Exception {
+                    kind: ExceptionKind::from_vector(vector)?,
+                    error_code: info.error_code().unwrap_or(0),
+                    address: self.vmcb.cr2(),
+                })),
+            },
+            EventKind::SoftwareInterrupt => None,
+        }
+    }
+
+    pub(crate) fn set_window(&mut self, on: bool) {
+        let word = self.vmcb.virtual_interrupt() & !(WINDOW | 0xff << 32);
+        let intercepts = self.vmcb.intercepts();
+        if on {
+            self.vmcb.set_virtual_interrupt(word | WINDOW);
+            self.vmcb.set_intercepts(intercepts | Intercepts::VINTR);
+        } else if intercepts.contains(Intercepts::VINTR) {
+            self.vmcb.set_virtual_interrupt(word);
+            self.vmcb.set_intercepts(intercepts - Intercepts::VINTR);
+        }
+    }
+
+    /// The guest is about to execute the IRET of its NMI handler: steps over it.
+    pub(crate) fn nmi_return_begins(&mut self) {
+        let intercepts = self.vmcb.intercepts() - Intercepts::IRET;
+        self.vmcb.set_intercepts(intercepts);
+        self.nmi.returning = Some(self.vmcb.rip());
+        if self.nmi.window && self.vmcb.rflags() & Rflags::TF.bits() == 0 {
+            let rflags = self.vmcb.rflags() | Rflags::TF.bits();
+            self.vmcb.set_rflags(rflags);
+            self.nmi.stepping = true;
+        }
+    }
+
+    /// Called at every exit while an IRET is being stepped over. `true` when NMIs have just become possible and the
+    /// core waits for that.
+    pub(crate) fn nmi_return_ended(&mut self) -> bool {
+        match self.nmi.returning {
+            Some(rip) if rip != self.vmcb.rip() => {
+                self.nmi.returning = None;
+                self.nmi.blocked = false;
+                core::mem::take(&mut self.nmi.window)
+            }
+            _ => false,
+        }
+    }
+
+    /// A #DB exit: `true` when it is only the step over an IRET, which the guest must not see.
+    pub(crate) fn swallow_step(&mut self) -> bool {
+        if !core::mem::take(&mut self.nmi.stepping) {
+            return false;
+        }
+        let dr6 = self.vmcb.dr6();
+        self.vmcb.set_dr6(dr6 & !DR6_SINGLE_STEP);
+        if self.nmi.returning == Some(self.vmcb.rip()) {
+            // The IRET itself did not complete: the flag is still set.
+            let rflags = self.vmcb.rflags() & !Rflags::TF.bits();
+            self.vmcb.set_rflags(rflags);
+        }
+        // Anything beside the step (a breakpoint of the guest's) is the guest's.
+        dr6 & 0xf == 0
+    }
+}

@@ -1,0 +1,235 @@
+//! The world switch (APM vol. 2, sections 15.5 and 15.6).
+
+use core::arch::asm;
+
+use caisson_hwvirt::svm::{RawExit, decode};
+use caisson_hwvirt::{Event, Exit, Vcpu};
+use caisson_machine::cpu::write_msr;
+use caisson_x86::msr;
+use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
+
+use crate::vcpu::{INTERCEPTED_DR, SvmVcpu};
+
+/// PRED_CMD.IBPB.
+const PREDICTION_BARRIER: u64 = 1;
+/// The exit for #DB.
+const DEBUG_EXCEPTION: ExitCode = ExitCode(ExitCode::EXCEPTION_0.0 + 1);
+/// V_TPR of the virtual-interrupt word.
+const V_TPR: u64 = 0xff;
+
+impl SvmVcpu {
+    /// Gives the vCPU an id of the generation in force, if it has none.
+    #[inline]
+    fn refresh_asid(&mut self) {
+        if self.asid.generation != self.asids.generation() {
+            let (asid, wrapped) = self.asids.allocate();
+            self.asid = asid;
+            self.vmcb.set_asid(asid.id);
+            if wrapped {
+                self.vmcb.set_tlb_control(TlbControl::FlushAll);
+            }
+        }
+    }
+
+    /// Enters the guest and comes back at its exit.
+    #[inline]
+    fn world_switch(&mut self) {
+        let guest = self.vmcb.hpa().as_u64();
+        let host = self.shared.host.hpa().as_u64();
+        let gprs = &raw mut self.gprs;
+        // SAFETY: SVM is on. The VMCB is this vCPU's and its guest owns all memory that its tables map; every host
+        // register that the guest changes is restored, saved on the stack, or declared as changed. GIF is clear from
+        // CLGI to STGI, so that neither interrupt nor NMI arrives while the guest's TR and GS are loaded; STI only
+        // tells VMRUN to let physical interrupts end the guest's run.
+        unsafe {
+            asm!(
+                "push rbx",
+                "push rbp",
+                "push rdx",         // host VMCB
+                "push rdi",         // guest registers
+                "mov rcx, [rdi + 1*8]",
+                "mov rdx, [rdi + 2*8]",
+                "mov rbx, [rdi + 3*8]",
+                "mov rbp, [rdi + 5*8]",
+                "mov rsi, [rdi + 6*8]",
+                "mov r8, [rdi + 8*8]",
+                "mov r9, [rdi + 9*8]",
+                "mov r10, [rdi + 10*8]",
+                "mov r11, [rdi + 11*8]",
+                "mov r12, [rdi + 12*8]",
+                "mov r13, [rdi + 13*8]",
+                "mov r14, [rdi + 14*8]",
+                "mov r15, [rdi + 15*8]",
+                "mov rdi, [rdi + 7*8]",
+                "clgi",
+                "sti",
+                "vmload rax",
+                "vmrun rax",
+                "vmsave rax",
+                "mov rax, [rsp + 8]",
+                "vmload rax",
+                "cli",
+                "stgi",
+                "pop rax",
+                "mov [rax + 1*8], rcx",
+                "mov [rax + 2*8], rdx",
+                "mov [rax + 3*8], rbx",
+                "mov [rax + 5*8], rbp",
+                "mov [rax + 6*8], rsi",
+                "mov [rax + 7*8], rdi",
+                "mov [rax + 8*8], r8",
+                "mov [rax + 9*8], r9",
+                "mov [rax + 10*8], r10",
+                "mov [rax + 11*8], r11",
+                "mov [rax + 12*8], r12",
+                "mov [rax + 13*8], r13",
+                "mov [rax + 14*8], r14",
+                "mov [rax + 15*8], r15",
+                "pop rdx",
+                "pop rbp",
+                "pop rbx",
+                inout("rax") guest => _,
+                inout("rdi") gprs => _,
+                inout("rdx") host => _,
+                out("rcx") _, out("rsi") _,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+                out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            );
+        }
+    }
+
+    /// Whether the exit is an instruction's, for which the CPU saves the next RIP (section 15.7.1).
+    #[inline]
+    fn saves_next_rip(code: ExitCode) -> bool {
+        matches!(code.0, 0x00..=0x3f | 0x65..=0x7c | 0x80..=0x8e)
+    }
+
+    /// Enters the guest once, and keeps what the exit leaves only until the next one.
+    #[inline]
+    fn enter(&mut self) -> RawExit {
+        self.refresh_asid();
+        self.world_switch();
+        if self.shared.features.contains(SvmFeatures::CLEAN_BITS) {
+            self.vmcb.mark_clean();
+        }
+        self.vmcb.set_tlb_control(TlbControl::None);
+        let code = self.vmcb.exit_code();
+        self.history.record(code.0, self.vmcb.rip());
+        self.next_rip = (self.shared.features.contains(SvmFeatures::NRIP_SAVE) && Self::saves_next_rip(code))
+            .then(|| self.vmcb.next_rip());
+        RawExit { code, info_1: self.vmcb.exit_info_1(), info_2: self.vmcb.exit_info_2() }
+    }
+}
+
+impl Vcpu for SvmVcpu {
+    #[inline]
+    fn run(&mut self) -> Exit {
+        loop {
+            let raw = self.enter();
+            let returned = self.nmi.returning.is_some() && self.nmi_return_ended();
+            match raw.code {
+                ExitCode::IRET => self.nmi_return_begins(),
+                DEBUG_EXCEPTION if self.swallow_step() => {
+                    if returned {
+                        return Exit::NmiWindow;
+                    }
+                }
+                _ => return decode(raw, self.shared.features),
+            }
+            // What was being delivered is delivered now.
+            if let Some(event) = self.interrupted_event() {
+                self.inject_event(event);
+            }
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.inject_event(event);
+    }
+
+    #[inline]
+    fn injecting(&self) -> bool {
+        self.vmcb.event_injection().is_valid()
+    }
+
+    #[inline]
+    fn take_interrupted_event(&mut self) -> Option<Event> {
+        self.interrupted_event()
+    }
+
+    fn set_interrupt_window(&mut self, on: bool) {
+        self.set_window(on);
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.nmi.blocked
+    }
+
+    fn set_nmi_window(&mut self, on: bool) {
+        self.nmi.window = on;
+    }
+
+    #[inline]
+    fn cr8(&self) -> u8 {
+        self.vmcb.virtual_interrupt() as u8 & 15
+    }
+
+    fn set_cr8(&mut self, priority: u8) {
+        let word = self.vmcb.virtual_interrupt() & !V_TPR;
+        self.vmcb.set_virtual_interrupt(word | u64::from(priority & 15));
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.set_tsc_offset(offset);
+    }
+
+    fn flush_tlb(&mut self) {
+        self.flush_guest_tlb();
+    }
+
+    fn reset(&mut self, init: bool) {
+        self.reset_registers(init);
+    }
+
+    fn switch_in(&mut self) {
+        if self.shared.prediction_barrier {
+            // SAFETY: the CPU has the command; another guest's branches must not steer this one's.
+            unsafe { write_msr(msr::PRED_CMD, PREDICTION_BARRIER) };
+        }
+        self.context.load();
+    }
+
+    fn switch_out(&mut self) {
+        self.context.store();
+        // A guest that has stopped using breakpoints gives the registers up.
+        if self.context.debug_loaded && self.vmcb.dr7() & 0xff == 0 {
+            self.context.debug_loaded = false;
+            self.vmcb.set_intercept_dr(INTERCEPTED_DR);
+        }
+    }
+
+    fn load_debug_registers(&mut self) {
+        self.context.load_debug();
+        self.vmcb.set_intercept_dr(0);
+    }
+
+    fn hardware_msr(&self, msr: u32) -> Option<u64> {
+        self.carried_msr(msr)
+    }
+
+    fn set_hardware_msr(&mut self, msr: u32, value: u64) -> bool {
+        self.set_carried_msr(msr, value)
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.context.xcr0()
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.context.set_xcr0(value);
+    }
+
+    fn recent_exits(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.history.recent().into_iter().map(|e| (e.code, e.rip))
+    }
+}
