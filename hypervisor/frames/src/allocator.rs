@@ -169,7 +169,7 @@ impl<'m> FrameAllocator<'m> {
     /// Allocates a block of 2^`order` frames all of whose bytes lie below `limit`, from the highest zone that has one;
     /// memory under 1 MiB only if `limit` is at most 1 MiB.
     ///
-    /// At once where `limit` is 1 MiB, at least 4 GiB or the end of a zone, else O(free blocks of the zone that it is in).
+    /// At once where `limit` is 1 MiB, 4 GiB or above all memory, else O(free blocks of the zone that it is in).
     ///
     /// `None` as in [`allocate`](Self::allocate).
     pub fn allocate_below(&mut self, limit: Hpa, order: u8, owner: Owner) -> Option<FrameBlock> {
@@ -270,6 +270,25 @@ impl<'m> FrameAllocator<'m> {
         self.used_blocks[usize::from(used.order)] -= 1;
         self.mark_owner(used, owner);
         Ok(FrameBlock::new(used, owner))
+    }
+
+    /// Cuts `block` into its lower and its upper half, for an owner who gives back or away a part.
+    ///
+    /// # Errors
+    /// The block itself where it is a single frame or the records do not agree with it; nothing has changed then.
+    pub fn split(&mut self, block: FrameBlock) -> Result<(FrameBlock, FrameBlock), FrameBlock> {
+        let (Ok((_, whole)), Some(order)) =
+            (self.check(block.start, block.order, block.owner, false), block.order.checked_sub(1))
+        else {
+            return Err(block);
+        };
+        self.accounts.discharge(block.owner, whole.frames());
+        self.used_blocks[usize::from(whole.order)] -= 1;
+        let lower = Block { pfn: whole.pfn, order };
+        let upper = Block { pfn: lower.end(), order };
+        self.mark_owner(lower, block.owner);
+        self.mark_owner(upper, block.owner);
+        Ok((FrameBlock::new(lower, block.owner), FrameBlock::new(upper, block.owner)))
     }
 
     /// Frees every block of `owner`, chained ones included, and answers how many frames they were. `scrub` is called

@@ -253,6 +253,7 @@ enum Op {
     Pop(prop::sample::Index),
     FreeRange(prop::sample::Index),
     Transfer(prop::sample::Index, u8),
+    Split(prop::sample::Index),
     Release(u8),
 }
 
@@ -271,6 +272,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<prop::sample::Index>().prop_map(Op::Pop),
         2 => any::<prop::sample::Index>().prop_map(Op::FreeRange),
         2 => (any::<prop::sample::Index>(), 0..4u8).prop_map(|(block, owner)| Op::Transfer(block, owner)),
+        2 => any::<prop::sample::Index>().prop_map(Op::Split),
         1 => (0..4u8).prop_map(Op::Release),
     ]
 }
@@ -393,6 +395,22 @@ impl Model {
                 self.set(block.start(), block.bytes(), block.owner(), owner(who));
                 self.blocks.push(frames.transfer(block, owner(who)).unwrap());
             }
+            Op::Split(ref which) if !self.blocks.is_empty() => {
+                let block = self.blocks.swap_remove(which.index(self.blocks.len()));
+                let (start, order) = (block.start(), block.order());
+                match frames.split(block) {
+                    Ok((lower, upper)) => {
+                        assert_eq!((lower.start(), lower.order() + 1), (start, order));
+                        assert_eq!(upper.start().as_u64(), start.as_u64() + lower.bytes());
+                        assert_eq!((upper.order(), upper.owner()), (lower.order(), lower.owner()));
+                        self.blocks.extend([lower, upper]);
+                    }
+                    Err(block) => {
+                        assert_eq!(block.order(), 0);
+                        self.blocks.push(block);
+                    }
+                }
+            }
             Op::Release(who) => {
                 let who = owner(who);
                 self.blocks.retain(|block| block.owner() != who);
@@ -405,7 +423,7 @@ impl Model {
                 assert_eq!(freed, count);
                 assert!(self.frames.values().all(|&owner| owner != who));
             }
-            Op::Free(_) | Op::Pop(_) | Op::FreeRange(_) | Op::Transfer(..) => {
+            Op::Free(_) | Op::Pop(_) | Op::FreeRange(_) | Op::Transfer(..) | Op::Split(_) => {
                 assert_eq!(frames.free_frames(), before);
             }
         }

@@ -21,8 +21,10 @@
 //!
 //! # What is left to the machine
 //!
-//! Carrying out the flush, and synchronisation: changes take `&mut`, and a walk that runs beside a change sees each
-//! entry before or after its write if [`TableMemory`] reads and writes whole words.
+//! Scrubbing tables that are freed if free memory is to read as zero (they hold what they held), carrying out the
+//! flush, and synchronisation: changes take `&mut`, and a walk that runs beside a change sees each entry before or
+//! after its write if [`TableMemory`] reads and writes whole words. Intel processors on which a change of an
+//! instruction page's size may end in a machine check (INTEL-SA-00210) need [`Config::largest_leaf`] to be 4 KiB.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -196,8 +196,7 @@ impl<F: Format> Checked<F> {
     pub(crate) fn new(config: Config, left: usize) -> Self {
         let mut memory = Tables::new(left + 1);
         let Ok(space) = Stage2::new(&mut memory, config) else { unreachable!("there is a page") };
-        let largest = if config.huge_pages { PageSize::Size1G } else { PageSize::Size2M };
-        Self { memory, space, runs: Runs::default(), largest }
+        Self { memory, space, runs: Runs::default(), largest: config.largest_leaf }
     }
 
     fn look(&self, gpa: u64) -> Option<Page> {
@@ -443,7 +442,7 @@ pub fn drive(data: &[u8]) {
     let Some(shape) = data.byte() else { return };
     let config = Config {
         levels: if shape & 1 == 0 { Levels::Four } else { Levels::Five },
-        huge_pages: shape & 2 != 0,
+        largest_leaf: if shape & 2 == 0 { PageSize::Size1G } else { PageSize::Size2M },
         address_bits: if shape & 4 == 0 { 48 } else { 32 },
     };
     let left = if shape & 8 == 0 { 64 } else { (shape >> 4) as usize };

@@ -14,7 +14,8 @@ pub(crate) const LEVEL_BITS: u32 = 9;
 /// One past the last host-physical address that an entry can hold.
 const HOST_END: u64 = 1 << 52;
 
-/// How deep the tables are.
+/// How deep the tables are. For EPT the EPTP says so; NPT is walked in the host's own paging mode (AMD APM vol. 2,
+/// 15.25.3), so that it has five levels just where the host's CR4.LA57 is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Levels {
     /// 48 bits of guest-physical address.
@@ -39,8 +40,8 @@ impl Levels {
 pub struct Config {
     /// How deep the tables are.
     pub levels: Levels,
-    /// Whether the processor takes 1 GiB leaves.
-    pub huge_pages: bool,
+    /// The largest leaf: what the processor takes, or less.
+    pub largest_leaf: PageSize,
     /// Bits of a guest-physical address; what the levels cannot span is cut.
     pub address_bits: u8,
 }
@@ -49,7 +50,8 @@ impl Config {
     /// Four levels, 48 bits, and 1 GiB leaves if `huge_pages`.
     #[must_use]
     pub const fn four_levels(huge_pages: bool) -> Self {
-        Self { levels: Levels::Four, huge_pages, address_bits: 48 }
+        let largest_leaf = if huge_pages { PageSize::Size1G } else { PageSize::Size2M };
+        Self { levels: Levels::Four, largest_leaf, address_bits: 48 }
     }
 }
 
@@ -186,7 +188,11 @@ impl<F: Format> Stage2<F> {
         Ok(Self {
             root: memory.allocate().ok_or(Error::OutOfTables)?,
             levels,
-            largest_leaf: if config.huge_pages { 3 } else { 2 },
+            largest_leaf: match config.largest_leaf {
+                PageSize::Size4K => 1,
+                PageSize::Size2M => 2,
+                PageSize::Size1G => 3,
+            },
             end: 1 << u32::from(config.address_bits).min(spanned),
             retired: TableList::EMPTY,
             format: PhantomData,

@@ -79,11 +79,16 @@ both! {
         map(&mut space, &mut memory, 0, 0, GIB).unwrap();
         assert_eq!(size_at(&space, &memory, 0), Some((0, PageSize::Size2M)));
         space.destroy(&mut memory);
+        let small = Config { largest_leaf: PageSize::Size4K, ..Config::four_levels(false) };
+        let mut space = Stage2::<F>::new(&mut memory, small).unwrap();
+        map(&mut space, &mut memory, 0, 0, 2 * MIB).unwrap();
+        assert_eq!(size_at(&space, &memory, 0), Some((0, PageSize::Size4K)));
+        space.destroy(&mut memory);
         assert_eq!(memory.count(), 0);
     }
 
     fn five_levels_reach_further<F>() {
-        let config = Config { levels: Levels::Five, huge_pages: true, address_bits: 64 };
+        let config = Config { levels: Levels::Five, largest_leaf: PageSize::Size1G, address_bits: 64 };
         let mut memory = Tables::new(100);
         let mut space = Stage2::<F>::new(&mut memory, config).unwrap();
         assert_eq!(space.address_bits(), 57);
