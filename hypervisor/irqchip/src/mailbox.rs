@@ -20,7 +20,10 @@
 //! with host interrupts held off up to the entry (the kick's IPI then ends the guest's run at once), or, when it goes to
 //! sleep, after it has announced so under the lock that the waker takes.
 
+#[cfg(not(all(test, loom)))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(all(test, loom))]
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::{DeliveryMode, InterruptMessage, TriggerMode, VectorSet};
 
@@ -73,6 +76,13 @@ impl Taken {
 
 impl Mailbox {
     /// An empty one.
+    #[cfg(all(test, loom))]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty one.
+    #[cfg(not(all(test, loom)))]
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -163,7 +173,10 @@ impl Mailbox {
 
     /// Clears and sets bits of the word in one step.
     fn replace(&self, clear: u32, set: u32) -> bool {
-        self.pending.update(Ordering::AcqRel, Ordering::Relaxed, |word| word & !clear | set) == 0
+        let step = |word| Some(word & !clear | set);
+        match self.pending.fetch_update(Ordering::AcqRel, Ordering::Relaxed, step) {
+            Ok(before) | Err(before) => before == 0,
+        }
     }
 
     /// Takes the word: the receiver's first step.
@@ -183,5 +196,125 @@ impl Mailbox {
         }
         let bits = requests.swap(0, Ordering::AcqRel);
         (bits, level.load(Ordering::Relaxed) & bits)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+    use std::time::Duration;
+    use std::vec::Vec;
+
+    /// Posters wait until their vector has been taken before they post it again, so that every post counts; the receiver
+    /// sleeps whenever it finds nothing. A lost request or a lost wake-up ends in the receiver's time-out.
+    #[test]
+    fn threads_lose_neither_requests_nor_wake_ups() {
+        const ROUNDS: usize = 3000;
+        let mailbox = Arc::new(Mailbox::new());
+        let vectors = [0x20u8, 0x21, 0x80, 0xff];
+        let free: Arc<Vec<AtomicBool>> = Arc::new(vectors.iter().map(|_| AtomicBool::new(true)).collect());
+        let receiver = thread::current();
+        let posters: Vec<_> = (0..vectors.len())
+            .map(|n| {
+                let (mailbox, free, receiver) = (mailbox.clone(), free.clone(), receiver.clone());
+                thread::spawn(move || {
+                    let trigger = if n % 2 == 0 { TriggerMode::Edge } else { TriggerMode::Level };
+                    for _ in 0..ROUNDS {
+                        while !free[n].swap(false, Ordering::AcqRel) {
+                            thread::yield_now();
+                        }
+                        if mailbox.post_vector(vectors[n], trigger) {
+                            receiver.unpark();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut counts = [0; 4];
+        while counts.iter().any(|&count| count < ROUNDS) {
+            if !mailbox.has_work() {
+                let before = std::time::Instant::now();
+                thread::park_timeout(Duration::from_secs(20));
+                assert!(before.elapsed() < Duration::from_secs(20), "lost: {counts:?}");
+                continue;
+            }
+            assert!(mailbox.take().requests());
+            for word in 0..VectorSet::WORDS {
+                let (requests, level) = mailbox.take_requests(word);
+                for (n, &vector) in vectors.iter().enumerate() {
+                    let bit = 1u64 << (vector & 63);
+                    if usize::from(vector >> 6) == word && requests & bit != 0 {
+                        assert_eq!(level & bit != 0, n % 2 != 0);
+                        counts[n] += 1;
+                        free[n].store(true, Ordering::Release);
+                    }
+                }
+            }
+        }
+        posters.into_iter().for_each(|poster| poster.join().unwrap());
+        assert_eq!(counts, [ROUNDS; 4]);
+        assert!((0..VectorSet::WORDS).all(|word| mailbox.take_requests(word).0 == 0));
+    }
+}
+
+/// Every interleaving and reordering: `RUSTFLAGS="--cfg loom" cargo test -p caisson-irqchip --release --lib loom_`.
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// Two posters and a receiver that looks until the word is empty for good: every request arrives, with its trigger
+    /// mode, and exactly the posts that found the word empty woke.
+    #[test]
+    fn no_request_is_lost() {
+        loom::model(|| {
+            let mailbox = Arc::new(Mailbox::new());
+            let posters = [(0x41, TriggerMode::Edge), (0x42, TriggerMode::Level)].map(|(vector, trigger)| {
+                let mailbox = mailbox.clone();
+                thread::spawn(move || usize::from(mailbox.post_vector(vector, trigger)))
+            });
+            let (mut seen, mut looks) = (0, 0);
+            let mut look = || {
+                if mailbox.has_work() {
+                    looks += 1;
+                    assert!(mailbox.take().requests());
+                    let (requests, level) = mailbox.take_requests(1);
+                    assert_eq!(level, requests & 4);
+                    assert_eq!(seen & requests, 0);
+                    seen |= requests;
+                }
+            };
+            look();
+            let wakes: usize = posters.into_iter().map(|poster| poster.join().unwrap()).sum();
+            look();
+            look();
+            assert_eq!(seen, 0b110);
+            assert_eq!(wakes, looks, "each look that found work was announced");
+        });
+    }
+
+    /// INIT cancels an earlier SIPI and not a later one, whoever looks in between.
+    #[test]
+    fn init_then_sipi_keeps_its_order() {
+        loom::model(|| {
+            let mailbox = Arc::new(Mailbox::new());
+            let sender = {
+                let mailbox = mailbox.clone();
+                thread::spawn(move || {
+                    let _ = mailbox.post_init();
+                    let _ = mailbox.post_sipi(0);
+                })
+            };
+            let first = mailbox.take();
+            sender.join().unwrap();
+            let second = mailbox.take();
+            assert!(first.init() != second.init());
+            assert!(first.sipi().is_some() != second.sipi().is_some());
+            assert!(first.init() || second.sipi() == Some(0), "never the SIPI before the INIT");
+        });
     }
 }

@@ -220,7 +220,8 @@ impl LocalApic {
 
     /// Takes in what others have posted. Call it before each entry when [`Mailbox::has_work`].
     ///
-    /// What is for a disabled APIC is dropped, but for INIT, SIPI and work bits, which are the caller's.
+    /// What is for a disabled APIC is dropped, but for INIT, SIPI and work bits, which are the caller's. Vectors for one
+    /// that was software disabled after [`ApicMap`](crate::ApicMap) resolved them are accepted: they were under way.
     pub fn drain(&mut self, mailbox: &Mailbox) -> Events {
         let taken = mailbox.take();
         if taken.requests() {
@@ -468,6 +469,29 @@ impl LocalApic {
     pub fn advance(&mut self, now: Instant) {
         if self.timer.expire(now) {
             self.deliver_lvt(Lvt::Timer);
+        }
+    }
+
+    /// What holds after every operation.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn assert_invariants(&self) {
+        assert!(
+            self.irr.register(0) & 0xffff == 0 && self.isr.register(0) & 0xffff == 0,
+            "illegal vector accepted"
+        );
+        let mut fresh = self.clone();
+        fresh.update_ppr();
+        assert_eq!(self.ppr, fresh.ppr, "stale PPR");
+        assert!(self.ppr >= self.tpr & 0xf0, "PPR is below TPR");
+        if self.mode == ApicMode::Disabled {
+            assert!(self.irr.is_empty() && self.isr.is_empty() && !self.is_software_enabled());
+        }
+        if !self.is_software_enabled() {
+            assert!(self.lvt.iter().all(|entry| entry & lvt::MASKED != 0), "unmasked while disabled");
         }
     }
 }

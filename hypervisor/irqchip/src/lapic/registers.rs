@@ -159,25 +159,22 @@ impl LocalApic {
     /// #GP outside of x2APIC mode, for reserved and read-only registers, and for reserved bits.
     pub fn write_x2apic(&mut self, msr: u32, value: u64, now: Instant) -> Result<Effect, GeneralProtection> {
         let index = self.msr_index(msr)?;
-        if index == index::ICR {
-            return if value & icr::RESERVED == 0 {
-                Ok(self.write_icr(value))
-            } else {
-                Err(GeneralProtection)
-            };
+        // The two hot ones first.
+        match index {
+            index::ICR if value & icr::RESERVED == 0 => return Ok(self.write_icr(value)),
+            index::EOI if value == 0 => return Ok(self.eoi()),
+            index::ICR | index::EOI => return Err(GeneralProtection),
+            _ => {}
         }
         let value = u32::try_from(value).map_err(|_| GeneralProtection)?;
         if value & !self.x2apic_writable(index) != 0 {
             return Err(GeneralProtection);
         }
-        match index {
-            index::EOI => Ok(self.eoi()),
-            index::SELF_IPI => {
-                self.self_ipi(value as u8);
-                Ok(Effect::None)
-            }
-            _ => self.write_common(index, value, now).ok_or(GeneralProtection),
+        if index == index::SELF_IPI {
+            self.self_ipi(value as u8);
+            return Ok(Effect::None);
         }
+        self.write_common(index, value, now).ok_or(GeneralProtection)
     }
 
     fn msr_index(&self, msr: u32) -> Result<u8, GeneralProtection> {
@@ -190,7 +187,7 @@ impl LocalApic {
     /// The bits of a 32-bit register that are not reserved.
     fn x2apic_writable(&self, index: u8) -> u32 {
         match index {
-            index::EOI | index::ESR => 0,
+            index::ESR => 0,
             index::TPR | index::SELF_IPI => 0xff,
             index::SVR => SVR_WRITABLE,
             index::DIVIDE => 0b1011,

@@ -24,7 +24,7 @@ pub(super) struct Chip {
     lines: u8,
     /// Edges not acknowledged yet. Level-triggered lines request as long as they are high.
     edges: u8,
-    /// The input of a second chip, and its request.
+    /// The input where a second chip's output is, as a bit, or 0; and its request.
     cascade: u8,
     cascade_requests: u8,
     imr: u8,
@@ -47,11 +47,12 @@ pub(super) struct Chip {
 }
 
 impl Chip {
-    pub(super) const fn new(elcr_writable: u8) -> Self {
+    /// A chip whose inputs `elcr_writable` can be made level-triggered, with a second chip at `cascade` (a bit, or 0).
+    pub(super) const fn new(elcr_writable: u8, cascade: u8) -> Self {
         Self {
             lines: 0,
             edges: 0,
-            cascade: 0,
+            cascade,
             cascade_requests: 0,
             imr: 0xff,
             isr: 0,
@@ -72,7 +73,7 @@ impl Chip {
     }
 
     pub(super) fn reset(&mut self) {
-        *self = Self { lines: self.lines, cascade: self.cascade, ..Self::new(self.elcr_writable) };
+        *self = Self { lines: self.lines, ..Self::new(self.elcr_writable, self.cascade) };
     }
 
     // ---- requests
@@ -87,10 +88,9 @@ impl Chip {
         }
     }
 
-    /// The output of the chip at input `ir`, which requests as long as it is high.
+    /// The second chip's output, which requests as long as it is high.
     #[inline]
-    pub(super) fn set_cascade(&mut self, ir: u8, high: bool) {
-        self.cascade = 1 << (ir & 7);
+    pub(super) fn set_cascade(&mut self, high: bool) {
         self.cascade_requests = if high { self.cascade } else { 0 };
     }
 

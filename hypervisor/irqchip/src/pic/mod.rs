@@ -36,7 +36,7 @@ impl PicPair {
     #[must_use]
     pub const fn new() -> Self {
         // Lines 0 to 2, and 8 and 13, are edge-triggered for good.
-        Self { primary: Chip::new(0xf8), secondary: Chip::new(0xde) }
+        Self { primary: Chip::new(0xf8, 1 << CASCADE), secondary: Chip::new(0xde, 0) }
     }
 
     /// After a machine reset: as [`Self::new`], but lines stay as their devices drive them.
@@ -112,7 +112,7 @@ impl PicPair {
 
     fn cascade(&mut self) {
         let output = self.secondary.output();
-        self.primary.set_cascade(CASCADE, output);
+        self.primary.set_cascade(output);
     }
 }
 
