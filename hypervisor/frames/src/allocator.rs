@@ -16,8 +16,8 @@ use crate::{
 /// An allocated block of frames: whoever holds it may use the frames, and gives them back by
 /// [`FrameAllocator::free`].
 ///
-/// It can be neither copied nor made up, so that safe code frees a block once. Where only the address can be kept (a
-/// page-table entry), take it by [`into_start`](Self::into_start) and get the block back, checked, by
+/// It can be neither copied nor made up, so that safe code frees a block once. Where only the address can be
+/// kept (a page-table entry), take it by [`into_start`](Self::into_start) and get the block back, checked, by
 /// [`FrameAllocator::reclaim`]. A block that is dropped stays allocated until its owner is
 /// [released](FrameAllocator::release_owner).
 #[must_use = "a dropped block stays allocated"]
@@ -95,8 +95,8 @@ pub struct FrameAllocator<'m> {
 }
 
 impl<'m> FrameAllocator<'m> {
-    /// An allocator over the zones of `plan`, with no memory yet. Every entry of `meta` is [`FrameMeta::ABSENT`],
-    /// which is what zeroed memory holds.
+    /// An allocator over the zones of `plan`, with no memory yet. Every entry of `meta` is
+    /// [`FrameMeta::ABSENT`], which is what zeroed memory holds.
     ///
     /// # Errors
     /// [`SetupError`] where `meta` is too short for the plan or the plan too long for any metadata.
@@ -125,8 +125,8 @@ impl<'m> FrameAllocator<'m> {
         })
     }
 
-    /// Seeds the whole frames within `len` bytes at `start` as free memory, and answers how many they are. The
-    /// memory there reads as zero. O(blocks) for regions in ascending order.
+    /// Seeds the whole frames within `len` bytes at `start` as free memory, and answers how many they are.
+    /// The memory there reads as zero. O(blocks) for regions in ascending order.
     ///
     /// # Errors
     /// [`RegionError`] where part of it was not planned or is managed already; nothing is seeded then.
@@ -155,8 +155,8 @@ impl<'m> FrameAllocator<'m> {
 
     /// Allocates a block of 2^`order` frames, from the highest zone that has one, never below 1 MiB.
     ///
-    /// `None` where no such block is free, `order` is over [`MAX_ORDER`], `owner` is [`Owner::Free`], or one domain
-    /// too many ([`MAX_DOMAINS`](crate::MAX_DOMAINS)) would own frames. Nothing has changed then.
+    /// `None` where no such block is free, `order` is over [`MAX_ORDER`], `owner` is [`Owner::Free`], or one
+    /// domain too many ([`MAX_DOMAINS`](crate::MAX_DOMAINS)) would own frames. Nothing has changed then.
     pub fn allocate(&mut self, order: u8, owner: Owner) -> Option<FrameBlock> {
         if order > MAX_ORDER || !self.accounts.can_charge(owner) {
             return None;
@@ -166,10 +166,11 @@ impl<'m> FrameAllocator<'m> {
         Some(self.hand_out(block, owner))
     }
 
-    /// Allocates a block of 2^`order` frames all of whose bytes lie below `limit`, from the highest zone that has one;
-    /// memory under 1 MiB only if `limit` is at most 1 MiB.
+    /// Allocates a block of 2^`order` frames all of whose bytes lie below `limit`, from the highest zone that
+    /// has one; memory under 1 MiB only if `limit` is at most 1 MiB.
     ///
-    /// At once where `limit` is 1 MiB, 4 GiB or above all memory, else O(free blocks of the zone that it is in).
+    /// At once where `limit` is 1 MiB, 4 GiB or above all memory, else O(free blocks of the zone that it is
+    /// in).
     ///
     /// `None` as in [`allocate`](Self::allocate).
     pub fn allocate_below(&mut self, limit: Hpa, order: u8, owner: Owner) -> Option<FrameBlock> {
@@ -204,8 +205,8 @@ impl<'m> FrameAllocator<'m> {
         Some(self.hand_out(block, owner))
     }
 
-    /// Makes every free frame that `len` bytes at `start` touch [`Owner::Reserved`], and answers how many they were.
-    /// Frames that are not free stay what they are.
+    /// Makes every free frame that `len` bytes at `start` touch [`Owner::Reserved`], and answers how many
+    /// they were. Frames that are not free stay what they are.
     pub fn reserve(&mut self, start: Hpa, len: u64) -> u64 {
         let range = Span::around(start, len);
         let before = self.free_frames;
@@ -291,12 +292,12 @@ impl<'m> FrameAllocator<'m> {
         Ok((FrameBlock::new(lower, block.owner), FrameBlock::new(upper, block.owner)))
     }
 
-    /// Frees every block of `owner`, chained ones included, and answers how many frames they were. `scrub` is called
-    /// for each (start, bytes) before it is freed and fills it with zeros.
+    /// Frees every block of `owner`, chained ones included, and answers how many frames they were. `scrub` is
+    /// called for each (start, bytes) before it is freed and fills it with zeros.
     ///
-    /// The sure end of a domain: whatever it had, down to tokens that were dropped, is free afterwards. It looks at
-    /// every block of the machine until all of the owner's are found. Tokens of the owner's that still exist are
-    /// refused when they are freed later. [`Owner::Free`] has nothing to release.
+    /// The sure end of a domain: whatever it had, down to tokens that were dropped, is free afterwards. It
+    /// looks at every block of the machine until all of the owner's are found. Tokens of the owner's that
+    /// still exist are refused when they are freed later. [`Owner::Free`] has nothing to release.
     pub fn release_owner(&mut self, owner: Owner, mut scrub: impl FnMut(Hpa, u64)) -> u64 {
         let frames = self.accounts.frames(owner);
         for at in (0..self.zones_used).rev() {
@@ -412,7 +413,8 @@ impl<'m> FrameAllocator<'m> {
         zone.give(self.meta, block)
     }
 
-    /// The zone and the block that starts at `start`, if it is allocated with just this order, owner and chaining.
+    /// The zone and the block that starts at `start`, if it is allocated with just this order, owner and
+    /// chaining.
     pub(crate) fn check(
         &self,
         start: Hpa,
@@ -438,8 +440,8 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    /// Takes a block of the largest order up to `order` of which there is one, never below 1 MiB, and records it as
-    /// `owner`'s.
+    /// Takes a block of the largest order up to `order` of which there is one, never below 1 MiB, and records
+    /// it as `owner`'s.
     pub(crate) fn take_largest(&mut self, order: u8, owner: Owner) -> Option<Block> {
         let zones = &mut self.zones[..self.zones_used];
         let best = zones_above_low(zones).filter_map(|zone| zone.largest_free()).max()?.min(order);

@@ -9,8 +9,8 @@ use crate::{FRAME_SHIFT, FrameAllocator, FreeError, MAX_ORDER, Owner};
 
 /// Memory of one owner's as a list of blocks, from the largest to the smallest.
 ///
-/// As each block is a multiple of the next one's size, memory that is mapped block after block from an aligned
-/// address has every block aligned to its own size, fit for the largest leaves.
+/// As each block is a multiple of the next one's size, memory that is mapped block after block from an
+/// aligned address has every block aligned to its own size, fit for the largest leaves.
 ///
 /// The list is linked through the allocator's metadata and needs no memory of its own. Like a
 /// [`FrameBlock`], a dropped chain stays allocated until its owner is released.
@@ -69,8 +69,8 @@ impl Iterator for ChainBlocks<'_, '_> {
 }
 
 impl<'m> FrameAllocator<'m> {
-    /// Allocates `bytes` (rounded up to whole frames) in the fewest and largest blocks that are free, from 1 GiB
-    /// down to 4 KiB, never below 1 MiB. All or nothing.
+    /// Allocates `bytes` (rounded up to whole frames) in the fewest and largest blocks that are free,
+    /// from 1 GiB down to 4 KiB, never below 1 MiB. All or nothing.
     ///
     /// `None` where `bytes` is 0, there is not so much free memory, or `owner` cannot own it (see
     /// [`allocate`](Self::allocate)). Nothing has changed then.
@@ -103,7 +103,8 @@ impl<'m> FrameAllocator<'m> {
         Some(chain)
     }
 
-    /// Takes the first, largest block out of `chain`; `None` when the chain is empty or not of this allocator's.
+    /// Takes the first, largest block out of `chain`; `None` when the chain is empty or not of this
+    /// allocator's.
     pub fn pop(&mut self, chain: &mut FrameChain) -> Option<FrameBlock> {
         if chain.is_empty() {
             return None;
@@ -122,8 +123,8 @@ impl<'m> FrameAllocator<'m> {
         ChainBlocks { allocator: self, next: chain.first, left: chain.blocks, owner: chain.owner }
     }
 
-    /// Frees all blocks of `chain`, whose memory the caller has filled with zeros, and answers how many frames they
-    /// were.
+    /// Frees all blocks of `chain`, whose memory the caller has filled with zeros, and answers how many
+    /// frames they were.
     ///
     /// # Errors
     /// [`FreeError`] where the records do not agree with the chain, as after the release of its owner; the blocks

@@ -62,7 +62,8 @@ impl fmt::Display for RegionError {
 pub enum FreeError {
     /// No zone has this address.
     NotManaged(Hpa),
-    /// The address is not the start of an allocated block: it is free already, inside a larger block, or misaligned.
+    /// The address is not the start of an allocated block: it is free already, inside a larger block, or
+    /// misaligned.
     NotAllocated(Hpa),
     /// The block there has another order.
     WrongOrder {
@@ -78,8 +79,8 @@ pub enum FreeError {
         /// The owner that the allocator has on record.
         actual: Owner,
     },
-    /// The block belongs to a [`FrameChain`](crate::FrameChain) and can only be freed through it (or, the other way
-    /// round, is not part of the chain that names it).
+    /// The block belongs to a [`FrameChain`](crate::FrameChain) and can only be freed through it (or, the
+    /// other way round, is not part of the chain that names it).
     Chained(Hpa),
 }
 

@@ -1,10 +1,10 @@
 //! The frame allocator: a buddy system over the machine's memory map that knows the owner of every frame.
 //!
-//! Blocks are naturally aligned powers of two of 4 KiB frames, from order 0 (4 KiB) to [`MAX_ORDER`] (1 GiB), so that
-//! a block is always fit for the largest stage-2 leaf that its size allows. RAM is not contiguous: [`ZonePlan`]
-//! covers the memory map by a few zones, says how much metadata they need (8 bytes a frame, holes between zones are
-//! free of charge), and [`FrameAllocator`] manages the frames by that metadata alone. The frames themselves are never
-//! touched here, which is what makes the crate pure and testable on any host.
+//! Blocks are naturally aligned powers of two of 4 KiB frames, from order 0 (4 KiB) to [`MAX_ORDER`] (1 GiB),
+//! so that a block is always fit for the largest stage-2 leaf that its size allows. RAM is not contiguous:
+//! [`ZonePlan`] covers the memory map by a few zones, says how much metadata they need (8 bytes a frame,
+//! holes between zones are free of charge), and [`FrameAllocator`] manages the frames by that metadata alone.
+//! The frames themselves are never touched here, which is what makes the crate pure and testable on any host.
 //!
 //! # Invariants
 //!
@@ -18,9 +18,10 @@
 //!
 //! # Placement
 //!
-//! Zones end at 1 MiB and at 4 GiB. An allocation takes the highest zone that can serve it, so that memory which
-//! 32-bit devices can reach is spent last. Memory below 1 MiB is given only to those who name it (application
-//! processor trampolines): by [`FrameAllocator::allocate_below`] or [`FrameAllocator::allocate_at`].
+//! Zones end at 1 MiB and at 4 GiB. An allocation takes the highest zone that can serve it, so that memory
+//! which 32-bit devices can reach is spent last. Memory below 1 MiB is given only to those who name it
+//! (application processor trampolines): by [`FrameAllocator::allocate_below`] or
+//! [`FrameAllocator::allocate_at`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -55,7 +56,8 @@ pub const ORDERS: usize = MAX_ORDER as usize + 1;
 /// log2 of a frame's bytes.
 const FRAME_SHIFT: u32 = 12;
 
-/// The largest order of a block that may start at frame number `pfn` and end within `frames` (at least 1) frames.
+/// The largest order of a block that may start at frame number `pfn` and end within `frames` (at least 1)
+/// frames.
 const fn largest_order(pfn: u64, frames: u64) -> u8 {
     let by_size = frames.ilog2();
     let by_place = pfn.trailing_zeros();

@@ -63,7 +63,8 @@ impl FrameMeta {
         )
     }
 
-    /// An allocated block's word, in no chain. `owner` is not [`Owner::Free`] (it would read back as reserved).
+    /// An allocated block's word, in no chain. `owner` is not [`Owner::Free`] (it would read back as
+    /// reserved).
     pub(crate) const fn used(order: u8, owner: Owner) -> Self {
         let (kind, domain) = match owner {
             Owner::Hypervisor => (KIND_HYPERVISOR, 0),

@@ -40,8 +40,8 @@ struct DomainFrames {
 
 /// How many frames each owner has.
 ///
-/// Domain ids are handed out in order, so a domain's slot is nearly always the one at its id modulo [`MAX_DOMAINS`]
-/// and a count is found at once.
+/// Domain ids are handed out in order, so a domain's slot is nearly always the one at its id modulo
+/// [`MAX_DOMAINS`] and a count is found at once.
 pub(crate) struct Accounts {
     hypervisor: u64,
     reserved: u64,

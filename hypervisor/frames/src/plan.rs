@@ -68,9 +68,10 @@ impl Span {
 
 /// A plan of zones: spans of memory that the allocator will keep metadata for.
 ///
-/// [Include](Self::include) every region of RAM that will ever be handed to the allocator, in any order; reserve
-/// [`metadata_bytes`](Self::metadata_bytes) of zeroed memory; then set the allocator up. Planning a zone makes
-/// nothing allocatable: regions do, see [`FrameAllocator::add_region`](crate::FrameAllocator::add_region).
+/// [Include](Self::include) every region of RAM that will ever be handed to the allocator, in any order;
+/// reserve [`metadata_bytes`](Self::metadata_bytes) of zeroed memory; then set the allocator up. Planning a
+/// zone makes nothing allocatable: regions do, see
+/// [`FrameAllocator::add_region`](crate::FrameAllocator::add_region).
 #[derive(Clone, Copy, Debug)]
 pub struct ZonePlan {
     /// One more than there may be zones, for the moment before two are joined.
@@ -87,8 +88,8 @@ impl ZonePlan {
 
     /// Includes `len` bytes at `start`, clipped to whole frames. Regions may overlap and come in any order.
     ///
-    /// Neighbours with up to 1 GiB between them share a zone, and if there would be more than [`MAX_ZONES`], so do
-    /// those that are the closest together.
+    /// Neighbours with up to 1 GiB between them share a zone, and if there would be more than [`MAX_ZONES`],
+    /// so do those that are the closest together.
     pub fn include(&mut self, start: Hpa, len: u64) {
         let region = Span::inside(start, len);
         for (start, end) in BORDERS {
@@ -112,8 +113,8 @@ impl ZonePlan {
         }
     }
 
-    /// Joins the two zones of one class that have the smallest hole between them. There are such, as there are fewer
-    /// classes than zones, and nothing lies between them.
+    /// Joins the two zones of one class that have the smallest hole between them. There are such, as there
+    /// are fewer classes than zones, and nothing lies between them.
     fn join_closest(&mut self) {
         let mut best: Option<(u64, usize, usize)> = None;
         for a in 0..self.used {

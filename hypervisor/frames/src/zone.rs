@@ -1,7 +1,7 @@
 //! One zone: a contiguous span of frames with its free lists.
 //!
-//! Frames are named by frame number (`pfn`) here and by metadata index in the links; within a zone the two differ by
-//! a constant. All methods take the metadata of all zones.
+//! Frames are named by frame number (`pfn`) here and by metadata index in the links; within a zone the two
+//! differ by a constant. All methods take the metadata of all zones.
 
 use crate::meta::{NIL, State};
 use crate::plan::Span;
@@ -114,8 +114,8 @@ impl Zone {
         Some(self.take_from(meta, Block { pfn, order: found }, pfn, order))
     }
 
-    /// Takes a block of `order` that ends at or before `limit` out of this zone, the lowest that some free block has.
-    /// O(free blocks of the zone).
+    /// Takes a block of `order` that ends at or before `limit` out of this zone, the lowest that some free
+    /// block has. O(free blocks of the zone).
     pub(crate) fn take_below(&mut self, meta: &mut [FrameMeta], order: u8, limit: u64) -> Option<Block> {
         if self.span.end <= limit {
             return self.take(meta, order);
@@ -173,8 +173,8 @@ impl Zone {
         block
     }
 
-    /// Whether no frame of `span` (a part of this zone) is managed. Regions that come in ascending order are answered
-    /// at once; others by a look at each frame.
+    /// Whether no frame of `span` (a part of this zone) is managed. Regions that come in ascending order are
+    /// answered at once; others by a look at each frame.
     pub(crate) fn is_vacant(&self, meta: &[FrameMeta], span: Span) -> bool {
         self.seeded.intersect(span.start, span.end).frames() == 0
             || (self.find(meta, span.start).is_none()

@@ -14,8 +14,8 @@ enum Change {
 }
 
 impl<F: Format> Stage2<F> {
-    /// Unmaps `len` bytes at `gpa`; what is not mapped there is left so. Large leaves that reach out of the range are
-    /// split, tables that become empty are retired until [`flushed`](Self::flushed).
+    /// Unmaps `len` bytes at `gpa`; what is not mapped there is left so. Large leaves that reach out of the
+    /// range are split, tables that become empty are retired until [`flushed`](Self::flushed).
     ///
     /// # Errors
     /// [`Error`], with nothing changed.
@@ -23,8 +23,9 @@ impl<F: Format> Stage2<F> {
         self.change(memory, gpa, len, Change::Unmap)
     }
 
-    /// Changes the permissions of `len` bytes at `gpa`, all of which are mapped. Large leaves that reach out of the
-    /// range are split; no page is absent in between, and none has other permissions than the old or the new ones.
+    /// Changes the permissions of `len` bytes at `gpa`, all of which are mapped. Large leaves that reach out
+    /// of the range are split; no page is absent in between, and none has other permissions than the old or
+    /// the new ones.
     ///
     /// # Errors
     /// [`Error`], with nothing changed.
@@ -145,8 +146,8 @@ impl<F: Format> Stage2<F> {
         changed
     }
 
-    /// A table, not linked yet, that maps what the leaf of `level` does, by smaller leaves. They count as accessed and
-    /// dirty, as the processor may set those bits of the leaf up to its replacement.
+    /// A table, not linked yet, that maps what the leaf of `level` does, by smaller leaves. They count as
+    /// accessed and dirty, as the processor may set those bits of the leaf up to its replacement.
     fn split<M: TableMemory>(memory: &mut M, pool: &mut TableList, leaf: u64, level: u8) -> Option<Hpa> {
         let child = pool.pop(memory)?;
         let page = leaf & F::ADDRESS & !(leaf_size(level).bytes() - 1);
@@ -158,8 +159,8 @@ impl<F: Format> Stage2<F> {
         Some(child)
     }
 
-    /// Replaces an entry that was read as `entry` by what `new` makes of it, and keeps accessed and dirty bits that
-    /// the processor sets meanwhile. It sets each once, so that this ends.
+    /// Replaces an entry that was read as `entry` by what `new` makes of it, and keeps accessed and dirty
+    /// bits that the processor sets meanwhile. It sets each once, so that this ends.
     pub(crate) fn update<M: TableMemory>(
         memory: &mut M,
         slot: &Slot,
@@ -176,7 +177,8 @@ impl<F: Format> Stage2<F> {
     }
 }
 
-/// How many tables it takes to split the leaf in `slot` such that every smaller one is in `range` wholly or not at all.
+/// How many tables it takes to split the leaf in `slot` such that every smaller one is in `range` wholly or
+/// not at all.
 fn tables_for_split(slot: &Slot, level: u8, range: Range) -> u64 {
     if level == 1 || slot.is_within(range) {
         return 0;

@@ -1,7 +1,8 @@
 //! Intel's extended page tables (Intel SDM vol. 3, 29.3.2).
 //!
-//! The accessed and dirty bits count only if the EPTP asks for them. The memory type of a leaf is combined with the
-//! guest's PAT (29.3.7.2): "ignore PAT" stays clear, so that a guest that drives a real device gets the types that it asks for.
+//! The accessed and dirty bits count only if the EPTP asks for them. The memory type of a leaf is combined
+//! with the guest's PAT (29.3.7.2): "ignore PAT" stays clear, so that a guest that drives a real device gets
+//! the types that it asks for.
 
 use caisson_types::Hpa;
 
@@ -19,7 +20,8 @@ const WRITE_COMBINING: u64 = 1;
 const WRITE_THROUGH: u64 = 4;
 const WRITE_BACK: u64 = 6;
 
-/// EPTP (SDM vol. 3, 25.6.11): bits 5:3 are the walk's length less one, bit 6 enables accessed and dirty bits.
+/// EPTP (SDM vol. 3, 25.6.11): bits 5:3 are the walk's length less one, bit 6 enables accessed and dirty
+/// bits.
 const EPTP_LENGTH_SHIFT: u32 = 3;
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 

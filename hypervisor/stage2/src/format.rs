@@ -24,8 +24,8 @@ impl Permissions {
     pub const READ: Self = Self { read: true, write: false, execute: false };
 }
 
-/// The memory type of a mapping. It is combined with the type that the guest's own page tables ask for, and the
-/// stricter wins (AMD APM vol. 2, 15.25.8; Intel SDM vol. 3, 29.3.7).
+/// The memory type of a mapping. It is combined with the type that the guest's own page tables ask for, and
+/// the stricter wins (AMD APM vol. 2, 15.25.8; Intel SDM vol. 3, 29.3.7).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MemoryType {
     /// Cached: RAM.
@@ -40,8 +40,8 @@ pub enum MemoryType {
 
 /// A table format: what the bits of an entry mean.
 ///
-/// Both formats put addresses into bits 51:12, mark a leaf above the last level by bit 7 ([`LARGE`](Self::LARGE)),
-/// and take an entry of 0 for absent.
+/// Both formats put addresses into bits 51:12, mark a leaf above the last level by bit 7
+/// ([`LARGE`](Self::LARGE)), and take an entry of 0 for absent.
 pub trait Format {
     /// A leaf of 2 MiB or 1 GiB has this bit, and a pointer to a table has not. At the last level it may mean
     /// something else.
@@ -71,7 +71,7 @@ pub trait Format {
     /// A leaf's memory type. `large` for 2 MiB and 1 GiB.
     fn memory_type(leaf: u64, large: bool) -> MemoryType;
 
-    /// What the virtual-machine control block takes as the root of the tables: nCR3 or EPTP. `levels` is 4 or 5;
-    /// `accessed_dirty` has the processor maintain those bits where that is an option.
+    /// What the virtual-machine control block takes as the root of the tables: nCR3 or EPTP. `levels` is 4 or
+    /// 5; `accessed_dirty` has the processor maintain those bits where that is an option.
     fn root_pointer(root: Hpa, levels: u8, accessed_dirty: bool) -> u64;
 }

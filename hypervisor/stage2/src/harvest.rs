@@ -1,4 +1,5 @@
-//! Looking at leaves, and harvesting accessed and dirty bits: which pages a guest used or wrote since they were harvested last.
+//! Looking at leaves, and harvesting accessed and dirty bits: which pages a guest used or wrote since they
+//! were harvested last.
 
 use caisson_types::{Gpa, Hpa, PageSize};
 
@@ -15,8 +16,8 @@ pub enum Trace {
 }
 
 impl<F: Format> Stage2<F> {
-    /// Calls `visit` with the first address and the translation of every leaf that touches the range, in ascending
-    /// order: what a domain's end, a save or a dump of its memory goes through.
+    /// Calls `visit` with the first address and the translation of every leaf that touches the range, in
+    /// ascending order: what a domain's end, a save or a dump of its memory goes through.
     ///
     /// # Errors
     /// [`Error::Misaligned`] or [`Error::BeyondWidth`], with nothing visited.
@@ -55,11 +56,11 @@ impl<F: Format> Stage2<F> {
         }
     }
 
-    /// Calls `visit` for every leaf that touches the range and carries the trace, and clears it there. New and split
-    /// leaves carry both.
+    /// Calls `visit` for every leaf that touches the range and carries the trace, and clears it there. New
+    /// and split leaves carry both.
     ///
-    /// Until the flush, processors may access such pages without a trace. So: harvest, flush, and only then read the pages.
-    /// A processor without accessed and dirty bits leaves no traces but the first.
+    /// Until the flush, processors may access such pages without a trace. So: harvest, flush, and only then
+    /// read the pages. A processor without accessed and dirty bits leaves no traces but the first.
     ///
     /// # Errors
     /// [`Error::Misaligned`] or [`Error::BeyondWidth`], with nothing changed.

@@ -1,9 +1,10 @@
 //! Stage-2 page tables: what a guest takes for physical memory, mapped to the machine's.
 //!
-//! One engine, [`Stage2`], over two formats: [`Npt`] (AMD APM vol. 2, 15.25 "Nested Paging") and [`Ept`] (Intel SDM
-//! vol. 3, 29.3 "The Extended Page Table Mechanism"). Both are trees of 4 KiB tables with 512 entries of 8 bytes, 4
-//! or 5 levels deep; the format says what the entries' bits mean. Table pages are reached through [`TableMemory`], so
-//! that the engine is pure and can be tested against a memory that remembers every write.
+//! One engine, [`Stage2`], over two formats: [`Npt`] (AMD APM vol. 2, 15.25 "Nested Paging") and [`Ept`]
+//! (Intel SDM vol. 3, 29.3 "The Extended Page Table Mechanism"). Both are trees of 4 KiB tables with 512
+//! entries of 8 bytes, 4 or 5 levels deep; the format says what the entries' bits mean. Table pages are
+//! reached through [`TableMemory`], so that the engine is pure and can be tested against a memory that
+//! remembers every write.
 //!
 //! # Invariants
 //!
@@ -21,10 +22,11 @@
 //!
 //! # What is left to the machine
 //!
-//! Scrubbing tables that are freed if free memory is to read as zero (they hold what they held), carrying out the
-//! flush, and synchronisation: changes take `&mut`, and a walk that runs beside a change sees each entry before or
-//! after its write if [`TableMemory`] reads and writes whole words. Intel processors on which a change of an
-//! instruction page's size may end in a machine check (INTEL-SA-00210) need [`Config::largest_leaf`] to be 4 KiB.
+//! Scrubbing tables that are freed if free memory is to read as zero (they hold what they held), carrying out
+//! the flush, and synchronisation: changes take `&mut`, and a walk that runs beside a change sees each entry
+//! before or after its write if [`TableMemory`] reads and writes whole words. Intel processors on which a
+//! change of an instruction page's size may end in a machine check (INTEL-SA-00210) need
+//! [`Config::largest_leaf`] to be 4 KiB.
 
 #![no_std]
 #![forbid(unsafe_code)]

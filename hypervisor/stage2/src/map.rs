@@ -32,11 +32,11 @@ impl Mapping {
 }
 
 impl<F: Format> Stage2<F> {
-    /// Maps `len` bytes at `gpa`, where nothing is mapped, to `hpa`, by the largest leaves that the two addresses
-    /// allow. `permissions` include reading.
+    /// Maps `len` bytes at `gpa`, where nothing is mapped, to `hpa`, by the largest leaves that the two
+    /// addresses allow. `permissions` include reading.
     ///
-    /// The answer is [`Flush::None`], as processors cache no absent entries; a page is there as soon as its leaf is
-    /// written.
+    /// The answer is [`Flush::None`], as processors cache no absent entries; a page is there as soon as its
+    /// leaf is written.
     ///
     /// # Errors
     /// [`Error`], with nothing changed.
@@ -72,7 +72,8 @@ impl<F: Format> Stage2<F> {
         Ok(Flush::None)
     }
 
-    /// How many tables mapping takes below `table`, which is `None` when it has to be made as well (and is not counted).
+    /// How many tables mapping takes below `table`, which is `None` when it has to be made as well (and is
+    /// not counted).
     fn tables_for_map<M: TableMemory>(
         memory: &M,
         table: Option<Hpa>,

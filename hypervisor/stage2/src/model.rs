@@ -1,5 +1,5 @@
-//! A table memory that remembers every write in order, and a model that each state in between is held against. For
-//! the tests and the fuzz target.
+//! A table memory that remembers every write in order, and a model that each state in between is held
+//! against. For the tests and the fuzz target.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -27,7 +27,8 @@ const FIRST: u64 = 0x7_0000_0000;
 
 /// Tables on the heap, which remember every write, and give out no more pages than `left`.
 pub(crate) struct Tables {
-    /// By address, from [`FIRST`] on. No address is used twice, so that a pointer to a freed table is found out.
+    /// By address, from [`FIRST`] on. No address is used twice, so that a pointer to a freed table is found
+    /// out.
     tables: Vec<Option<Box<[u64; ENTRIES]>>>,
     pub(crate) left: usize,
     log: Vec<Write>,
@@ -206,7 +207,8 @@ impl<F: Format> Checked<F> {
         Some((found.hpa, found.permissions, found.memory_type))
     }
 
-    /// Carries `op` out on the tables and the model, and checks what the tables said after every single write.
+    /// Carries `op` out on the tables and the model, and checks what the tables said after every single
+    /// write.
     pub(crate) fn step(&mut self, op: Op) -> Result<Flush, Error> {
         let before = self.runs.clone();
         let (tables, left) = (self.memory.count(), self.memory.left);
@@ -305,8 +307,8 @@ impl<F: Format> Checked<F> {
         }
     }
 
-    /// Pages worth a look: at the edges of all that is or was mapped and of the operation, and at the edges of the large
-    /// pages that those lie in.
+    /// Pages worth a look: at the edges of all that is or was mapped and of the operation, and at the edges
+    /// of the large pages that those lie in.
     fn probes(&self, before: &Runs, gpa: u64, len: u64) -> Vec<u64> {
         let mut probes = Vec::new();
         for edge in before.edges().chain(self.runs.edges()) {
@@ -358,7 +360,8 @@ impl<F: Format> Checked<F> {
         linked
     }
 
-    /// Ends the address space, and checks that the leaves are those of the model and that no table is left behind.
+    /// Ends the address space, and checks that the leaves are those of the model and that no table is left
+    /// behind.
     pub(crate) fn finish(mut self) {
         self.space.flushed(&mut self.memory);
         assert_eq!(self.linked().len(), self.memory.count(), "a table is neither linked nor freed");
@@ -433,7 +436,8 @@ fn drive_format<F: Format>(config: Config, left: usize, mut data: Bytes) {
     checked.finish();
 }
 
-/// Runs the operations that `data` spells against the model, in the format and shape that its first byte says.
+/// Runs the operations that `data` spells against the model, in the format and shape that its first byte
+/// says.
 ///
 /// # Panics
 /// Where the tables do not do what the model says: that is what fuzzing looks for.

@@ -1,7 +1,8 @@
 //! AMD's nested page tables: the format of long-mode page tables (AMD APM vol. 2, 5.3), as 15.25 reads them.
 //!
 //! Nested walks are user accesses, so that every entry has U=1. The memory type is an index into the *host's*
-//! PAT (15.25.8), and the no-execute bit counts only with the host's EFER.NXE set. nCR3 holds the root's address.
+//! PAT (15.25.8), and the no-execute bit counts only with the host's EFER.NXE set. nCR3 holds the root's
+//! address.
 
 use caisson_types::Hpa;
 
@@ -23,8 +24,9 @@ const NO_EXECUTE: u64 = 1 << 63;
 pub struct Npt;
 
 impl Npt {
-    /// What the host's PAT register (MSR 0x277) must hold while guests run: the power-up value with write-combining
-    /// and write-protected in entries 4 and 5. With the power-up value itself all types but write-combining are right.
+    /// What the host's PAT register (MSR 0x277) must hold while guests run: the power-up value with
+    /// write-combining and write-protected in entries 4 and 5. With the power-up value itself all types but
+    /// write-combining are right.
     pub const HOST_PAT: u64 = 0x0007_0501_0007_0406;
 }
 

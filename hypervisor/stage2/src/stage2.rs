@@ -14,8 +14,8 @@ pub(crate) const LEVEL_BITS: u32 = 9;
 /// One past the last host-physical address that an entry can hold.
 const HOST_END: u64 = 1 << 52;
 
-/// How deep the tables are. For EPT the EPTP says so; NPT is walked in the host's own paging mode (AMD APM vol. 2,
-/// 15.25.3), so that it has five levels just where the host's CR4.LA57 is set.
+/// How deep the tables are. For EPT the EPTP says so; NPT is walked in the host's own paging mode (AMD APM
+/// vol. 2, 15.25.3), so that it has five levels just where the host's CR4.LA57 is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Levels {
     /// 48 bits of guest-physical address.
@@ -55,8 +55,8 @@ impl Config {
     }
 }
 
-/// What must be flushed from the TLBs of every CPU that may have run on the tables, before anything relies on the
-/// change and before [`Stage2::flushed`].
+/// What must be flushed from the TLBs of every CPU that may have run on the tables, before anything relies on
+/// the change and before [`Stage2::flushed`].
 #[must_use = "stale translations live until they are flushed"]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flush {
@@ -140,8 +140,8 @@ pub(crate) const fn level_shift(level: u8) -> u32 {
     PAGE_SHIFT + LEVEL_BITS * (level as u32 - 1)
 }
 
-/// The entries that `range` touches of a table of `level` that translates from `base` on. The table's span and the
-/// range have an address in common.
+/// The entries that `range` touches of a table of `level` that translates from `base` on. The table's span
+/// and the range have an address in common.
 pub(crate) fn slots(table: Hpa, level: u8, base: u64, range: Range) -> impl Iterator<Item = Slot> {
     let shift = level_shift(level);
     let first = range.start.saturating_sub(base) >> shift;
@@ -163,8 +163,8 @@ pub(crate) const fn leaf_size(level: u8) -> PageSize {
 
 /// The stage-2 tables of one guest-physical address space.
 ///
-/// It owns its table pages. As they live in memory that is passed to each call, dropping it does not free them:
-/// [`destroy`](Self::destroy) does.
+/// It owns its table pages. As they live in memory that is passed to each call, dropping it does not free
+/// them: [`destroy`](Self::destroy) does.
 pub struct Stage2<F> {
     root: Hpa,
     pub(crate) levels: u8,
@@ -205,8 +205,9 @@ impl<F: Format> Stage2<F> {
         self.root
     }
 
-    /// What the control block takes as root: nCR3 for [`Npt`](crate::Npt), the EPTP for [`Ept`](crate::Ept), with accessed
-    /// and dirty bits enabled if `accessed_dirty` (the processor must have them; NPT always does).
+    /// What the control block takes as root: nCR3 for [`Npt`](crate::Npt), the EPTP for [`Ept`](crate::Ept),
+    /// with accessed and dirty bits enabled if `accessed_dirty` (the processor must have them; NPT always
+    /// does).
     #[must_use]
     pub fn root_pointer(&self, accessed_dirty: bool) -> u64 {
         F::root_pointer(self.root, self.levels, accessed_dirty)
@@ -220,8 +221,8 @@ impl<F: Format> Stage2<F> {
 
     /// Where `gpa` leads; `None` where nothing is mapped.
     ///
-    /// One read a level and a few instructions beside it: a walk down constant shifts, without a loop. What of the
-    /// answer the caller does not use costs nothing.
+    /// One read a level and a few instructions beside it: a walk down constant shifts, without a loop. What
+    /// of the answer the caller does not use costs nothing.
     #[inline]
     #[must_use]
     pub fn translate<M: TableMemory>(&self, memory: &M, gpa: Gpa) -> Option<Translation> {
@@ -267,7 +268,8 @@ impl<F: Format> Stage2<F> {
         }
     }
 
-    /// Says that every [`Flush`] returned so far was carried out on every CPU: frees the tables that were unlinked.
+    /// Says that every [`Flush`] returned so far was carried out on every CPU: frees the tables that were
+    /// unlinked.
     pub fn flushed<M: TableMemory>(&mut self, memory: &mut M) {
         self.retired.free_all(memory);
     }

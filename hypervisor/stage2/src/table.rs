@@ -24,8 +24,8 @@ pub trait TableMemory {
 
     /// Writes `new` over an entry that is still `current`.
     ///
-    /// Must be atomic where guests may run on the tables meanwhile, as processors set accessed and dirty bits at any
-    /// time; what is provided here is not.
+    /// Must be atomic where guests may run on the tables meanwhile, as processors set accessed and dirty bits
+    /// at any time; what is provided here is not.
     ///
     /// # Errors
     /// What the entry is instead of `current`; it was not written.
@@ -42,8 +42,8 @@ pub trait TableMemory {
 
 /// A list of tables that are not linked, each one's first entry holding the address of the next.
 ///
-/// A page address has its low 12 bits clear, which is an absent entry in either format: a processor that still walks
-/// an unlinked table (by a pointer that it cached) finds nothing behind the link.
+/// A page address has its low 12 bits clear, which is an absent entry in either format: a processor that
+/// still walks an unlinked table (by a pointer that it cached) finds nothing behind the link.
 #[derive(Default)]
 pub(crate) struct TableList {
     first: Option<Hpa>,
