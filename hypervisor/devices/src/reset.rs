@@ -13,8 +13,8 @@
 
 /// The reset control register.
 pub const CONTROL: u16 = 0xCF9;
-/// What resets the machine when written to [`CONTROL`]: full, hard, now.
-pub const CONTROL_RESET: u8 = 0x0E;
+/// What resets the machine when written to [`CONTROL`]: a hard reset, now.
+pub const CONTROL_RESET: u8 = 0x06;
 
 /// A20 is gated on; port 0x92 bit 1, keyboard controller output port bit 1.
 const A20: u8 = 1 << 1;

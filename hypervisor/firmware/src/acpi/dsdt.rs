@@ -1,0 +1,85 @@
+//! The differentiated system description table: devices that cannot be found by probing, in AML (ACPI 6.5, chapters
+//! 19 and 20; sleep states: section 7.4.2).
+
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use acpi_tables::aml::{Device, EISAName, IO, Name, Package, ResourceTemplate, Scope};
+use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
+use caisson_devices::chipset::{COM1, COM1_IRQ, PIT_IRQ, RTC_IRQ};
+use caisson_devices::{pm, reset};
+
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes_of};
+use crate::GuestLayout;
+
+/// With this revision integers have 64 bits.
+const REVISION: u8 = 2;
+const HEADER: u32 = 36;
+
+/// An ISA interrupt: edge-triggered, active high, not shared (section 6.4.2.1, the short form).
+struct Irq(u8);
+
+impl Aml for Irq {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        const IRQ_WITHOUT_FLAGS: u8 = 0x22;
+        sink.byte(IRQ_WITHOUT_FLAGS);
+        sink.word(1 << self.0);
+    }
+}
+
+/// A range of ports.
+fn ports(first: u16, count: u8) -> IO {
+    IO::new(first, first, 1, count)
+}
+
+/// A device with the plug-and-play id `id` and its resources.
+fn device(name: &str, id: &str, resources: Vec<&dyn Aml>) -> Vec<u8> {
+    bytes_of(&Device::new(
+        name.into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new(id)),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
+        ],
+    ))
+}
+
+/// The processor with the id that the MADT gives it.
+fn processor(uid: u32) -> Vec<u8> {
+    bytes_of(&Device::new(
+        format!("C{uid:03X}").as_str().into(),
+        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
+    ))
+}
+
+fn system_bus(layout: &GuestLayout<'_>) -> Vec<u8> {
+    let mut devices = device("COM1", "PNP0501", vec![&ports(COM1, 8), &Irq(COM1_IRQ)]);
+    devices.extend(device(
+        "PIC0",
+        "PNP0000",
+        vec![&ports(0x20, 2), &ports(0xA0, 2), &ports(0x4D0, 2), &Irq(2)],
+    ));
+    devices.extend(device("TIMR", "PNP0100", vec![&ports(0x40, 4), &Irq(PIT_IRQ)]));
+    devices.extend(device("RTC0", "PNP0B00", vec![&ports(0x70, 2), &Irq(RTC_IRQ)]));
+    devices.extend(device("SPKR", "PNP0800", vec![&ports(0x61, 1)]));
+    // Ports of the chipset's own.
+    devices.extend(device(
+        "SYSR",
+        "PNP0C02",
+        vec![&ports(0x92, 1), &ports(pm::SMI_CMD, 2), &ports(pm::BASE, 0x30), &ports(reset::CONTROL, 1)],
+    ));
+    for uid in (0u32..).take(layout.apic_ids.len()) {
+        devices.extend(processor(uid));
+    }
+    devices
+}
+
+pub(super) fn table(layout: &GuestLayout<'_>) -> Vec<u8> {
+    let s5 = pm::SLEEP_TYPE_S5;
+    let soft_off = Name::new("_S5_".into(), &Package::new(vec![&s5, &s5, &0u8, &0u8]));
+    let mut table = Sdt::new(*b"DSDT", HEADER, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&bytes_of(&soft_off));
+    table.append_slice(&Scope::raw("_SB_".into(), system_bus(layout)));
+    bytes_of(&table)
+}

@@ -1,0 +1,148 @@
+//! The description that everything else follows from.
+
+use core::fmt;
+
+use caisson_types::PAGE_SIZE;
+
+/// Where RAM below 4 GiB ends unless a layout says otherwise: the last GiB is for devices.
+pub const DEFAULT_HOLE: u64 = 0xC000_0000;
+
+/// Guest-physical address of the I/O APIC's page.
+pub const IOAPIC_ADDRESS: u32 = 0xFEC0_0000;
+
+/// Guest-physical address of each local APIC's page after reset.
+pub const LOCAL_APIC_ADDRESS: u32 = 0xFEE0_0000;
+
+/// The first address of devices that have a fixed place; the hole must start below.
+const FIXED_DEVICES: u64 = IOAPIC_ADDRESS as u64;
+
+/// The least RAM of a guest: the first MiB, which is full of legacy, and one that is its own.
+const LEAST_RAM: u64 = 2 << 20;
+
+/// What the virtual machine consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestLayout<'a> {
+    /// Bytes of RAM, a multiple of 4 KiB. RAM starts at address 0; what does not fit below [`Self::hole`] goes on at
+    /// 4 GiB.
+    pub ram: u64,
+    /// Where RAM below 4 GiB ends at the latest, and addresses of devices begin: a multiple of 4 KiB.
+    pub hole: u64,
+    /// The local APIC id of each vCPU; the first is the boot CPU.
+    pub apic_ids: &'a [u32],
+    /// The I/O APIC's id.
+    pub ioapic_id: u8,
+}
+
+/// Why a description is not one of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LayoutError {
+    /// So many bytes of RAM are below the least that a guest needs.
+    TooLittleRam(u64),
+    /// An amount of RAM or the hole's start is no multiple of 4 KiB.
+    Unaligned(u64),
+    /// The hole cannot start at this address.
+    BadHole(u64),
+    /// There is no vCPU.
+    NoVcpu,
+    /// Two vCPUs have this local APIC id, or it means "all".
+    BadApicId(u32),
+    /// The tables for so many vCPUs do not fit into the firmware's area.
+    TooManyVcpus(usize),
+}
+
+impl fmt::Display for LayoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLittleRam(bytes) => {
+                write!(f, "{bytes} bytes of RAM are too few: give the guest at least {LEAST_RAM}")
+            }
+            Self::Unaligned(value) => write!(f, "{value:#x} is no multiple of {PAGE_SIZE} bytes"),
+            Self::BadHole(at) => {
+                write!(
+                    f,
+                    "the device hole cannot start at {at:#x}: choose {LEAST_RAM:#x} to {FIXED_DEVICES:#x}"
+                )
+            }
+            Self::NoVcpu => write!(f, "the guest has no vCPU: give it at least one"),
+            Self::BadApicId(id) => write!(f, "APIC id {id:#x} is taken or means all CPUs: choose another"),
+            Self::TooManyVcpus(count) => write!(f, "the firmware tables have no room for {count} vCPUs"),
+        }
+    }
+}
+
+impl<'a> GuestLayout<'a> {
+    /// A machine with `ram` bytes of RAM and a vCPU for each of `apic_ids`, with the usual hole and an I/O APIC of id 0.
+    #[must_use]
+    pub const fn new(ram: u64, apic_ids: &'a [u32]) -> Self {
+        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0 }
+    }
+
+    /// Checks the description.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<(), LayoutError> {
+        if self.ram < LEAST_RAM {
+            return Err(LayoutError::TooLittleRam(self.ram));
+        }
+        if let Some(&value) = [self.ram, self.hole].iter().find(|value| !value.is_multiple_of(PAGE_SIZE)) {
+            return Err(LayoutError::Unaligned(value));
+        }
+        if !(LEAST_RAM..=FIXED_DEVICES).contains(&self.hole) {
+            return Err(LayoutError::BadHole(self.hole));
+        }
+        if self.apic_ids.is_empty() {
+            return Err(LayoutError::NoVcpu);
+        }
+        for (index, &id) in self.apic_ids.iter().enumerate() {
+            if id == u32::MAX || self.apic_ids.iter().take(index).any(|&other| other == id) {
+                return Err(LayoutError::BadApicId(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of RAM below the hole, from address 0.
+    #[must_use]
+    pub fn ram_below_4g(&self) -> u64 {
+        self.ram.min(self.hole)
+    }
+
+    /// Bytes of RAM from 4 GiB on.
+    #[must_use]
+    pub fn ram_above_4g(&self) -> u64 {
+        self.ram.saturating_sub(self.hole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn each_mistake_is_named() {
+        let good = GuestLayout::new(64 << 20, &[0, 1]);
+        assert_eq!(good.check(), Ok(()));
+        let cases = [
+            (GuestLayout { ram: 4096, ..good }, LayoutError::TooLittleRam(4096)),
+            (GuestLayout { ram: (64 << 20) + 1, ..good }, LayoutError::Unaligned((64 << 20) + 1)),
+            (GuestLayout { hole: 0xFFFF_F000, ..good }, LayoutError::BadHole(0xFFFF_F000)),
+            (GuestLayout { apic_ids: &[], ..good }, LayoutError::NoVcpu),
+            (GuestLayout { apic_ids: &[3, 4, 3], ..good }, LayoutError::BadApicId(3)),
+            (GuestLayout { apic_ids: &[u32::MAX], ..good }, LayoutError::BadApicId(u32::MAX)),
+        ];
+        for (layout, error) in cases {
+            assert_eq!(layout.check(), Err(error));
+            assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn ram_is_split_at_the_hole() {
+        let small = GuestLayout::new(1 << 30, &[0]);
+        assert_eq!((small.ram_below_4g(), small.ram_above_4g()), (1 << 30, 0));
+        let large = GuestLayout::new(8 << 30, &[0]);
+        assert_eq!((large.ram_below_4g(), large.ram_above_4g()), (3 << 30, 5 << 30));
+    }
+}
