@@ -6,7 +6,7 @@
 //! can take its interrupts. LOCK is a plain access at a device (there is one owner of it); should the operand of a
 //! read-modify-write turn out to be RAM, the CPU is asked to do it itself ([`Done::Retry`]).
 //!
-//! What is executed is listed in `SUPPORTED`. Not executed: x87, SSE and AVX accesses, far and near branches through
+//! What is executed is listed in [`crate::SUPPORTED`]. Not executed: x87, SSE and AVX accesses, far and near branches through
 //! a device, loads of segment registers, and whatever else the list lacks.
 
 use core::fmt;

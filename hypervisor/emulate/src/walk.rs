@@ -152,23 +152,41 @@ pub fn fetch_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear
     if state.efer() & Efer::LMA.bits() == 0 {
         return legacy_translate(state, memory, linear);
     }
-    let mut table = state.cr3() & entry::ADDRESS;
-    let mut shift = if state.cr4() & Cr4::LA57.bits() != 0 { 48 } else { 39 };
-    loop {
-        let value = memory.read_u64(Gpa::new(table + (linear >> shift & 511) * 8)).ok()?;
-        if value & entry::PRESENT == 0 {
-            return None;
-        }
-        table = value & entry::ADDRESS;
-        if shift == 12 || (value & entry::LARGE != 0 && shift <= 30) {
-            let offset = (1 << shift) - 1;
-            return Some(Gpa::new(table & !offset | linear & offset));
-        }
-        shift -= 9;
+    // One level after the other, not a loop: with constant shifts a level takes about a dozen instructions.
+    let mut table = state.cr3();
+    if state.cr4() & Cr4::LA57.bits() != 0 {
+        table = present_entry::<48>(memory, table, linear)?;
     }
+    table = present_entry::<39>(memory, table, linear)?;
+    table = present_entry::<30>(memory, table, linear)?;
+    if table & entry::LARGE != 0 {
+        return Some(page_address::<30>(table, linear));
+    }
+    table = present_entry::<21>(memory, table, linear)?;
+    if table & entry::LARGE != 0 {
+        return Some(page_address::<21>(table, linear));
+    }
+    table = present_entry::<12>(memory, table, linear)?;
+    Some(page_address::<12>(table, linear))
+}
+
+/// The 8-byte entry for `linear` in the table that `above` (an entry, or CR3) points to, if it is present.
+#[inline(always)]
+fn present_entry<const SHIFT: u32>(memory: &impl GuestMemory, above: u64, linear: u64) -> Option<u64> {
+    let slot = (above & entry::ADDRESS) + (linear >> SHIFT & 511) * 8;
+    let value = memory.read_u64(Gpa::new(slot)).ok()?;
+    (value & entry::PRESENT != 0).then_some(value)
+}
+
+/// `linear` within the page of 1 << `SHIFT` bytes that `leaf` maps.
+#[inline(always)]
+const fn page_address<const SHIFT: u32>(leaf: u64, linear: u64) -> Gpa {
+    let offset = (1 << SHIFT) - 1;
+    Gpa::new(leaf & entry::ADDRESS & !offset | linear & offset)
 }
 
 /// [`fetch_translate`] outside long mode.
+#[inline(never)]
 fn legacy_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear: u64) -> Option<Gpa> {
     let shape = Shape::of(state)?;
     let pse = shape.index_bits == 9 || state.cr4() & Cr4::PSE.bits() != 0;

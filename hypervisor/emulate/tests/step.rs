@@ -1,4 +1,5 @@
 //! Instructions on a device: results, flags, addressing forms, faults and crossings.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

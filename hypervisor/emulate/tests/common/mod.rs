@@ -1,5 +1,5 @@
 //! Tables and devices for tests.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use caisson_emulate::{IoBus, MmioBus, PagingFeatures};
 use caisson_hwvirt::NestedFault;
