@@ -98,7 +98,7 @@ fn judge(properties: &Value) -> Kvm {
 /// # Errors
 /// When KVM was asked for and is of no use, or QEMU cannot be had.
 pub fn choose(workspace: &Workspace, choice: Choice) -> Result<(Accelerator, String)> {
-    tools::ensure(&[tools::QEMU])?;
+    tools::ensure([&tools::QEMU])?;
     if choice == Choice::Tcg {
         return Ok((Accelerator::Tcg, "TCG, as asked for".to_owned()));
     }

@@ -29,8 +29,7 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
 
     let installable = privilege != Privilege::None && process::on_path("apt-get");
     let mut missing: Vec<&str> = Vec::new();
-    let required = tools::IMAGE.iter().chain(&[tools::QEMU]).chain(tools::PACKAGES);
-    for tool in required.clone().chain(&[tools::OVMF]) {
+    for tool in tools::for_run(true).chain(tools::PACKAGES) {
         let there = tool.is_there();
         let optional = if tool.package == tools::OVMF.package { " (only for --firmware uefi)" } else { "" };
         let state = if there { version(tool) } else { format!("MISSING: {}{optional}", tool.purpose) };

@@ -133,7 +133,7 @@ impl Machine {
     /// # Errors
     /// When QEMU or its firmware is missing, or cannot be started.
     pub fn start(&self) -> Result<Qemu> {
-        tools::ensure(&[tools::QEMU])?;
+        tools::ensure([&tools::QEMU])?;
         fs::create_dir_all(&self.directory).cannot(|| format!("make {}", self.directory.display()))?;
         let firmware = match self.firmware {
             Firmware::Bios => None,
@@ -147,7 +147,7 @@ impl Machine {
 
 /// OVMF's code, and a fresh copy of its empty variable store.
 fn uefi_files(directory: &Path) -> Result<(PathBuf, PathBuf)> {
-    tools::ensure(&[tools::OVMF])?;
+    tools::ensure([&tools::OVMF])?;
     let code = tools::OVMF_CODE
         .iter()
         .find(|path| Path::new(path).exists())

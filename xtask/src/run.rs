@@ -18,7 +18,7 @@ use crate::{
     paths::Workspace,
     qemu::{Firmware, Machine},
     size::MIB,
-    stamp,
+    stamp, tools,
 };
 
 /// The limit of a headless run that sets none.
@@ -79,6 +79,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let images = Images::new(workspace.clone());
     let mut config = config::load(workspace, &args.config.config)?;
     config.apply(&args.config.guest)?;
+    tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?;
     if args.headless {
         config::without_a_person(&mut config.text);
     }
@@ -136,6 +137,7 @@ pub fn image(workspace: &Workspace, args: &ImageArgs) -> Result<()> {
     let images = Images::new(workspace.clone());
     let mut config = config::load(workspace, &args.config.config)?;
     config.apply(&args.config.guest)?;
+    tools::ensure(tools::IMAGE)?;
     let blob = config.blob(&images)?;
     let output = args.output.clone().unwrap_or_else(|| workspace.target("caisson.iso"));
     let iso = images.iso(&blob, args.config.hv_cmdline.trim(), output)?;

@@ -137,7 +137,7 @@ fn machine_tests(
         return Ok(());
     }
     // Before the first test's clock runs: installing, fetching and building take their time once.
-    tools::ensure(tools::IMAGE.iter().chain(&[tools::QEMU, tools::OVMF]))?;
+    tools::ensure(tools::for_run(true))?;
     let images = Images::new(workspace.clone());
     images.caisson()?;
     for name in ["@linux", "@initrd", "@memtest"] {

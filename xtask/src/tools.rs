@@ -36,15 +36,15 @@ const fn program(package: &'static str, name: &'static str, purpose: &'static st
 }
 
 /// The emulator.
-pub const QEMU: Tool = program("qemu-system-x86", "qemu-system-x86_64", "runs the machine");
+pub static QEMU: Tool = program("qemu-system-x86", "qemu-system-x86_64", "runs the machine");
 /// UEFI firmware for QEMU.
-pub const OVMF: Tool =
+pub static OVMF: Tool =
     Tool { package: "ovmf", sign: Sign::AnyOf(OVMF_CODE), purpose: "UEFI firmware for QEMU" };
 /// Code images of OVMF, the first that exists is used; its variable store is named alike, with `VARS`.
 pub const OVMF_CODE: &[&str] = &["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"];
 
 /// What makes the bootable image.
-pub const IMAGE: &[Tool] = &[
+pub static IMAGE: &[Tool] = &[
     program("grub-common", "grub-mkrescue", "makes the bootable ISO"),
     Tool {
         package: "grub-pc-bin",
@@ -61,10 +61,15 @@ pub const IMAGE: &[Tool] = &[
 ];
 
 /// What fetches and unpacks the guests' packages; a Debian or Ubuntu always has it.
-pub const PACKAGES: &[Tool] = &[
+pub static PACKAGES: &[Tool] = &[
     program("apt", "apt-get", "fetches the guests' kernel and busybox"),
     program("dpkg", "dpkg-deb", "unpacks the guests' packages"),
 ];
+
+/// What a machine run stands on; at once, so that a person who has to install by hand types one command.
+pub fn for_run(uefi: bool) -> impl Iterator<Item = &'static Tool> {
+    IMAGE.iter().chain([&QEMU]).chain(uefi.then_some(&OVMF))
+}
 
 /// How this process may install packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
