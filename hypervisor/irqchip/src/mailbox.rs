@@ -32,6 +32,8 @@ const NMI: u32 = 1 << 1;
 const INIT: u32 = 1 << 2;
 const SIPI: u32 = 1 << 3;
 const EXTINT: u32 = 1 << 4;
+/// A second NMI.
+const NMI_AGAIN: u32 = 1 << 5;
 const SIPI_VECTOR_SHIFT: u32 = 8;
 const SIPI_VECTOR: u32 = 0xff << SIPI_VECTOR_SHIFT;
 const WORK_SHIFT: u32 = 16;
@@ -57,8 +59,9 @@ impl Taken {
     pub(crate) const fn requests(self) -> bool {
         self.word & REQUESTS != 0
     }
-    pub(crate) const fn nmi(self) -> bool {
-        self.word & NMI != 0
+    /// How many: 0 to 2.
+    pub(crate) const fn nmis(self) -> u8 {
+        (self.word & NMI != 0) as u8 + (self.word & NMI_AGAIN != 0) as u8
     }
     pub(crate) const fn init(self) -> bool {
         self.word & INIT != 0
@@ -145,23 +148,25 @@ impl Mailbox {
         self.flag(REQUESTS)
     }
 
-    /// Leaves an NMI; several before a look are one. Answers whether the vCPU must be woken or kicked.
+    /// Leaves an NMI. Two before a look count as two (a CPU would be handling the first when the second comes), more as
+    /// two as well. Answers whether the vCPU must be woken or kicked.
     #[must_use = "the vCPU must be woken or kicked when this is true"]
     pub fn post_nmi(&self) -> bool {
-        self.flag(NMI)
+        self.modify(|word| if word & NMI == 0 { word | NMI } else { word | NMI_AGAIN })
     }
 
     /// Leaves an INIT, which cancels a SIPI before it. Answers whether the vCPU must be woken or kicked.
     #[must_use = "the vCPU must be woken or kicked when this is true"]
     pub fn post_init(&self) -> bool {
-        self.replace(SIPI | SIPI_VECTOR, INIT)
+        self.modify(|word| word & !(SIPI | SIPI_VECTOR) | INIT)
     }
 
     /// Leaves a SIPI with the number of the page to start at (0 is one). The last one before a look counts. Answers
     /// whether the vCPU must be woken or kicked.
     #[must_use = "the vCPU must be woken or kicked when this is true"]
     pub fn post_sipi(&self, vector: u8) -> bool {
-        self.replace(SIPI_VECTOR, SIPI | u32::from(vector) << SIPI_VECTOR_SHIFT)
+        let sipi = SIPI | u32::from(vector) << SIPI_VECTOR_SHIFT;
+        self.modify(|word| word & !SIPI_VECTOR | sipi)
     }
 
     /// Leaves work bits, whose meaning is the caller's (they come back in [`Events::work`](crate::Events)). Answers
@@ -171,9 +176,9 @@ impl Mailbox {
         bits != 0 && self.flag(u32::from(bits) << WORK_SHIFT)
     }
 
-    /// Clears and sets bits of the word in one step.
-    fn replace(&self, clear: u32, set: u32) -> bool {
-        let step = |word| Some(word & !clear | set);
+    /// Changes the word in one step.
+    fn modify(&self, step: impl Fn(u32) -> u32) -> bool {
+        let step = |word| Some(step(word));
         match self.pending.fetch_update(Ordering::AcqRel, Ordering::Relaxed, step) {
             Ok(before) | Err(before) => before == 0,
         }

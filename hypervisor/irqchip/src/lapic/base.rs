@@ -39,7 +39,7 @@ impl LocalApic {
         self.tmr = VectorSet::new();
         self.tpr = 0;
         self.ppr = 0;
-        self.nmi = false;
+        self.nmis = 0;
         self.extint = false;
         self.svr = 0xff;
         self.ldr = 0;

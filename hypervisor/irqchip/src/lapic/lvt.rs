@@ -118,7 +118,7 @@ impl LocalApic {
         // Timer and error have no delivery mode: the field is 0, that is fixed.
         match DeliveryMode::from_bits(entry >> 8) {
             Some(DeliveryMode::Fixed) => self.accept(entry as u8, TriggerMode::Edge),
-            Some(DeliveryMode::Nmi) => self.nmi = true,
+            Some(DeliveryMode::Nmi) => self.add_nmi(),
             // ExtINT: the 8259 pair's output is sampled by `accepts_extint`. SMI, INIT: not part of this machine.
             _ => {}
         }
@@ -144,7 +144,9 @@ impl LocalApic {
         let rises = asserted && !was;
         if self.mode == ApicMode::Disabled {
             // The pins are INTR and NMI.
-            self.nmi |= rises && pin == LintPin::Lint1;
+            if rises && pin == LintPin::Lint1 {
+                self.add_nmi();
+            }
             return;
         }
         let lvt = pin.lvt();

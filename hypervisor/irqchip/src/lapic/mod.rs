@@ -138,7 +138,8 @@ pub struct LocalApic {
     /// Always what `tpr` and `isr` say.
     ppr: u8,
     mode: ApicMode,
-    nmi: bool,
+    /// NMIs that wait: 0 to 2.
+    nmis: u8,
     extint: bool,
     /// Whether each LINT pin is asserted. Wires, not registers: resets leave them.
     lint: [bool; 2],
@@ -167,7 +168,7 @@ impl LocalApic {
             tpr: 0,
             ppr: 0,
             mode: ApicMode::XApic,
-            nmi: false,
+            nmis: 0,
             extint: false,
             lint: [false; 2],
             svr: 0,
@@ -233,7 +234,7 @@ impl LocalApic {
             }
         }
         if self.mode != ApicMode::Disabled {
-            self.nmi |= taken.nmi();
+            self.nmis = (self.nmis + taken.nmis()).min(2);
             self.extint |= taken.extint();
         }
         Events { init: taken.init(), startup: taken.sipi(), work: taken.work() }
@@ -285,7 +286,7 @@ impl LocalApic {
             D::Fixed | D::LowestPriority if self.is_software_enabled() => {
                 self.accept(message.vector, message.trigger);
             }
-            D::Nmi => self.nmi = true,
+            D::Nmi => self.add_nmi(),
             D::ExtInt if self.is_software_enabled() => self.extint = true,
             _ => {}
         }
@@ -424,13 +425,27 @@ impl LocalApic {
     #[inline]
     #[must_use]
     pub const fn nmi_pending(&self) -> bool {
-        self.nmi
+        self.nmis != 0
     }
 
-    /// Takes the NMI that waits, if any: call when it is being injected.
+    /// Takes one NMI that waits, if any: call when it is being injected. Up to two wait: the one that the CPU takes now and
+    /// the one that it latches meanwhile.
     #[inline]
     pub const fn take_nmi(&mut self) -> bool {
-        core::mem::replace(&mut self.nmi, false)
+        let any = self.nmis != 0;
+        self.nmis -= any as u8;
+        any
+    }
+
+    /// The CPU holds NMIs back (it is handling one): of those that wait, one stays latched (Intel SDM volume 3, "Handling
+    /// Multiple NMIs").
+    #[inline]
+    pub const fn latch_nmis(&mut self) {
+        self.nmis = (self.nmis != 0) as u8;
+    }
+
+    pub(super) const fn add_nmi(&mut self) {
+        self.nmis = if self.nmis == 0 { 1 } else { 2 };
     }
 
     /// Whether the 8259 pair's output interrupts this CPU when it is asserted: LINT0 is unmasked in ExtINT mode, or the

@@ -68,19 +68,24 @@ impl LocalApic {
     // ---- MMIO
 
     /// Reads `size` bytes at `offset` of the register page. Only the first four bytes of each 16 exist; other
-    /// addresses and sizes are undefined in the manual and read 0 here, and so does all of the page unless the mode is
-    /// xAPIC.
+    /// addresses and sizes are undefined in the manual and read 0 here. Unless the mode is xAPIC there is no register
+    /// page, and all of it reads all ones.
     pub fn mmio_read(&mut self, offset: u64, size: u8, now: Instant) -> u32 {
         let within = (offset & 0xf) as u32;
+        let mask = match size {
+            1 => 0xff,
+            2 => 0xffff,
+            _ => u32::MAX,
+        };
+        if self.mode != ApicMode::XApic {
+            return mask;
+        }
         let Some(index) = mmio_index(offset) else { return 0 };
-        if self.mode != ApicMode::XApic || !matches!(size, 1 | 2 | 4) || within + u32::from(size) > 4 {
+        if !matches!(size, 1 | 2 | 4) || within + u32::from(size) > 4 {
             return 0;
         }
         match self.read_xapic(index, now) {
-            Some(value) => {
-                let mask = u32::MAX >> (32 - 8 * u32::from(size));
-                value >> (8 * within) & mask
-            }
+            Some(value) => value >> (8 * within) & mask,
             None => {
                 self.record_error(esr::ILLEGAL_REGISTER);
                 0

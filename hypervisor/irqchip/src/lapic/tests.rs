@@ -151,7 +151,7 @@ fn disabling_loses_the_state_and_the_registers() {
     set(&mut apic, 0xd0, 0x0200_0000);
     assert_eq!(apic.write_apic_base(0xfee0_0000), Ok(Effect::RoutingChanged));
     assert_eq!((apic.pending_vector(), apic.mmio_base()), (None, None));
-    assert_eq!(read(&mut apic, 0x30), 0);
+    assert_eq!((read(&mut apic, 0x30), apic.mmio_read(0x34, 2, T0)), (u32::MAX, 0xffff));
     request(&mut apic, 0x41, TriggerMode::Edge);
     assert_eq!(write(&mut apic, 0xf0, 0x1ff), Effect::None);
     assert_eq!(apic.write_apic_base(ENABLE), Ok(Effect::RoutingChanged));
@@ -222,7 +222,7 @@ fn x2apic_registers_need_x2apic_mode() {
     assert_eq!(apic.write_x2apic(0x80b, 0, T0), Err(GeneralProtection));
     let mut apic = x2apic();
     assert_eq!(apic.mmio_base(), None);
-    assert_eq!(read(&mut apic, 0x30), 0);
+    assert_eq!(read(&mut apic, 0x30), u32::MAX);
     assert_eq!(apic.read_x2apic(0x803, T0), Ok(0x0105_0014));
     assert_eq!(apic.read_x2apic(0x7ff, T0), Err(GeneralProtection));
     assert_eq!(apic.read_x2apic(0x900, T0), Err(GeneralProtection));
@@ -461,14 +461,15 @@ fn the_mailbox_is_drained_whole() {
     assert!(mailbox.post_vector(0x33, TriggerMode::Edge), "the first one wakes");
     assert!(!mailbox.post_vector(0x80, TriggerMode::Level));
     assert!(!mailbox.post_vector(0x02, TriggerMode::Edge));
-    assert!(!mailbox.post_nmi());
-    assert!(!mailbox.post_nmi());
+    for _ in 0..3 {
+        assert!(!mailbox.post_nmi());
+    }
     assert!(!mailbox.post_work(0x8001));
     assert!(mailbox.has_work());
     assert_eq!(apic.drain(&mailbox), Events { init: false, startup: None, work: 0x8001 });
     assert!(!mailbox.has_work());
     assert_eq!((apic.pending_vector(), apic.irr().len()), (Some(0x80), 2));
-    assert!(apic.take_nmi() && !apic.take_nmi());
+    assert!(apic.take_nmi() && apic.take_nmi() && !apic.take_nmi());
     assert_eq!(errors(&mut apic), 0x40);
     apic.acknowledge(0x80);
     assert_eq!(apic.eoi(), Effect::BroadcastEoi(0x80));
@@ -625,5 +626,24 @@ fn a_performance_interrupt_masks_its_entry() {
     assert!(apic.take_nmi());
     assert_eq!(read(&mut apic, 0x340), 0x1_0400);
     apic.performance_interrupt();
+    assert!(!apic.nmi_pending());
+}
+
+// ---- "Handling Multiple NMIs"
+
+#[test]
+fn a_blocked_cpu_latches_one_nmi() {
+    let mailbox = Mailbox::new();
+    let mut apic = xapic();
+    for _ in 0..2 {
+        let _ = mailbox.post_nmi();
+        let _ = mailbox.post_nmi();
+        let _ = apic.drain(&mailbox);
+    }
+    assert!(apic.take_nmi());
+    apic.receive(&InterruptMessage { delivery: DeliveryMode::Nmi, ..InterruptMessage::fixed(0, 0) });
+    apic.latch_nmis();
+    assert!(apic.take_nmi() && !apic.take_nmi());
+    apic.latch_nmis();
     assert!(!apic.nmi_pending());
 }
