@@ -202,7 +202,7 @@ fn legacy_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear: u
         if value & entry::PRESENT == 0 {
             return None;
         }
-        let large = value & entry::LARGE != 0 && pse && shift != 30;
+        let large = value & entry::LARGE != 0 && pse && matches!(shift, 21 | 22);
         if shift == 12 || large {
             let base = if large && shape.narrow() { pse36_base(value) } else { value & entry::ADDRESS };
             let offset = (1 << shift) - 1;
