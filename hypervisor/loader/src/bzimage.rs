@@ -15,6 +15,7 @@ use caisson_types::{Gpa, GuestMemory};
 use crate::bytes::u8_at;
 use crate::entry::{self, EntryMode, EntryState, GDT_LEN, PAGE_TABLES_LEN};
 use crate::place::{FOUR_GIB, Placement};
+use crate::writer::Record;
 use crate::{LoadError, LoadRequest};
 use header::SetupHeader;
 
@@ -184,55 +185,39 @@ fn zero_page(
     if request.memory_map.len() > E820_MAX_ENTRIES {
         return Err(LoadError::BadMemoryMap);
     }
-    let mut page = Page([0; ZERO_PAGE_LEN]);
+    let mut page = Record::<ZERO_PAGE_LEN>::new();
     page.put(header::START, header.raw);
     let loadflags = u8_at(&page.0, header::LOADFLAGS).unwrap_or(0);
     page.put(header::LOADFLAGS, &[loadflags & !LOADER_FLAGS]);
     page.put(header::TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
     page.put(header::EXT_LOADER_VER, &[0, 0]);
-    page.put_u32(header::CODE32_START, kernel);
-    page.put_u32(header::HARDWARE_SUBARCH, 0);
+    page.u32(header::CODE32_START, kernel);
+    page.u32(header::HARDWARE_SUBARCH, 0);
     page.put(header::SETUP_DATA, &[0; 8]);
     if header.version < 0x202 {
         page.put(OLD_CL_MAGIC, &0xA33F_u16.to_le_bytes());
         page.put(OLD_CL_OFFSET, &((block.cmdline - block.zero_page) as u16).to_le_bytes());
     } else {
-        page.put_u32(header::CMD_LINE_PTR, block.cmdline);
+        page.u32(header::CMD_LINE_PTR, block.cmdline);
     }
-    page.put_u32(header::RAMDISK_IMAGE, initrd.start);
-    page.put_u32(header::RAMDISK_SIZE, initrd.len);
-    page.put_u32(EXT_RAMDISK_IMAGE, initrd.start >> 32);
-    page.put_u32(EXT_RAMDISK_SIZE, initrd.len >> 32);
+    page.u32(header::RAMDISK_IMAGE, initrd.start);
+    page.u32(header::RAMDISK_SIZE, initrd.len);
+    page.u32(EXT_RAMDISK_IMAGE, initrd.start >> 32);
+    page.u32(EXT_RAMDISK_SIZE, initrd.len >> 32);
     if let Some(rsdp) = request.rsdp {
         page.put(ACPI_RSDP_ADDR, &rsdp.as_u64().to_le_bytes());
     }
     // For kernels that know no memory map: KiB of RAM from 1 MiB on.
     let extended_kib = request.ram_from(1 << 20) >> 10;
     page.put(EXT_MEM_K, &(extended_kib.min(0xFC00) as u16).to_le_bytes());
-    page.put_u32(ALT_MEM_K, extended_kib.min(u64::from(u32::MAX)));
+    page.u32(ALT_MEM_K, extended_kib.min(u64::from(u32::MAX)));
     page.put(E820_ENTRIES, &[request.memory_map.len() as u8]);
     for (region, at) in request.memory_map.iter().zip((E820_TABLE..).step_by(E820_ENTRY_LEN as usize)) {
         page.put(at, &region.start.as_u64().to_le_bytes());
         page.put(at + 8, &region.len.to_le_bytes());
-        page.put_u32(at + 16, u64::from(region.kind.e820_type()));
+        page.u32(at + 16, u64::from(region.kind.e820_type()));
     }
     Ok(page.0)
-}
-
-struct Page([u8; ZERO_PAGE_LEN]);
-
-impl Page {
-    fn put(&mut self, at: u64, data: &[u8]) {
-        let at = at as usize;
-        if let Some(place) = self.0.get_mut(at..at + data.len()) {
-            place.copy_from_slice(data);
-        }
-    }
-
-    /// Puts the lower 32 bits.
-    fn put_u32(&mut self, at: u64, value: u64) {
-        self.put(at, &(value as u32).to_le_bytes());
-    }
 }
 
 #[cfg(test)]

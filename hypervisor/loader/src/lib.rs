@@ -24,12 +24,18 @@ extern crate alloc;
 
 mod bytes;
 pub mod bzimage;
+mod elf;
 mod entry;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
+pub mod multiboot1;
 mod place;
+pub mod pvh;
 mod request;
 #[cfg(test)]
 mod testing;
+mod writer;
 
 use caisson_types::GuestMemory;
 
@@ -65,7 +71,15 @@ impl core::fmt::Display for Kind {
 /// taken for PVH, which is made for virtual machines.
 #[must_use]
 pub fn detect(image: &[u8]) -> Option<Kind> {
-    if bzimage::is_bzimage(image) { Some(Kind::Linux) } else { None }
+    if bzimage::is_bzimage(image) {
+        Some(Kind::Linux)
+    } else if pvh::is_pvh(image) {
+        Some(Kind::Pvh)
+    } else if multiboot1::is_multiboot1(image) {
+        Some(Kind::Multiboot1)
+    } else {
+        None
+    }
 }
 
 /// Loads an image of the kind that [`detect`] finds.
@@ -92,6 +106,7 @@ pub fn load_as(
 ) -> Result<EntryState, LoadError> {
     match kind {
         Kind::Linux => bzimage::load(image, request, memory),
-        Kind::Pvh | Kind::Multiboot1 => Err(LoadError::UnknownImage),
+        Kind::Pvh => pvh::load(image, request, memory),
+        Kind::Multiboot1 => multiboot1::load(image, request, memory),
     }
 }

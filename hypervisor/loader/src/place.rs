@@ -2,7 +2,7 @@
 
 use caisson_types::{Gpa, MemoryRegion, RegionKind};
 
-use crate::{LoadError, LoadRequest};
+use crate::{LoadError, LoadRequest, Module};
 
 /// The end of what 32-bit addresses reach.
 pub(crate) const FOUR_GIB: u64 = 1 << 32;
@@ -103,11 +103,6 @@ impl<'a> Placement<'a> {
         Ok(start)
     }
 
-    /// The end of the highest range taken that ends by `below`.
-    pub(crate) fn taken_end(&self, below: u64) -> u64 {
-        self.taken().iter().map(|taken| taken.end).filter(|&end| end <= below).max().unwrap_or(0)
-    }
-
     fn taken(&self) -> &[Taken] {
         self.taken.get(..self.count).unwrap_or_default()
     }
@@ -149,9 +144,27 @@ pub(crate) struct Ascending<'p, 'a> {
 }
 
 impl<'p, 'a> Ascending<'p, 'a> {
-    /// Places from `from` on, all below `below`.
-    pub(crate) fn new(placement: &'p Placement<'a>, from: u64, below: u64) -> Self {
-        Self { placement, next: from, below }
+    /// Places below 4 GiB for all of a request's modules: after the kernel and above 1 MiB if there is room for all of
+    /// them, else from the first page on. What [`Ascending::place`] gives after them is free as well.
+    pub(crate) fn modules(
+        placement: &'p Placement<'a>,
+        request: &LoadRequest<'_>,
+        kernel_end: u64,
+    ) -> Result<Self, LoadError> {
+        let from = |next| Self { placement, next, below: FOUR_GIB };
+        let rehearse = |mut places: Self| {
+            request.modules.iter().try_for_each(|module| places.module(module).map(|_| ()))
+        };
+        let preferred = from(kernel_end.max(1 << 20));
+        if rehearse(preferred).is_ok() {
+            return Ok(preferred);
+        }
+        rehearse(from(4096)).map(|()| from(4096))
+    }
+
+    /// The place of the next module, a page boundary.
+    pub(crate) fn module(&mut self, module: &Module<'_>) -> Result<u64, LoadError> {
+        self.place("module", module.data.len() as u64, 4096)
     }
 
     /// The next free place for `size` bytes. Things of no size get a place too.
@@ -204,7 +217,6 @@ mod tests {
         assert!(matches!(p.claim("b", 0xA_0000, 1), Err(LoadError::OutsideRam { .. })));
         assert!(matches!(p.claim("b", u64::MAX, 2), Err(LoadError::OutsideRam { .. })));
         assert_eq!(p.claim("none", u64::MAX, 0), Ok(()));
-        assert_eq!(p.taken_end(FOUR_GIB), 0x90_0000);
         assert_eq!(p.lowest(u64::MAX, 1, 0, u64::MAX), None);
         assert_eq!(p.highest(u64::MAX, 1, u64::MAX), None);
     }

@@ -145,3 +145,117 @@ impl Image {
         self.put(at, &value.to_le_bytes())
     }
 }
+
+/// An ELF segment for [`elf`]: type, virtual and physical address, content, size in memory.
+pub(crate) struct TestSegment {
+    pub(crate) kind: u32,
+    pub(crate) virtual_address: u64,
+    pub(crate) physical_address: u64,
+    pub(crate) data: Vec<u8>,
+    pub(crate) memory_size: u64,
+}
+
+impl TestSegment {
+    /// A segment to load, at one virtual and physical address.
+    pub(crate) fn load(address: u64, data: &[u8], memory_size: u64) -> Self {
+        let (virtual_address, physical_address) = (address, address);
+        Self { kind: 1, virtual_address, physical_address, data: data.to_vec(), memory_size }
+    }
+
+    /// A segment of notes with the given note, after one that is none of ours.
+    pub(crate) fn note(owner: &[u8], kind: u32, content: &[u8]) -> Self {
+        let mut data = Vec::new();
+        for (owner, kind, content) in [(b"GNU\0".as_slice(), 3, [1, 2, 3].as_slice()), (owner, kind, content)]
+        {
+            data.extend((owner.len() as u32).to_le_bytes());
+            data.extend((content.len() as u32).to_le_bytes());
+            data.extend(kind.to_le_bytes());
+            data.extend(owner);
+            data.resize(data.len().next_multiple_of(4), 0);
+            data.extend(content);
+            data.resize(data.len().next_multiple_of(4), 0);
+        }
+        Self { kind: 4, virtual_address: 0, physical_address: 0, memory_size: 0, data }
+    }
+}
+
+/// Where the content of the first segment is in [`elf`]'s file.
+pub(crate) const ELF_DATA: usize = 0x1000;
+
+/// An ELF executable of the given class; the segments' content starts at [`ELF_DATA`].
+pub(crate) fn elf(wide: bool, entry: u64, segments: &[TestSegment]) -> Image {
+    let mut image = Image(vec![0; ELF_DATA]);
+    image.put(0, b"\x7FELF").put(4, &[if wide { 2 } else { 1 }, 1, 1]).u16(16, 2).u32(20, 1);
+    image.u16(18, if wide { 62 } else { 3 });
+    let count = segments.len() as u16;
+    if wide {
+        image.u64(24, entry).u64(32, 64).u16(52, 64).u16(54, 56).u16(56, count);
+    } else {
+        image.u32(24, entry as u32).u32(28, 52).u16(40, 52).u16(42, 32).u16(44, count);
+    }
+    for (index, segment) in segments.iter().enumerate() {
+        let offset = image.0.len();
+        image.put(offset, &segment.data);
+        let fields = [
+            offset as u64,
+            segment.virtual_address,
+            segment.physical_address,
+            segment.data.len() as u64,
+            segment.memory_size,
+        ];
+        if wide {
+            let at = 64 + 56 * index;
+            image.u32(at, segment.kind);
+            for (field, value) in fields.into_iter().enumerate() {
+                image.u64(at + 8 + 8 * field, value);
+            }
+            image.u64(at + 48, 4);
+        } else {
+            let at = 52 + 32 * index;
+            image.u32(at, segment.kind);
+            for (field, value) in fields.into_iter().enumerate() {
+                image.u32(at + 4 + 4 * field, value as u32);
+            }
+            image.u32(at + 28, 4);
+        }
+    }
+    image
+}
+
+/// A section for [`add_sections`]: type, address, content, size.
+pub(crate) type TestSection<'a> = (u32, u64, &'a [u8], u64);
+
+/// Adds a section header table, with an empty first section, to an image of [`elf`].
+pub(crate) fn add_sections(image: &mut Image, sections: &[TestSection<'_>]) {
+    let wide = image.0[4] == 2;
+    let mut placed = vec![(0, 0, 0, 0)];
+    for &(kind, address, data, size) in sections {
+        placed.push((kind, address, image.0.len() as u64, size));
+        let end = image.0.len();
+        image.put(end, data);
+    }
+    let table = image.0.len().next_multiple_of(8);
+    let count = placed.len() as u16;
+    for (index, (kind, address, offset, size)) in placed.into_iter().enumerate() {
+        if wide {
+            let at = table + 64 * index;
+            image
+                .put(at, &[0; 64])
+                .u32(at + 4, kind)
+                .u64(at + 16, address)
+                .u64(at + 24, offset)
+                .u64(at + 32, size);
+            image.u64(at + 48, 4);
+        } else {
+            let at = table + 40 * index;
+            let narrow = |value: u64| value as u32;
+            image.put(at, &[0; 40]).u32(at + 4, kind).u32(at + 12, narrow(address));
+            image.u32(at + 16, narrow(offset)).u32(at + 20, narrow(size)).u32(at + 32, 4);
+        }
+    }
+    if wide {
+        image.u64(40, table as u64).u16(58, 64).u16(60, count).u16(62, count - 1);
+    } else {
+        image.u32(32, table as u32).u16(46, 40).u16(48, count).u16(50, count - 1);
+    }
+}
