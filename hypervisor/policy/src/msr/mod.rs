@@ -1,0 +1,91 @@
+//! The MSRs of a virtual CPU: a class for every number, and the registers that are plain storage.
+//!
+//! [`MsrState::classify`] tells the dispatcher who answers; what is in [`MsrClass::State`] is answered by
+//! [`MsrState::read`] and [`MsrState::write`]; numbers that no table names are [`MsrClass::Unknown`] and get #GP, never a
+//! silent zero. [`TABLE`] is the policy for people, one row a register, each with its reason; a test holds the two
+//! together. [`PASSTHROUGH`] is what the backend's permission map lets through without an exit.
+
+mod mtrr;
+mod state;
+mod table;
+
+use caisson_x86::{Efer, msr};
+
+pub use mtrr::Mtrrs;
+pub use state::{Effect, MsrSetup, MsrState};
+pub use table::{Condition, PASSTHROUGH, Passthrough, Row, TABLE};
+
+use crate::{GeneralProtection, Limits};
+
+/// AMD interrupt pending and CMP-halt (Linux's erratum 400 check reads it).
+pub const INT_PENDING: u32 = 0xc001_0055;
+/// AMD family 10h MMIO configuration base.
+pub const MMIO_CONF_BASE: u32 = 0xc001_0058;
+
+/// Who answers for an MSR.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MsrClass {
+    /// The hardware keeps it with the vCPU: `Vcpu::hardware_msr` and `set_hardware_msr`, after [`check_hardware`].
+    Hardware,
+    /// APIC_BASE: the local APIC.
+    ApicBase,
+    /// TSC_DEADLINE: the local APIC's timer.
+    TscDeadline,
+    /// 800H to 8FFH: the local APIC in x2APIC mode.
+    X2Apic,
+    /// TSC: read as the guest's, written through [`MsrState::write_tsc`].
+    Tsc,
+    /// EFER: written through [`Limits::check_efer`].
+    Efer,
+    /// KVM's wall clock: [`crate::pvclock::wall_clock_address`].
+    KvmWallClock,
+    /// KVM's system time: [`crate::pvclock::SystemTimeRequest`].
+    KvmSystemTime,
+    /// KVM's end of interrupt: [`crate::pvclock::PvEoiRequest`].
+    KvmPvEoi,
+    /// KVM's stolen time.
+    KvmStealTime,
+    /// [`MsrState::read`] and [`MsrState::write`].
+    State,
+    /// Not there: #GP(0).
+    Unknown,
+}
+
+/// Checks a value that WRMSR puts into a register of [`MsrClass::Hardware`].
+///
+/// # Errors
+/// A linear address that is not canonical, a bad memory type in PAT, reserved bits.
+pub const fn check_hardware(limits: &Limits, number: u32, value: u64) -> Result<(), GeneralProtection> {
+    let valid = match number {
+        msr::FS_BASE
+        | msr::GS_BASE
+        | msr::KERNEL_GS_BASE
+        | msr::LSTAR
+        | msr::CSTAR
+        | msr::SYSENTER_ESP
+        | msr::SYSENTER_EIP => limits.is_msr_canonical(value),
+        msr::PAT => is_pat(value),
+        msr::SFMASK | msr::TSC_AUX => value >> 32 == 0,
+        // IBRS, STIBP, SSBD, and AMD's PSFD.
+        msr::SPEC_CTRL => value & !0x87 == 0,
+        msr::PRED_CMD => value & !1 == 0,
+        _ => true,
+    };
+    if valid { Ok(()) } else { Err(GeneralProtection) }
+}
+
+/// Whether every entry of a PAT value names a memory type (SDM vol. 3, table 13-11).
+#[must_use]
+pub const fn is_pat(value: u64) -> bool {
+    // Types are 0, 1, 4, 5, 6, 7: three bits, and bit 1 only beside bit 2.
+    let reserved = value & 0xf8f8_f8f8_f8f8_f8f8;
+    let bit_1 = value >> 1 & 0x0101_0101_0101_0101;
+    let bit_2 = value >> 2 & 0x0101_0101_0101_0101;
+    reserved == 0 && bit_1 & !bit_2 == 0
+}
+
+/// PAT after power-on: WB, WT, UC-, UC, twice.
+pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// EFER after power-on.
+pub const EFER_RESET: u64 = Efer::empty().bits();
