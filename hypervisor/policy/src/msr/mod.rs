@@ -39,9 +39,9 @@ pub enum MsrClass {
     Efer,
     /// KVM's wall clock: [`crate::pvclock::wall_clock_address`].
     KvmWallClock,
-    /// KVM's system time: [`crate::pvclock::SystemTimeRequest`].
+    /// KVM's system time: [`crate::pvclock::enabled_address`].
     KvmSystemTime,
-    /// KVM's end of interrupt: [`crate::pvclock::PvEoiRequest`].
+    /// KVM's end of interrupt: [`crate::pvclock::enabled_address`].
     KvmPvEoi,
     /// KVM's stolen time.
     KvmStealTime,

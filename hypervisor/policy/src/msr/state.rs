@@ -129,6 +129,13 @@ impl MsrState {
         &self.mtrrs
     }
 
+    /// What the guest has added to this vCPU's TSC, by TSC or by TSC_ADJUST, modulo 2^64.
+    #[inline]
+    #[must_use]
+    pub const fn tsc_adjust(&self) -> u64 {
+        self.tsc_adjust
+    }
+
     /// Who answers for `number` on this vCPU.
     #[inline]
     #[must_use]
