@@ -136,8 +136,8 @@ pub(crate) fn decode(mode: CpuMode, bytes: &InstructionBytes) -> Result<Instruct
 /// Decodes the instruction at RIP.
 ///
 /// # Errors
-/// #PF where its bytes are not all there (and fetching them faults), #UD where they are no instruction, #GP where they are
-/// too long for one.
+/// #PF where its bytes are not all there (and fetching them faults), #UD where they are no instruction or too long for one (the
+/// CPU has #GP for the latter, and raises it without an exit).
 pub(crate) fn decode_at_rip(
     state: &impl VcpuState,
     memory: &impl GuestMemory,
@@ -157,8 +157,6 @@ pub(crate) fn decode_at_rip(
                 window.bytes.extend(memory, gpa, end);
                 window.missing = (end < MAX_LENGTH).then(|| at.wrapping_add(left_in_page as u64));
             }
-            // Prefixes without end: 15 bytes are the limit, and more raise #GP.
-            (Err(DecoderError::NoMoreBytes), None) => return Err(Exception::GENERAL_PROTECTION),
             (Err(_), _) => return Err(Exception::UNDEFINED),
         }
     }

@@ -251,7 +251,7 @@ fn addresses_must_be_canonical() {
     let mut ram = vec![0; 0x4_0000];
     let memory = SliceMemory::new(&mut ram);
     identity(&memory, None);
-    let mut go = |code: &[u8], value: u64| {
+    let go = |code: &[u8], value: u64| {
         memory.write(Gpa::new(CODE), code).unwrap();
         let mut vcpu = FakeVcpu::long(CR3);
         vcpu.rip = CODE;
