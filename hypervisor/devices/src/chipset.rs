@@ -84,6 +84,23 @@ impl Chipset {
         chipset
     }
 
+    /// Resets the machine at `now`, as by [`Effect::Reset`]. The battery keeps the clock's time and memory going; lines of
+    /// devices outside of the chipset stay as they are driven, and messages that nobody has fetched are gone.
+    pub fn reset(&mut self, now: Instant) {
+        self.uart = Uart::new();
+        self.pit = Pit::new(now);
+        self.rtc.reset(now);
+        self.pm = PowerManagement::new(now);
+        self.reset = ResetControl::new();
+        self.pci = PciConfig::new();
+        self.pages = [0; 16];
+        for line in [PIT_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, pm::SCI_IRQ, MOUSE_IRQ] {
+            self.interrupts.set(line, false);
+        }
+        self.interrupts.reset();
+        self.plan();
+    }
+
     /// The real-time clock, for the bytes that firmware keeps in its memory.
     pub fn rtc_mut(&mut self) -> &mut Rtc {
         &mut self.rtc
@@ -226,10 +243,15 @@ impl Chipset {
         self.deadline = pit.min(self.rtc.next_deadline()).min(self.pm.next_deadline());
     }
 
+    #[inline]
     fn advance_pit(&mut self, now: Instant) {
-        if now < self.pit.next_deadline() {
-            return;
+        if now >= self.pit.next_deadline() {
+            self.tick(now);
         }
+    }
+
+    #[cold]
+    fn tick(&mut self, now: Instant) {
         if self.pit.advance(now, self.interrupts.pit_visible()) {
             self.interrupts.set(PIT_IRQ, false);
             self.interrupts.set(PIT_IRQ, true);

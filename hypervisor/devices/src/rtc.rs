@@ -78,6 +78,7 @@ mod b {
     pub(super) const PERIODIC: u8 = 1 << 6;
     pub(super) const ALARM: u8 = 1 << 5;
     pub(super) const UPDATE: u8 = 1 << 4;
+    pub(super) const SQUARE_WAVE: u8 = 1 << 3;
     pub(super) const BINARY: u8 = 1 << 2;
     pub(super) const HOURS_24: u8 = 1 << 1;
     /// Interrupts that registers B and C share bits for.
@@ -169,6 +170,16 @@ impl Rtc {
         self.ram[0x5B..0x5E].copy_from_slice(&above_4g[..3]);
         let sum: u16 = self.ram[0x10..0x2E].iter().map(|&byte| u16::from(byte)).sum();
         self.ram[0x2E..0x30].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// The machine is reset: interrupts are off and their flags clear, time and memory stay (data sheet, "RESET").
+    pub fn reset(&mut self, now: Instant) {
+        self.advance(now);
+        self.ram[usize::from(register::B)] &= !(b::INTERRUPTS | b::SQUARE_WAVE);
+        self.flags = 0;
+        self.index = 0;
+        self.nmi_masked = false;
+        self.plan();
     }
 
     /// Whether the guest masks NMIs (port 0x70 bit 7).

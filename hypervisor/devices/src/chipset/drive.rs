@@ -26,7 +26,7 @@ pub fn drive(data: &[u8]) {
         match kind & 7 {
             0 | 1 => assert!(size == 4 || chipset.port_read(port, size, now) >> (8 * u32::from(size)) == 0),
             2 | 3 => match chipset.port_write(port, size, value, now) {
-                Effect::Reset => chipset = Chipset::new(0, 0, now),
+                Effect::Reset => chipset.reset(now),
                 Effect::None | Effect::Console(_) | Effect::PowerOff => {}
             },
             4 => chipset.ioapic_mmio_write(u64::from(place & 0x70), value, now),

@@ -42,6 +42,14 @@ impl Interrupts {
         interrupts
     }
 
+    /// Resets both chips; lines stay as they are driven.
+    pub(super) fn reset(&mut self) {
+        self.pic.reset();
+        self.ioapic.reset();
+        self.outbox = Outbox::new();
+        self.look_at_masks();
+    }
+
     /// Whether some chip lets the timer's line through.
     #[inline]
     pub(super) fn pit_visible(&self) -> bool {

@@ -198,6 +198,30 @@ fn lines_of_other_devices_reach_their_pins() {
 }
 
 #[test]
+fn a_reset_keeps_the_clock_and_foreign_lines() {
+    let mut chipset = fresh();
+    route(&mut chipset, 20, 0x8051, T0);
+    route(&mut chipset, COM1_IRQ, 0x34, T0);
+    chipset.set_irq(20, true);
+    for (port, value) in
+        [(COM1 + 4, 0x08), (COM1 + 1, 0x02), (0x70, 0x40), (0x71, 0x77), (0x70, 0x0B), (0x71, 0x12)]
+    {
+        out(&mut chipset, port, value);
+    }
+    assert!(chipset.has_messages());
+    chipset.reset(ms(500));
+    assert!(!chipset.has_messages() && !chipset.pic_output());
+    assert_eq!(chipset.next_deadline(), Instant::NEVER);
+    assert_eq!(chipset.port_read(COM1 + 1, 1, ms(500)), 0);
+    for (index, value) in [(0x40, 0x77), (0x0B, 0x02), (0x00, 0x20)] {
+        out(&mut chipset, 0x70, index);
+        assert_eq!(chipset.port_read(0x71, 1, ms(500)), value, "{index:#x}");
+    }
+    route(&mut chipset, 20, 0x8052, ms(500));
+    assert_eq!(chipset.pop_message().map(|m| m.vector), Some(0x52));
+}
+
+#[test]
 fn pages_and_post_codes_read_back() {
     let mut chipset = fresh();
     out(&mut chipset, 0x80, 0x42);
