@@ -1,23 +1,184 @@
-//! `cargo xtask bench`: what exits cost, counted in instructions on a machine where one instruction is one nanosecond
-//! and one TSC tick ([`Machine::exact`](crate::qemu::Machine::exact)), so that every figure repeats.
+//! `cargo xtask bench`: what Caisson costs, counted in instructions on a machine where one instruction is one nanosecond
+//! and one tick of the TSC ([`Machine::exact`](crate::qemu::Machine::exact)), so that every figure repeats to the last
+//! digit.
+//!
+//! - *Exits*: the probe guest `bench` measures each kind and prints lines `bench: NAME TICKS`, its loop taken off.
+//! - *Boot*: the first step of a Linux guest's init reads the TSC, which started at zero with its domain. The same kernel
+//!   and RAM disk do the same on the bare machine, where the TSC starts at power-on.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use caisson_config::source::parse_toml;
 
 use crate::{
     cargo,
     cli::BenchArgs,
     error::{Error, Result},
+    images::Images,
+    outcome::Outcome,
     paths::Workspace,
+    progress::Step,
+    qemu::{Accelerator, Boot, Machine},
+    run, tools,
 };
+
+/// No measurement takes longer, on the slowest host.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Memory of the measured guests in MiB.
+const GUEST_MIB: u64 = 256;
+
+/// Command line of the measured Linux, with Caisson and without.
+const LINUX_CMDLINE: &str = "console=ttyS0 quiet nokaslr panic=-1 caisson.test=boot";
+
+/// A kind of exit: its name in the probe's lines, what it is, the goal, and what KVM and Xen cost in the same emulator.
+struct Exit {
+    name: &'static str,
+    title: &'static str,
+    goal: Option<u64>,
+    kvm: Option<u64>,
+    xen: Option<u64>,
+}
+
+const EXITS: &[Exit] = &[
+    Exit { name: "cpuid", title: "CPUID", goal: Some(400), kvm: Some(3207), xen: Some(6149) },
+    Exit { name: "hypercall", title: "hypercall", goal: Some(400), kvm: None, xen: None },
+    Exit { name: "port", title: "port read", goal: Some(500), kvm: Some(1682), xen: Some(1175) },
+    Exit { name: "msr", title: "MSR read", goal: None, kvm: Some(3145), xen: Some(5333) },
+    Exit { name: "mmio", title: "MMIO read", goal: None, kvm: None, xen: None },
+];
+
+/// How much more than on the bare machine a boot may cost, in thousandths.
+const BOOT_GOAL: u64 = 1030;
 
 /// Runs `cargo xtask bench`.
 ///
 /// # Errors
-/// When the probe guests that measure are not in the source tree.
-pub fn command(workspace: &Workspace, _args: &BenchArgs) -> Result<()> {
-    if !cargo::packages(workspace)?.iter().any(|package| package.name == cargo::PROBES) {
-        return Err(Error::Failed(format!(
-            "nothing to measure with: the package {} has the probe guests",
-            cargo::PROBES
-        )));
+/// When a measurement cannot be made.
+pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
+    tools::ensure(tools::for_run(false))?;
+    let images = Images::new(workspace.clone());
+    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    if EXITS.iter().any(|exit| wanted(exit.name)) {
+        exits(&images, &wanted)?;
     }
-    Err(Error::Failed("the probe guests have no measurement yet".to_owned()))
+    if wanted("boot") {
+        boot(&images)?;
+    }
+    Ok(())
+}
+
+fn exits(images: &Images, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+    if !cargo::packages(images.workspace())?.iter().any(|package| package.name == cargo::PROBES) {
+        let what = format!("exits need the probe guest bench, and there is no package {}", cargo::PROBES);
+        return Err(Error::Failed(what));
+    }
+    let printed = under_caisson(images, "exits", "kernel = \"@probe/bench\"")?;
+    let measured = measurements(&printed);
+    println!("{:<12} {:>8} {:>8} {:>8} {:>8}", "exit", "Caisson", "goal", "KVM", "Xen");
+    for exit in EXITS.iter().filter(|exit| wanted(exit.name)) {
+        let Some(ticks) = measured.get(exit.name) else {
+            return Err(Error::Tool {
+                line: format!("the probe did not measure {}", exit.name),
+                output: printed,
+            });
+        };
+        let cell = |figure: Option<u64>| figure.map_or_else(|| "–".to_owned(), |figure| figure.to_string());
+        let goal = exit.goal.map_or_else(|| "–".to_owned(), |goal| format!("< {goal}"));
+        println!("{:<12} {ticks:>8} {goal:>8} {:>8} {:>8}", exit.title, cell(exit.kvm), cell(exit.xen));
+    }
+    Ok(())
+}
+
+/// The `bench: NAME TICKS` lines.
+fn measurements(printed: &str) -> BTreeMap<&str, u64> {
+    printed
+        .lines()
+        .filter_map(|line| line.split_once("bench: ")?.1.trim().split_once(' '))
+        .filter_map(|(name, ticks)| Some((name, ticks.trim().parse().ok()?)))
+        .collect()
+}
+
+fn boot(images: &Images) -> Result<()> {
+    let kernel = images.provide("@linux")?;
+    let initrd = images.provide("@initrd-stamp")?;
+    let bare = Boot::Linux { kernel, initrd, cmdline: LINUX_CMDLINE.to_owned() };
+    let bare = exact(images, "boot without Caisson", GUEST_MIB, bare, Outcome::NoResult)?;
+    let bare = boot_stamp(bare)?;
+    let guest = format!("kernel = \"@linux\"\ninitrd = \"@initrd-stamp\"\ncmdline = \"{LINUX_CMDLINE}\"");
+    let caisson = boot_stamp(under_caisson(images, "boot with Caisson", &guest)?)?;
+    let ratio = caisson.saturating_mul(1000) / bare.max(1);
+    println!(
+        "start to init: {caisson} instructions, {bare} without a hypervisor: {} times, goal at most {}",
+        times(ratio),
+        times(BOOT_GOAL)
+    );
+    Ok(())
+}
+
+/// Thousandths as a decimal number.
+fn times(thousandths: u64) -> String {
+    format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
+}
+
+/// The TSC that a guest's init printed.
+fn boot_stamp(printed: String) -> Result<u64> {
+    let stamp =
+        printed.lines().find_map(|line| line.split_once("caisson-test: boot tsc=")?.1.trim().parse().ok());
+    stamp.ok_or_else(|| Error::Tool { line: "init did not print its time stamp".to_owned(), output: printed })
+}
+
+/// What one guest prints under Caisson; `guest` are the lines of its config.
+fn under_caisson(images: &Images, what: &str, guest: &str) -> Result<String> {
+    let text = format!(
+        "[[domain]]\nname = \"bench\"\nmemory = \"{GUEST_MIB}M\"\non_reboot = \"destroy\"\n{guest}\n"
+    );
+    let config = parse_toml(&text, "bench").map_err(|error| Error::Failed(error.to_string()))?;
+    let blob = images.blob(&config, images.workspace().root())?;
+    let slot = format!("bench-{}.iso", what.replace(' ', "-"));
+    let iso = images.iso(&blob, &run::boot_words(""), images.workspace().dir("isos")?.join(slot))?;
+    let memory =
+        run::machine_memory_mib(config.domains.iter().map(|domain| domain.memory).sum(), blob.len() as u64);
+    exact(images, what, memory, Boot::Iso(iso), Outcome::Clean)
+}
+
+/// Runs an exact machine that has to end with `expected`; gives what it printed.
+fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Outcome) -> Result<String> {
+    let step = Step::start(&format!("measure {what}"));
+    let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
+    let machine =
+        Machine { exact: true, ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory.clone()) };
+    let (printed, outcome) = machine.start()?.collect(LIMIT)?;
+    // Nothing of it is wanted any more, and nothing depends on its going.
+    let _ = std::fs::remove_dir_all(directory);
+    if outcome != expected {
+        return Err(Error::Tool { line: format!("measuring {what} failed: {outcome}"), output: printed });
+    }
+    step.done("");
+    Ok(printed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measurements_are_found_among_other_lines() {
+        let printed =
+            "GRUB\r\nbench: cpuid 371\r\n[bench] bench: port 402\r\nbench: broken x\r\nbench: done\r\n";
+        let found = measurements(printed);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("cpuid", 371), ("port", 402)]);
+    }
+
+    #[test]
+    fn the_boot_stamp_is_inits() {
+        assert_eq!(boot_stamp("x\r\ncaisson-test: boot tsc=1418000123\r\n".into()).unwrap(), 1_418_000_123);
+        assert!(boot_stamp("caisson-test: boot tsc=\r\n".into()).is_err());
+    }
+
+    #[test]
+    fn ratios_have_three_places() {
+        assert_eq!(times(1030), "1.030");
+        assert_eq!(times(998), "0.998");
+    }
 }

@@ -20,6 +20,8 @@ use crate::{
 pub const CAISSON: &str = "caisson";
 /// The package of the bare-metal probe guests.
 pub const PROBES: &str = "caisson-probes";
+/// The package of the program that reads the time-stamp counter in a Linux guest.
+pub const STAMP: &str = "caisson-guest-stamp";
 /// The package of the whole-machine tests.
 pub const MACHINE_TESTS: &str = "caisson-tests";
 

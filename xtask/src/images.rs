@@ -45,14 +45,19 @@ impl Images {
         named(&executables, cargo::CAISSON)
     }
 
-    /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@memtest` or `@probe/NAME`.
+    /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@initrd-stamp` (for the
+    /// boot benchmark), `@memtest` or `@probe/NAME`.
     ///
     /// # Errors
     /// When there is no such name, or its file cannot be fetched or built.
     pub fn provide(&self, name: &str) -> Result<PathBuf> {
         match name {
             "@linux" => packages::linux(&self.workspace),
-            "@initrd" => initrd::linux(&self.workspace),
+            "@initrd" => initrd::linux(&self.workspace, None),
+            "@initrd-stamp" => {
+                let stamp = named(&cargo::build_bare_metal(&self.workspace, cargo::STAMP)?, "stamp")?;
+                initrd::linux(&self.workspace, Some(&stamp))
+            }
             "@memtest" => packages::memtest(&self.workspace),
             _ => match name.strip_prefix("@probe/") {
                 Some(probe) => self.probe(probe),
@@ -116,7 +121,7 @@ pub fn references(config: &ConfigText) -> impl Iterator<Item = &str> {
 /// Whether `name` is one that [`Images::provide`] knows, as far as that can be told without building anything.
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    matches!(name, "@linux" | "@initrd" | "@memtest") || name.starts_with("@probe/")
+    matches!(name, "@linux" | "@initrd" | "@initrd-stamp" | "@memtest") || name.starts_with("@probe/")
 }
 
 /// What to say of a name that is not known.

@@ -1,6 +1,10 @@
 //! The Linux guest's initial RAM disk: busybox, the links to its applets, and `guest-images/linux/init`.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     cpio::Archive,
@@ -10,30 +14,36 @@ use crate::{
     process, stamp,
 };
 
-/// Builds the RAM disk when its ingredients have changed; gives its path.
+/// Builds the RAM disk when its ingredients have changed; gives its path. `stamp` is one more program, for the boot
+/// benchmark.
 ///
 /// # Errors
 /// When busybox cannot be fetched, or a file cannot be read or written.
-pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
+pub fn linux(workspace: &Workspace, stamp: Option<&Path>) -> Result<PathBuf> {
     let busybox_path = packages::busybox(workspace)?;
     let init_path = workspace.source("guest-images/linux/init");
     let busybox = fs::read(&busybox_path).cannot(|| format!("read {}", busybox_path.display()))?;
     let init = fs::read(&init_path).cannot(|| format!("read {}", init_path.display()))?;
-    let output = workspace.dir("images")?.join("linux-initrd.cpio");
-    let key = stamp::key([b"initrd 1".as_slice(), &busybox, &init]);
+    let name = if stamp.is_some() { "linux-initrd-stamp.cpio" } else { "linux-initrd.cpio" };
+    let stamp = match stamp {
+        Some(path) => fs::read(path).cannot(|| format!("read {}", path.display()))?,
+        None => Vec::new(),
+    };
+    let output = workspace.dir("images")?.join(name);
+    let key = stamp::key([b"initrd 2".as_slice(), &busybox, &init, &stamp]);
     let _lock = workspace.lock("initrd")?;
     if stamp::is_fresh(&output, &key) {
         return Ok(output);
     }
     let list = process::run(Command::new(&busybox_path).arg("--list"), "listing busybox's applets", None)?;
     let applets = String::from_utf8_lossy(&list);
-    fs::write(&output, pack(&busybox, &init, applets.lines()))
+    fs::write(&output, pack(&busybox, &init, &stamp, applets.lines()))
         .cannot(|| format!("write {}", output.display()))?;
     stamp::set(&output, &key)?;
     Ok(output)
 }
 
-fn pack<'a>(busybox: &[u8], init: &[u8], applets: impl Iterator<Item = &'a str>) -> Vec<u8> {
+fn pack<'a>(busybox: &[u8], init: &[u8], stamp: &[u8], applets: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut archive = Archive::new();
     for (name, mode) in [
         ("bin", 0o755),
@@ -52,6 +62,9 @@ fn pack<'a>(busybox: &[u8], init: &[u8], applets: impl Iterator<Item = &'a str>)
     for applet in applets.filter(|applet| *applet != "busybox") {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
+    if !stamp.is_empty() {
+        archive.file("bin/stamp", 0o755, stamp);
+    }
     archive.file("init", 0o755, init);
     archive.finish()
 }
@@ -62,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_archive_holds_init_busybox_and_its_links() {
-        let bytes = pack(b"ELF", b"#!", ["busybox", "ls", "sh"].into_iter());
+        let bytes = pack(b"ELF", b"#!", &[], ["busybox", "ls", "sh"].into_iter());
         let text = String::from_utf8_lossy(&bytes);
         for name in ["dev/console\0", "bin/busybox\0", "bin/ls\0", "bin/sh\0", "init\0", "TRAILER!!!\0"] {
             assert_eq!(text.matches(name).count(), 1, "{name}");

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io,
+    io::{self, Read as _},
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     error::{Context, Error, Result},
-    outcome::EXIT_PORT,
+    outcome::{EXIT_PORT, Outcome},
     qmp::Qmp,
     tools,
 };
@@ -63,6 +63,22 @@ pub enum Firmware {
     Uefi,
 }
 
+/// What a machine runs first.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// A bootable ISO, through the machine's firmware.
+    Iso(PathBuf),
+    /// A Linux kernel on the bare machine, for comparison: through `qboot`, the shortest way to a kernel's entry.
+    Linux {
+        /// The bzImage.
+        kernel: PathBuf,
+        /// The initial RAM disk.
+        initrd: PathBuf,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+}
+
 /// A machine to start.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -72,8 +88,8 @@ pub struct Machine {
     pub cpu: String,
     /// Its memory in MiB.
     pub memory_mib: u64,
-    /// What it boots from.
-    pub iso: PathBuf,
+    /// What it runs first.
+    pub boot: Boot,
     /// What starts the loader.
     pub firmware: Firmware,
     /// One instruction is one nanosecond, and every run is the same to the byte (TCG, one CPU). Memory is touched
@@ -88,12 +104,12 @@ pub struct Machine {
 impl Machine {
     /// A BIOS machine of one CPU.
     #[must_use]
-    pub fn new(accelerator: Accelerator, memory_mib: u64, iso: PathBuf, directory: PathBuf) -> Self {
+    pub fn new(accelerator: Accelerator, memory_mib: u64, boot: Boot, directory: PathBuf) -> Self {
         Self {
             accelerator,
             cpu: accelerator.default_cpu().to_owned(),
             memory_mib,
-            iso,
+            boot,
             firmware: Firmware::Bios,
             exact: false,
             extra: Vec::new(),
@@ -121,9 +137,17 @@ impl Machine {
                 arguments.extend(["-drive".into(), drive]);
             }
         }
-        let mut cdrom = OsString::from("if=ide,media=cdrom,format=raw,readonly=on,file=");
-        cdrom.push(escape_commas(&self.iso));
-        arguments.extend(["-drive".into(), cdrom]);
+        match &self.boot {
+            Boot::Iso(iso) => {
+                let mut cdrom = OsString::from("if=ide,media=cdrom,format=raw,readonly=on,file=");
+                cdrom.push(escape_commas(iso));
+                arguments.extend(["-drive".into(), cdrom]);
+            }
+            Boot::Linux { kernel, initrd, cmdline } => {
+                arguments.extend(["-bios".into(), "qboot.rom".into(), "-kernel".into(), kernel.into()]);
+                arguments.extend(["-initrd".into(), initrd.into(), "-append".into(), cmdline.into()]);
+            }
+        }
         arguments.extend(self.extra.iter().cloned());
         arguments
     }
@@ -218,6 +242,33 @@ impl Qemu {
         Qmp::greet(stream, Duration::from_secs(10))
     }
 
+    /// Reads all that the machine prints until it ends, and how it ended. At the limit it is killed.
+    ///
+    /// # Errors
+    /// When the system fails us.
+    pub fn collect(mut self, limit: Duration) -> Result<(String, Outcome)> {
+        let deadline = Instant::now() + limit;
+        let (mut printed, mut buffer) = (Vec::new(), [0; 4096]);
+        let outcome = loop {
+            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            else {
+                break Outcome::TimedOut(limit);
+            };
+            self.serial.set_read_timeout(Some(left)).cannot(|| "set up the serial line".to_owned())?;
+            match self.serial.read(&mut buffer) {
+                Ok(0) => break Outcome::of(self.wait_closing()?),
+                Ok(length) => printed.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    break Outcome::of(self.wait_closing()?);
+                }
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
+            }
+        };
+        Ok((String::from_utf8_lossy(&printed).into_owned(), outcome))
+    }
+
     /// How it ended, when it has.
     ///
     /// # Errors
@@ -290,7 +341,7 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        Machine::new(Accelerator::Tcg, 512, "/t/a,b.iso".into(), "/t/run".into())
+        Machine::new(Accelerator::Tcg, 512, Boot::Iso("/t/a,b.iso".into()), "/t/run".into())
     }
 
     fn line(machine: &Machine, firmware: Option<(&Path, &Path)>) -> String {
@@ -332,6 +383,14 @@ mod tests {
         let line = line(&machine(), Some((Path::new("/o/CODE.fd"), Path::new("/t/run/vars.fd"))));
         assert!(line.contains("-drive if=pflash,unit=0,format=raw,readonly=on,file=/o/CODE.fd"), "{line}");
         assert!(line.contains("-drive if=pflash,unit=1,format=raw,file=/t/run/vars.fd"), "{line}");
+    }
+
+    #[test]
+    fn a_bare_linux_goes_without_an_iso() {
+        let boot = Boot::Linux { kernel: "/k".into(), initrd: "/i".into(), cmdline: "quiet x=1".into() };
+        let line = line(&Machine { boot, ..machine() }, None);
+        assert!(line.ends_with("-bios qboot.rom -kernel /k -initrd /i -append quiet x=1"), "{line}");
+        assert!(!line.contains("cdrom"));
     }
 
     #[test]

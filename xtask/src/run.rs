@@ -16,7 +16,7 @@ use crate::{
     images::Images,
     outcome::{EXIT_PORT, Outcome},
     paths::Workspace,
-    qemu::{Firmware, Machine},
+    qemu::{Boot, Firmware, Machine},
     size::MIB,
     stamp, tools,
 };
@@ -59,7 +59,7 @@ pub fn machine(
     };
     let (accelerator, why) = accel::choose(workspace, choice)?;
     eprintln!("  accelerator: {why}");
-    let mut machine = Machine::new(accelerator, memory_mib, iso, directory);
+    let mut machine = Machine::new(accelerator, memory_mib, Boot::Iso(iso), directory);
     if let Some(cpu) = &args.cpu {
         machine.cpu.clone_from(cpu);
     }
