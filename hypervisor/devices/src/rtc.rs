@@ -108,7 +108,6 @@ fn is_time(index: u8) -> bool {
 }
 
 /// A real-time clock. Ports take bytes; see [`Rtc::write_index`], [`Rtc::read_data`], [`Rtc::write_data`].
-///
 // Times inside are nanoseconds of virtual time plus `LEAD`.
 #[derive(Clone, Debug)]
 pub struct Rtc {
