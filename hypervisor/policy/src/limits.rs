@@ -18,6 +18,10 @@ pub struct Limits {
     pub efer: u64,
     /// XCR0 components; 0 where the guest has no XSAVE.
     pub xcr0: u64,
+    /// SPEC_CTRL bits; 0 where the guest has no such MSR.
+    pub spec_ctrl: u64,
+    /// PRED_CMD bits; 0 where the guest has no such MSR.
+    pub pred_cmd: u64,
     /// Physical-address bits (MAXPHYADDR).
     pub physical_bits: u8,
     /// Linear-address bits that the CPU has: 48 or 57.
@@ -55,12 +59,13 @@ const CR0_DEFINED: Cr0 = Cr0::all();
 struct Gate {
     bits: u64,
     leaf: u32,
+    subleaf: u32,
     register: Register,
     bit: u8,
 }
 
 const fn gate(bits: u64, leaf: u32, register: Register, bit: u8) -> Gate {
-    Gate { bits, leaf, register, bit }
+    Gate { bits, leaf, subleaf: 0, register, bit }
 }
 
 const CR4_GATES: &[Gate] = &[
@@ -92,17 +97,50 @@ const EFER_GATES: &[Gate] = &[
     gate(Efer::AUTOIBRS.bits(), 0x8000_0021, Register::Eax, 8),
 ];
 
+/// A bit of SPEC_CTRL that comes with a bit of leaf 7 subleaf 2 EDX.
+const fn spec_gate(bits: u64, bit: u8) -> Gate {
+    Gate { bits, leaf: 7, subleaf: 2, register: Register::Edx, bit }
+}
+
+/// SPEC_CTRL (SDM vol. 4, MSR 48H; APM vol. 2, section 3.2.9), by Intel's and by AMD's leaves.
+const SPEC_CTRL_GATES: &[Gate] = &[
+    gate(IBRS, 7, Register::Edx, 26),
+    gate(IBRS, 0x8000_0008, Register::Ebx, 14),
+    gate(STIBP, 7, Register::Edx, 27),
+    gate(STIBP, 0x8000_0008, Register::Ebx, 15),
+    gate(SSBD, 7, Register::Edx, 31),
+    gate(SSBD, 0x8000_0008, Register::Ebx, 24),
+    gate(PSFD, 0x8000_0008, Register::Ebx, 28),
+    spec_gate(PSFD, 0),
+    spec_gate(3 << 3, 1),
+    spec_gate(3 << 5, 2),
+    spec_gate(1 << 8, 3),
+    spec_gate(1 << 10, 4),
+];
+const IBRS: u64 = 1 << 0;
+const STIBP: u64 = 1 << 1;
+const SSBD: u64 = 1 << 2;
+const PSFD: u64 = 1 << 7;
+
+/// PRED_CMD: IBPB, and AMD's SBPB.
+const PRED_CMD_GATES: &[Gate] = &[
+    gate(1 << 0, 7, Register::Edx, 26),
+    gate(1 << 0, 0x8000_0008, Register::Ebx, 12),
+    gate(1 << 7, 0x8000_0021, Register::Eax, 27),
+];
+
 /// EFER bits that only AMD defines.
 const EFER_AMD: u64 = Efer::FFXSR.bits() | Efer::TCE.bits() | Efer::AUTOIBRS.bits();
 
 fn granted(table: &CpuidTable, gates: &[Gate]) -> u64 {
-    let open = gates.iter().filter(|gate| table.has(gate.leaf, 0, gate.register, gate.bit));
+    let open = gates.iter().filter(|gate| table.has(gate.leaf, gate.subleaf, gate.register, gate.bit));
     open.fold(0, |bits, gate| bits | gate.bits)
 }
 
 impl Limits {
     /// Nothing allowed: what a table under construction has.
-    pub(crate) const NONE: Self = Self { cr4: 0, efer: 0, xcr0: 0, physical_bits: 0, linear_bits: 48 };
+    pub(crate) const NONE: Self =
+        Self { cr4: 0, efer: 0, xcr0: 0, spec_ctrl: 0, pred_cmd: 0, physical_bits: 0, linear_bits: 48 };
 
     /// What follows from a table.
     pub(crate) fn of(table: &CpuidTable, xcr0: u64, physical_bits: u8) -> Self {
@@ -113,7 +151,8 @@ impl Limits {
             efer &= !EFER_AMD;
         }
         let linear_bits = if cr4 & Cr4::LA57.bits() != 0 { 57 } else { 48 };
-        Self { cr4, efer, xcr0, physical_bits: physical_bits.min(52), linear_bits }
+        let (spec_ctrl, pred_cmd) = (granted(table, SPEC_CTRL_GATES), granted(table, PRED_CMD_GATES));
+        Self { cr4, efer, xcr0, spec_ctrl, pred_cmd, physical_bits: physical_bits.min(52), linear_bits }
     }
 
     /// Whether CR0 may be set to `new`; returns what it then reads, with the fixed and ignored bits as hardware has
@@ -195,7 +234,7 @@ impl Limits {
     }
 
     /// Whether an MSR that holds a linear address takes this one. Such MSRs take whatever the widest mode of the CPU
-    /// can address, in every mode (SDM vol. 3, section 4.5.2 of the 5-level paging chapter; as hardware does).
+    /// can address, whatever CR4.LA57 is: the check goes by the width that CPUID announces.
     #[must_use]
     pub const fn is_msr_canonical(&self, address: u64) -> bool {
         Self::sign_extended(address, self.linear_bits)
@@ -228,16 +267,21 @@ mod tests {
 
     #[test]
     fn limits_follow_from_the_leaves() {
-        let xeon = limits();
-        assert_eq!(xeon.xcr0, 0x2e7);
-        assert_eq!(xeon.efer, 0xd01, "SCE, LME, LMA, NXE");
+        let intel = limits();
+        assert_eq!(intel.xcr0, 0x2e7);
+        assert_eq!(intel.efer, 0xd01, "SCE, LME, LMA, NXE");
         let expected = Cr4::all() - Cr4::VMXE - Cr4::SMXE - Cr4::KL - Cr4::CET - Cr4::PKS;
-        assert_eq!(xeon.cr4, expected.bits());
-        let epyc = CpuidTable::build(&setup(1), epyc);
-        assert_eq!(epyc.limits().xcr0, 7);
-        assert_eq!(epyc.limits().cr4 & (Cr4::VME | Cr4::PKE | Cr4::UMIP | Cr4::PCIDE).bits(), 0);
-        assert_eq!(epyc.limits().physical_bits, 40);
-        assert_eq!(epyc.limits().reserved_physical(), 0xffff_ff00_0000_0000);
+        assert_eq!(intel.cr4, expected.bits());
+        assert_eq!((intel.spec_ctrl, intel.pred_cmd), (0, 0));
+        let mut carried = setup(1);
+        carried.caps.spec_ctrl = true;
+        let spec = *CpuidTable::build(&carried, xeon).limits();
+        assert_eq!((spec.spec_ctrl, spec.pred_cmd), (0x5ff, 1));
+        let amd = CpuidTable::build(&setup(1), epyc);
+        assert_eq!(amd.limits().xcr0, 7);
+        assert_eq!(amd.limits().cr4 & (Cr4::VME | Cr4::PKE | Cr4::UMIP | Cr4::PCIDE).bits(), 0);
+        assert_eq!(amd.limits().physical_bits, 40);
+        assert_eq!(amd.limits().reserved_physical(), 0xffff_ff00_0000_0000);
     }
 
     #[test]

@@ -247,7 +247,7 @@ mod tests {
             delta <<= shift;
         }
         let mul = word(24) as u32;
-        word(16).wrapping_add((u128::from(delta) * u128::from(mul) >> 32) as u64)
+        word(16).wrapping_add(((u128::from(delta) * u128::from(mul)) >> 32) as u64)
     }
 
     #[test]

@@ -66,9 +66,8 @@ pub const fn check_hardware(limits: &Limits, number: u32, value: u64) -> Result<
         | msr::SYSENTER_EIP => limits.is_msr_canonical(value),
         msr::PAT => is_pat(value),
         msr::SFMASK | msr::TSC_AUX => value >> 32 == 0,
-        // IBRS, STIBP, SSBD, and AMD's PSFD.
-        msr::SPEC_CTRL => value & !0x87 == 0,
-        msr::PRED_CMD => value & !1 == 0,
+        msr::SPEC_CTRL => value & !limits.spec_ctrl == 0,
+        msr::PRED_CMD => value & !limits.pred_cmd == 0,
         _ => true,
     };
     if valid { Ok(()) } else { Err(GeneralProtection) }
@@ -89,3 +88,38 @@ pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// EFER after power-on.
 pub const EFER_RESET: u64 = Efer::empty().bits();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CpuidTable;
+    use crate::cpuid::tests::{epyc, setup};
+
+    #[test]
+    fn pat_types() {
+        assert!(is_pat(PAT_RESET) && is_pat(0) && is_pat(0x0706_0504_0100_0706));
+        for bad in [2, 3, 8, 0x10, 0x80] {
+            assert!(!is_pat(bad) && !is_pat(bad << 56) && !is_pat(PAT_RESET & !0xff00 | bad << 8), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hardware_values_are_checked() {
+        let table = CpuidTable::build(&setup(1), epyc);
+        let bad = [
+            (msr::FS_BASE, 1 << 47),
+            (msr::LSTAR, 1 << 63),
+            (msr::SYSENTER_EIP, 1 << 48),
+            (msr::PAT, 2),
+            (msr::SFMASK, 1 << 32),
+            (msr::TSC_AUX, 1 << 32),
+            (msr::SPEC_CTRL, 1),
+            (msr::PRED_CMD, 1),
+        ];
+        for (number, value) in bad {
+            assert!(check_hardware(table.limits(), number, value).is_err(), "{number:#x}");
+        }
+        assert!(check_hardware(table.limits(), msr::GS_BASE, 0xffff_8000_0000_0000).is_ok());
+        assert!(check_hardware(table.limits(), msr::STAR, u64::MAX).is_ok());
+    }
+}

@@ -1,0 +1,48 @@
+//! Prints the CPUID and MSR policy as Markdown tables: `cargo run -p caisson-policy --example tables`.
+
+use caisson_policy::cpuid::{Subleaves, words};
+use caisson_policy::msr::{Condition, PASSTHROUGH, TABLE};
+
+fn condition(condition: Condition) -> String {
+    match condition {
+        Condition::Always => "always".into(),
+        Condition::Only(vendor) => format!("{vendor:?}"),
+        Condition::Feature(name) => format!("with {name}"),
+    }
+}
+
+fn main() {
+    println!("| leaf | subleaf | register | bits | name | guest sees | why |\n|---|---|---|--:|---|---|---|");
+    for word in words() {
+        let subleaf = match word.subleaves {
+            Subleaves::All => String::new(),
+            Subleaves::Only(n) => n.to_string(),
+            Subleaves::From(n) => format!("{n} and up"),
+        };
+        for field in word.fields {
+            let bits = if field.first == field.last {
+                field.first.to_string()
+            } else {
+                format!("{}:{}", field.last, field.first)
+            };
+            let register = format!("{:?}", word.register).to_uppercase();
+            let (name, rule, reason) = (field.name, field.rule, field.reason);
+            println!("| {:X}H | {subleaf} | {register} | {bits} | {name} | {rule} | {reason} |", word.leaf);
+        }
+    }
+    println!("\n| MSR | name | there | behaviour | why |\n|---|---|---|---|---|");
+    for row in TABLE {
+        let numbers = if row.first == row.last {
+            format!("{:X}H", row.first)
+        } else {
+            format!("{:X}H-{:X}H", row.first, row.last)
+        };
+        let there = condition(row.condition);
+        println!("| {numbers} | {} | {there} | {} | {} |", row.name, row.behaviour, row.reason);
+    }
+    println!("\n| MSR without exits | access | when | why |\n|---|---|---|---|");
+    for pass in PASSTHROUGH {
+        let access = if pass.read { "read, write" } else { "write" };
+        println!("| {:X}H | {access} | {} | {} |", pass.number, condition(pass.condition), pass.reason);
+    }
+}
