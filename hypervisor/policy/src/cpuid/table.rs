@@ -128,7 +128,7 @@ pub struct Word {
     pub fields: &'static [Field],
 }
 
-/// The whole policy, in the order of the leaves: the words of [`basic`] and [`extended`].
+/// The whole policy, in the order of the leaves: basic first, then extended.
 pub fn words() -> impl Iterator<Item = &'static Word> {
     basic::WORDS.iter().chain(extended::WORDS)
 }
