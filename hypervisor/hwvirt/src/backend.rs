@@ -45,6 +45,18 @@ pub struct VcpuSetup {
     pub tsc_offset: u64,
 }
 
+/// When [`Exit::InterruptWindow`] is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptWindow {
+    /// Never.
+    Closed,
+    /// As soon as the guest can take an interrupt, whatever its task priority.
+    Any,
+    /// As soon as the guest can take an interrupt of this priority class (vector bits 7:4), which its task priority now
+    /// holds back.
+    Above(u8),
+}
+
 /// A vCPU: its state, and what stands between it and the hardware.
 pub trait Vcpu: VcpuState {
     /// Runs the guest until it exits. Interrupts are off on the host before and after; a physical interrupt that
@@ -60,8 +72,8 @@ pub trait Vcpu: VcpuState {
     /// Takes the event whose delivery the last exit interrupted.
     fn take_interrupted_event(&mut self) -> Option<Event>;
 
-    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or no longer.
-    fn set_interrupt_window(&mut self, on: bool);
+    /// Asks for [`Exit::InterruptWindow`], or no longer.
+    fn set_interrupt_window(&mut self, window: InterruptWindow);
 
     /// Whether NMIs are blocked, because the guest is in its NMI handler.
     fn nmi_blocked(&self) -> bool;

@@ -16,7 +16,7 @@ mod exit;
 mod state;
 pub mod svm;
 
-pub use backend::{Backend, EnableError, Vcpu, VcpuSetup};
+pub use backend::{Backend, EnableError, InterruptWindow, Vcpu, VcpuSetup};
 pub use event::Event;
 pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault};
 pub use state::VcpuState;

@@ -1,5 +1,7 @@
 //! The physical serial line: COM1, through the `uart_16550` crate.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
@@ -10,6 +12,8 @@ const COM1: u16 = 0x3f8;
 /// COM1's ISA interrupt.
 pub const COM1_IRQ: u8 = 4;
 
+/// Whether the UART interrupts when it can take more.
+static SENDING: AtomicBool = AtomicBool::new(false);
 /// `None` until [`init`], and where there is no UART.
 static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 
@@ -27,6 +31,26 @@ pub fn init() {
 pub fn write(bytes: &[u8]) {
     if let Some(uart) = PORT.lock().as_mut() {
         uart.send_bytes_exact(bytes);
+    }
+}
+
+/// Writes a byte if the line takes it at once; where there is no line it takes everything.
+#[must_use]
+pub fn try_write(byte: u8) -> bool {
+    PORT.lock().as_mut().is_none_or(|uart| uart.try_send_byte(byte).is_ok())
+}
+
+/// Makes the UART interrupt when it can take more output, or no longer.
+pub fn interrupt_when_sent(on: bool) {
+    if let Some(uart) = PORT.lock().as_mut() {
+        if SENDING.swap(on, Ordering::Relaxed) == on {
+            return;
+        }
+        if on {
+            uart.enable_interrupts(IER::THR_EMPTY);
+        } else {
+            uart.disable_interrupts(IER::THR_EMPTY);
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! Events: injection, windows, and the blocking of NMIs (APM vol. 2, sections 15.20 and 15.21).
 
-use caisson_hwvirt::Event;
+use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::svm::{EventInjection, EventKind, Intercepts};
 use caisson_x86::{Exception, ExceptionKind, Rflags};
 
 use crate::vcpu::{SvmVcpu, V_INTR_MASKING};
 
-/// V_IRQ, V_INTR_PRIO of 15 and V_IGN_TPR: a virtual interrupt that is taken as soon as RFLAGS.IF allows, and exits
-/// before it is delivered.
-const WINDOW: u64 = 1 << 8 | 0xf << 16 | 1 << 20;
+/// Fields of the virtual-interrupt word (appendix B). A pending virtual interrupt whose intercept is set exits when the
+/// guest could take it: that is the interrupt window.
+const V_IRQ: u64 = 1 << 8;
+const V_INTR_PRIO_SHIFT: u32 = 16;
+const V_INTR_PRIO: u64 = 0xf << V_INTR_PRIO_SHIFT;
+const V_IGN_TPR: u64 = 1 << 20;
+const V_INTR_VECTOR: u64 = 0xff << 32;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 /// What the CPU does not keep of NMIs: it delivers one that is injected, and forgets.
@@ -82,16 +86,20 @@ impl SvmVcpu {
         }
     }
 
-    pub(crate) fn set_window(&mut self, on: bool) {
-        let word = self.vmcb.virtual_interrupt() & !(WINDOW | 0xff << 32);
+    pub(crate) fn set_window(&mut self, window: InterruptWindow) {
         let intercepts = self.vmcb.intercepts();
-        if on {
-            self.vmcb.set_virtual_interrupt(word | WINDOW);
-            self.vmcb.set_intercepts(intercepts | Intercepts::VINTR);
-        } else if intercepts.contains(Intercepts::VINTR) {
-            self.vmcb.set_virtual_interrupt(word);
-            self.vmcb.set_intercepts(intercepts - Intercepts::VINTR);
+        let request = match window {
+            InterruptWindow::Closed => 0,
+            InterruptWindow::Any => V_IRQ | V_INTR_PRIO | V_IGN_TPR,
+            InterruptWindow::Above(class) => V_IRQ | u64::from(class & 15) << V_INTR_PRIO_SHIFT,
+        };
+        if request == 0 && !intercepts.contains(Intercepts::VINTR) {
+            return;
         }
+        let word = self.vmcb.virtual_interrupt() & !(V_IRQ | V_INTR_PRIO | V_IGN_TPR | V_INTR_VECTOR);
+        self.vmcb.set_virtual_interrupt(word | request);
+        let kept = intercepts - Intercepts::VINTR;
+        self.vmcb.set_intercepts(if request == 0 { kept } else { kept | Intercepts::VINTR });
     }
 
     /// The guest is about to execute the IRET of its NMI handler: steps over it.

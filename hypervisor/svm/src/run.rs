@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use caisson_hwvirt::svm::{RawExit, decode};
-use caisson_hwvirt::{Event, Exit, Vcpu};
+use caisson_hwvirt::{Event, Exit, InterruptWindow, Vcpu};
 use caisson_machine::cpu::write_msr;
 use caisson_x86::msr;
 use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
@@ -157,8 +157,8 @@ impl Vcpu for SvmVcpu {
         self.interrupted_event()
     }
 
-    fn set_interrupt_window(&mut self, on: bool) {
-        self.set_window(on);
+    fn set_interrupt_window(&mut self, window: InterruptWindow) {
+        self.set_window(window);
     }
 
     fn nmi_blocked(&self) -> bool {

@@ -39,32 +39,35 @@ impl GuestRam {
     #[must_use]
     pub fn allocate(domain: DomainId, ranges: &[(Gpa, u64)]) -> Option<Self> {
         let mut extents = Vec::new();
+        let mut chains = Vec::new();
         let owner = Owner::Domain(domain);
         let mut frames = frames();
         let mut fill = || -> Option<()> {
             let mut lowest = Gpa::new(0);
             for &(start, bytes) in ranges {
                 let end = start.checked_add(bytes)?;
-                if start < lowest
-                    || !start.as_u64().is_multiple_of(PAGE_SIZE)
-                    || !bytes.is_multiple_of(PAGE_SIZE)
-                {
+                let whole_pages = start.as_u64().is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
+                if start < lowest || !whole_pages {
                     return None;
                 }
                 lowest = end;
                 let chain = frames.allocate_range(bytes, owner)?;
                 let mut at = start;
-                for block in frames.blocks_of(&chain) {
-                    let (hpa, bytes) = (block.0, block.1);
+                for (hpa, bytes) in frames.blocks_of(&chain) {
                     push(&mut extents, Extent { gpa: at, hpa, bytes });
                     at = at.checked_add(bytes)?;
                 }
+                chains.push(chain);
             }
             Some(())
         };
         if fill().is_none() {
-            // What was allocated has not been used: it still reads as zero.
-            frames.release_owner(owner, |_, _| ());
+            for chain in chains {
+                // Nothing has used it: it still reads as zero.
+                if let Err(error) = frames.free_range(chain) {
+                    log::error!("unused guest memory could not be freed: {error}");
+                }
+            }
             return None;
         }
         Some(Self { domain, extents, scrubbed: (0, 0) })

@@ -1,0 +1,279 @@
+//! Making guests from the configuration blob, and taking them apart.
+
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
+use caisson_domain::{CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, VirtualCpu};
+use caisson_firmware::GuestLayout;
+use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
+use caisson_machine::clock;
+use caisson_machine::cpu::{self, Features};
+use caisson_machine::memory::{DomainTables, GuestRam};
+use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
+use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
+use caisson_types::{DomainId, VcpuId};
+
+use crate::console;
+
+/// A guest: its record in the configuration, and what exists of it.
+pub(crate) struct Guest<B: Backend, F: Format> {
+    /// What the configuration says of it.
+    pub(crate) record: Record<'static>,
+    /// Its id.
+    pub(crate) id: DomainId,
+    /// What exists while it lives.
+    pub(crate) live: Option<Box<Live<B, F>>>,
+    /// How often it has been restarted.
+    pub(crate) restarts: u32,
+    /// How it ended last.
+    pub(crate) ended: Option<Ended>,
+}
+
+/// A living guest. The vCPUs go before the tables that their hardware uses, and both before the memory.
+pub(crate) struct Live<B: Backend, F: Format> {
+    pub(crate) vcpus: Vec<VirtualCpu<B::Vcpu>>,
+    tables: Option<Stage2<F>>,
+    /// What the vCPUs share.
+    pub(crate) domain: Domain<GuestRam>,
+}
+
+impl<B: Backend, F: Format> Drop for Live<B, F> {
+    fn drop(&mut self) {
+        self.vcpus.clear();
+        if let Some(tables) = self.tables.take() {
+            // No CPU uses them any more: the vCPUs are gone, and their address-space ids are not used again before a
+            // flush.
+            tables.destroy(&mut DomainTables(self.domain.id));
+        }
+    }
+}
+
+/// Why a guest could not be made.
+pub(crate) enum MakeError {
+    /// No room for its RAM.
+    OutOfMemory(u64),
+    /// The vCPU's structures.
+    Hardware(EnableError),
+    /// Its stage-2 tables.
+    Tables(Stage2Error),
+    /// Its kernel or firmware tables.
+    Build(caisson_domain::BuildError),
+}
+
+impl fmt::Display for MakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfMemory(bytes) => {
+                write!(f, "memory: no {} MiB are left for it: give it less, or the machine more", bytes >> 20)
+            }
+            Self::Hardware(error) => error.fmt(f),
+            Self::Tables(error) => write!(f, "memory: {error}"),
+            Self::Build(error) => write!(f, "kernel: {error}"),
+        }
+    }
+}
+
+/// What every guest is made with.
+pub(crate) struct Maker {
+    /// The host CPU.
+    pub(crate) features: Features,
+    /// XCR0 components that can be carried.
+    pub(crate) xcr0: u64,
+    /// Seconds since 1970 when Caisson started, and the TSC then.
+    pub(crate) started: (u64, u64),
+    /// The host's microcode revision, as RDMSR gives it.
+    pub(crate) microcode: u64,
+}
+
+impl Maker {
+    /// Makes a guest of its record.
+    pub(crate) fn make<B: Backend, F: Format>(
+        &self,
+        backend: &mut B,
+        record: &Record<'static>,
+        id: DomainId,
+    ) -> Result<Box<Live<B, F>>, MakeError> {
+        let clock = clock::get();
+        let start = cpu::tsc();
+        let vcpus = record.vcpus() as usize;
+        let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
+        let layout = GuestLayout::new(record.memory(), &apic_ids);
+        let ranges: Vec<_> = layout.backed().collect();
+        let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let tables = self.map::<F>(id, &memory).map_err(MakeError::Tables)?;
+        let root = tables.root();
+        let cpuid = self.cpuid(vcpus, clock.tsc_hz);
+        let msrs = MsrSetup {
+            paravirt: Paravirt::BASE,
+            microcode: self.microcode,
+            low_memory_end: layout.ram_below_4g(),
+            high_memory_end: match layout.ram_above_4g() {
+                0 => 0,
+                bytes => (4 << 30) + bytes,
+            },
+            ..MsrSetup::default()
+        };
+        let wall_clock = self.started.0 + (start - self.started.1) / clock.tsc_hz;
+        let domain = Domain::new(DomainSetup {
+            id,
+            memory,
+            cpuid,
+            msrs,
+            clock: DomainClock::starting_at(start, clock.tsc_hz),
+            wall_clock,
+            vcpus,
+            gigabyte_pages: self.features.gigabyte_pages,
+        });
+        let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset() };
+        let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), tables: Some(tables), domain });
+        for index in 0..vcpus {
+            let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
+            let id = VcpuId { domain: id, index: index as u16 };
+            live.vcpus.push(VirtualCpu::new(hw, id, &live.domain));
+        }
+        let modules: Vec<Module<'_>> =
+            record.modules().map(|m| Module { data: m.payload().data(), cmdline: m.cmdline() }).collect();
+        let image = Image {
+            kernel: record.kernel().data(),
+            kind: match record.loader() {
+                LoaderKind::Auto => None,
+                LoaderKind::Linux => Some(caisson_loader::Kind::Linux),
+                LoaderKind::Pvh => Some(caisson_loader::Kind::Pvh),
+                LoaderKind::Multiboot1 => Some(caisson_loader::Kind::Multiboot1),
+            },
+            modules: &modules,
+            command_line: record.cmdline(),
+        };
+        let Live { vcpus, domain, .. } = &mut *live;
+        caisson_domain::load(domain, &mut vcpus[0], &layout, &image).map_err(MakeError::Build)?;
+        Ok(live)
+    }
+
+    /// The guest's RAM in stage-2 tables of its own, by the largest pages.
+    fn map<F: Format>(&self, id: DomainId, memory: &GuestRam) -> Result<Stage2<F>, Stage2Error> {
+        let frames = &mut DomainTables(id);
+        let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.features.gigabyte_pages))?;
+        for extent in memory.extents() {
+            let mapped = tables.map(
+                frames,
+                extent.gpa,
+                extent.hpa,
+                extent.bytes,
+                Permissions::ALL,
+                MemoryType::WriteBack,
+            );
+            if let Err(error) = mapped {
+                tables.destroy(frames);
+                return Err(error);
+            }
+        }
+        Ok(tables)
+    }
+
+    fn cpuid(&self, vcpus: usize, tsc_hz: u64) -> CpuidTable {
+        let setup = CpuidSetup {
+            caps: HostCaps {
+                physical_bits: self.features.physical_bits.min(48),
+                xcr0: self.xcr0,
+                spec_ctrl: false,
+                tsc_aux: self.features.rdtscp,
+                arch_capabilities: false,
+            },
+            topology: Topology::cores(vcpus as u16),
+            paravirt: Paravirt::BASE,
+            tsc_khz: (tsc_hz / 1000) as u32,
+            apic_khz: CPU_APIC_KHZ,
+        };
+        CpuidTable::build(&setup, |leaf, subleaf| {
+            let r = cpu::cpuid(leaf, subleaf);
+            CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
+        })
+    }
+}
+
+impl<B: Backend, F: Format> Guest<B, F> {
+    /// A guest that does not exist yet.
+    pub(crate) fn new(record: Record<'static>, id: DomainId) -> Self {
+        if record.console() == Console::Serial {
+            console::add_guest(id, record.name());
+        }
+        Self { record, id, live: None, restarts: 0, ended: None }
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.record.name()
+    }
+
+    /// Whether it ended as it should.
+    pub(crate) fn ended_well(&self) -> bool {
+        self.ended == Some(Ended::PowerOff)
+    }
+
+    /// Takes it apart after its end, says so, and answers whether it is to be started again.
+    pub(crate) fn end(&mut self, ended: Ended) -> bool {
+        console::end_line(self.id);
+        let actions = self.record.on_exit();
+        let (action, failed) = match ended {
+            Ended::PowerOff => (actions.poweroff, false),
+            Ended::Reset => (actions.reboot, false),
+            Ended::TripleFault { .. } | Ended::Killed(_) => (actions.crash, true),
+        };
+        let within = self.record.max_restarts().is_none_or(|most| self.restarts < most);
+        let again = action == OnExitAction::Restart && within;
+        let what: String = match (again, action) {
+            (true, _) => "restarting".to_string(),
+            (false, OnExitAction::Restart) => "not restarted again: its limit is reached".to_string(),
+            (false, OnExitAction::Destroy) => "destroyed".to_string(),
+        };
+        if failed {
+            log::error!("guest {}: {ended}; {what}", self.name());
+            self.log_registers();
+        } else {
+            log::info!("guest {}: {ended}; {what}", self.name());
+        }
+        self.live = None;
+        self.ended = Some(ended);
+        self.restarts += u32::from(again);
+        again
+    }
+
+    /// Where its vCPUs were, and the last exits of the first.
+    fn log_registers(&self) {
+        use caisson_hwvirt::{Vcpu, VcpuState};
+        use caisson_x86::{Gpr, SegmentRegister};
+        let Some(live) = &self.live else { return };
+        for vcpu in &live.vcpus {
+            let hw = &vcpu.hw;
+            let cs = hw.segment(SegmentRegister::Cs);
+            log::error!(
+                "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",
+                vcpu.id,
+                hw.mode(),
+                cs.selector,
+                hw.rip(),
+                cs.base,
+                hw.gpr(Gpr::Rsp),
+                hw.rflags(),
+                hw.gpr(Gpr::Rax)
+            );
+            log::error!(
+                "  {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} idt {:#x}+{:#x}",
+                vcpu.id,
+                hw.cr0(),
+                hw.cr2(),
+                hw.cr3(),
+                hw.cr4(),
+                hw.efer(),
+                hw.idtr().base,
+                hw.idtr().limit
+            );
+            for (code, rip) in hw.recent_exits() {
+                log::debug!("  {}: exit {code:#x} at rip {rip:#x}", vcpu.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Caisson: a type-1 hypervisor for x86-64.
+//!
+//! This crate ties the others together: it starts the machine ([`start`]), makes domains from the configuration blob
+//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]). It holds no
+//! `unsafe` but what hands the boot-time promises of the machine crates on, in [`start`].
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod guests;
+#[cfg(target_os = "none")]
+mod logger;
+#[cfg(target_os = "none")]
+mod scheduler;
+#[cfg(target_os = "none")]
+mod start;
+
+#[cfg(target_os = "none")]
+caisson_boot::entry_point!(start::main);
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    caisson_machine::crash::panic(info)
+}
+
+/// The image is for bare metal; on a host there is only this, so that the whole workspace can be checked.
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("caisson runs on bare metal: start it with `cargo xtask run`");
+    std::process::exit(2);
+}

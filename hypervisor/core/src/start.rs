@@ -1,0 +1,198 @@
+//! From the loader's hand-over to the first guest.
+
+use core::fmt::Display;
+
+use alloc::vec::Vec;
+
+use caisson_boot::BootInfo;
+use caisson_config::{Blob, LogLevel, MachineLimits, SelectedConsole};
+use caisson_hwvirt::{Backend, EnableError};
+use caisson_machine::acpi::{self, Platform};
+use caisson_machine::cpu::{self, Features};
+use caisson_machine::power::{self, RunResult};
+use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
+use caisson_stage2::Npt;
+use caisson_svm::{Policy, Svm};
+use caisson_types::DomainId;
+use caisson_x86::svm::{MsrIntercept, SvmFeatures};
+use caisson_x86::{Xcr0, msr};
+use log::LevelFilter;
+
+use crate::console::{self, Shown};
+use crate::guests::Maker;
+use crate::logger;
+use crate::scheduler::Scheduler;
+
+/// The module that holds the configuration: by this word in the loader's configuration, or the only module there is.
+const CONFIG_MODULE: &str = "config";
+/// State components that can be carried: everything whose size the backends' areas have room for.
+const CARRIED_XCR0: u64 = 0x2e7;
+
+/// Says why Caisson cannot start, on every screen there is, and stops.
+fn refuse(reason: impl Display) -> ! {
+    log::error!("cannot start: {reason}");
+    console::drain();
+    power::finish(RunResult::Refused)
+}
+
+/// Starts everything. Called by the boot crate, on the boot stack, with the boot tables.
+pub(crate) fn main(info: BootInfo) -> ! {
+    let (features, platform) = bring_up(&info);
+    let free = memory::frames().free_frames() * caisson_types::PAGE_SIZE;
+    let clock = clock::get();
+    log::info!("Caisson {}: {} MiB of memory free", env!("CARGO_PKG_VERSION"), free >> 20);
+    log::info!(
+        "{} CPU{} (one in use), {}, TSC {} kHz measured against {}",
+        platform.cpus.len().max(1),
+        if platform.cpus.len() > 1 { "s" } else { "" },
+        if apic::is_x2apic() { "x2APIC" } else { "xAPIC" },
+        clock.tsc_hz / 1000,
+        clock.reference
+    );
+    let blob = configuration(&info, &features, free);
+    apply_settings(&blob);
+    let result = run(&info, features, &blob);
+    log::info!("all guests have ended");
+    console::drain();
+    power::finish(result)
+}
+
+/// The machine, from serial line to clocks.
+#[allow(unsafe_code)]
+fn bring_up(info: &BootInfo) -> (Features, Platform) {
+    serial::init();
+    logger::init();
+    // SAFETY: this is the boot CPU, once, in the order that each part asks for: traps before anything can fault, ACPI and
+    // screen while the boot tables are active, memory, then what needs it. Interrupts are off.
+    unsafe {
+        if let Some(info) = info.screen {
+            screen::init(info);
+        }
+        gdt::init();
+        trap::init();
+        let platform = info.rsdp.and_then(|rsdp| acpi::read(rsdp)).unwrap_or_default();
+        power::init(&platform, exit_port(info));
+        let features = Features::detect();
+        if let Err(error) = memory::init(info, &features) {
+            refuse(error);
+        }
+        screen::remap();
+        crash::init(info);
+        pic::disable();
+        if !apic::is_present() || apic::init(&features).is_none() {
+            refuse("this CPU has no local APIC, which Caisson needs for its timer: use a newer CPU");
+        }
+        clock::init(&platform);
+        if apic::route_isa(&platform, serial::COM1_IRQ, trap::SERIAL) {
+            serial::enable_receive_interrupt();
+        } else {
+            log::warn!("no I/O APIC serves the serial line: consoles take no input");
+        }
+        (features, platform)
+    }
+}
+
+/// `exit-port=0xf4`: where a test's run ends.
+fn exit_port(info: &BootInfo) -> Option<u16> {
+    let text = info.option("exit-port")?;
+    match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// Finds and checks the configuration blob among the loader's modules.
+#[allow(unsafe_code)]
+fn configuration(info: &BootInfo, features: &Features, free: u64) -> Blob<'static> {
+    let module = match &info.modules[..] {
+        [] => refuse(
+            "no configuration: name the blob with `module2 /boot/config.blob config` in the loader's configuration",
+        ),
+        [only] => only,
+        several => match several.iter().find(|m| m.name.split(' ').any(|word| word == CONFIG_MODULE)) {
+            Some(module) => module,
+            None => refuse("several modules and none is called `config`: name the configuration's module so"),
+        },
+    };
+    // SAFETY: the range is a module's, which the frame allocator leaves alone.
+    let bytes = unsafe { memory::loader_bytes(module.range) };
+    let blob = Blob::parse(bytes).unwrap_or_else(|error| refuse(format_args!("config: {error}")));
+    let limits = MachineLimits {
+        memory: free,
+        max_vcpus: caisson_irqchip::MAX_VCPUS as u32,
+        address_bits: features.physical_bits.min(48),
+    };
+    if let Err(error) = blob.check_machine(&limits) {
+        refuse(format_args!("config: {error}"));
+    }
+    blob
+}
+
+fn apply_settings(blob: &Blob<'static>) {
+    let settings = blob.machine();
+    log::set_max_level(match settings.log_level {
+        LogLevel::Off => LevelFilter::Off,
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    });
+    console::show(match settings.console {
+        SelectedConsole::All => Shown::All,
+        SelectedConsole::Log => Shown::Log,
+        SelectedConsole::Domain(index) => Shown::Guest(DomainId(index as u16 + 1)),
+    });
+}
+
+/// Turns the vendor's virtualisation on and runs the guests.
+fn run(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+    if features.svm { run_svm(info, features, blob) } else { refuse(EnableError::NotSupported) }
+}
+
+#[allow(unsafe_code)]
+fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+    let passthrough: Vec<(u32, MsrIntercept)> = caisson_policy::msr::PASSTHROUGH
+        .iter()
+        .filter_map(|entry| match (entry.read, entry.write) {
+            (true, true) => Some((entry.number, MsrIntercept::None)),
+            (true, false) => Some((entry.number, MsrIntercept::Write)),
+            _ => None,
+        })
+        .collect();
+    let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
+    // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
+    let svm = unsafe { Svm::enable(&features, without(info), &policy) }.unwrap_or_else(|error| refuse(error));
+    log::info!("{}: nested paging, {:?}", Svm::NAME, svm.used() - SvmFeatures::NESTED_PAGING);
+    // SAFETY: every AMD CPU with SVM has the patch level in this MSR; reading it has no effect.
+    let microcode = unsafe { cpu::read_msr(msr::BIOS_SIGN_ID) };
+    let maker = Maker {
+        features,
+        xcr0: CARRIED_XCR0 & Xcr0::all().bits(),
+        started: (clock::wall_clock(), cpu::tsc()),
+        microcode,
+    };
+    match Scheduler::<Svm, Npt>::new(svm, maker, blob) {
+        Ok(mut scheduler) => scheduler.run(),
+        Err(()) => {
+            console::drain();
+            power::finish(RunResult::Refused)
+        }
+    }
+}
+
+/// `without=nrips,decode-assists,...`: optional features that are not to be used.
+fn without(info: &BootInfo) -> SvmFeatures {
+    let mut features = SvmFeatures::empty();
+    for word in info.option("without").unwrap_or("").split(',').filter(|w| !w.is_empty()) {
+        match word {
+            "nrips" => features |= SvmFeatures::NRIP_SAVE,
+            "decode-assists" => features |= SvmFeatures::DECODE_ASSISTS,
+            "flush-by-asid" => features |= SvmFeatures::FLUSH_BY_ASID,
+            "clean-bits" => features |= SvmFeatures::CLEAN_BITS,
+            "pause-filter" => features |= SvmFeatures::PAUSE_FILTER,
+            _ => log::warn!("without={word}: no such feature"),
+        }
+    }
+    features
+}

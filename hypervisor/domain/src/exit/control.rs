@@ -1,0 +1,94 @@
+//! Control registers and XSETBV.
+
+use caisson_emulate::{CrAccess, Opcode, StepError, decode_cr};
+use caisson_hwvirt::Vcpu;
+use caisson_policy::limits::{Cr0Context, Cr4Context};
+use caisson_types::GuestMemory;
+use caisson_x86::{Cr0, Cr4, Efer, Exception, Gpr, SegmentRegister};
+
+use crate::domain::Domain;
+use crate::vcpu::{Outcome, VirtualCpu};
+
+impl<V: Vcpu> VirtualCpu<V> {
+    /// What the instruction at RIP does to a control register, and the RIP behind it. `Err` has answered the exit.
+    fn control_access<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        register: u8,
+        gpr: Option<Gpr>,
+    ) -> Result<(CrAccess, u64), Outcome> {
+        if let (Some(source), Some(next)) = (gpr, self.hw.next_rip()) {
+            return Ok((CrAccess::Write { register, gpr: source }, next));
+        }
+        decode_cr(&mut self.hw, &domain.memory, &domain.paging).map_err(|error| match error {
+            StepError::Exception(exception) => self.raise(exception),
+            // The code has changed since the exit: the guest executes what is there now.
+            StepError::Unhandleable(_) => {
+                self.hw.flush_tlb();
+                Outcome::Resume
+            }
+        })
+    }
+
+    /// A write to CR4: what the policy does not have is reserved.
+    #[inline(never)]
+    pub(super) fn write_cr4<M: GuestMemory>(&mut self, domain: &Domain<M>, gpr: Option<Gpr>) -> Outcome {
+        let (access, next) = match self.control_access(domain, 4, gpr) {
+            Ok(access) => access,
+            Err(outcome) => return outcome,
+        };
+        if let Some(value) = access.new_cr4(&self.hw) {
+            let context = Cr4Context { old: self.hw.cr4(), cr3: self.hw.cr3(), efer: self.hw.efer() };
+            if domain.cpuid.limits().check_cr4(value, &context).is_err() {
+                return self.raise(Exception::GENERAL_PROTECTION);
+            }
+            self.hw.set_cr4(value);
+        }
+        self.hw.advance_to(next);
+        Outcome::Resume
+    }
+
+    /// A write to CR0, where a backend needs to see it. Long mode is entered and left with paging (APM vol. 2, section
+    /// 14.6; SDM vol. 3, section 11.8.5).
+    #[inline(never)]
+    pub(super) fn write_cr0<M: GuestMemory>(&mut self, domain: &Domain<M>, gpr: Option<Gpr>) -> Outcome {
+        let (access, next) = match self.control_access(domain, 0, gpr) {
+            Ok(access) => access,
+            Err(outcome) => return outcome,
+        };
+        if let Some(value) = access.new_cr0(&self.hw) {
+            let efer = self.hw.efer();
+            let context = Cr0Context {
+                old: self.hw.cr0(),
+                cr4: self.hw.cr4(),
+                efer,
+                long_code: self.hw.segment(SegmentRegister::Cs).attributes.long(),
+            };
+            let Ok(value) = domain.cpuid.limits().check_cr0(value, &context) else {
+                return self.raise(Exception::GENERAL_PROTECTION);
+            };
+            let long = value & Cr0::PG.bits() != 0 && efer & Efer::LME.bits() != 0;
+            let efer = if long { efer | Efer::LMA.bits() } else { efer & !Efer::LMA.bits() };
+            self.hw.set_efer(efer);
+            self.hw.set_cr0(value);
+        }
+        self.hw.advance_to(next);
+        Outcome::Resume
+    }
+
+    /// XSETBV (SDM vol. 2): ring 0, register 0, and a value that the policy has.
+    #[inline(never)]
+    pub(super) fn xsetbv<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
+        if self.hw.cr4() & Cr4::OSXSAVE.bits() == 0 {
+            return self.raise(Exception::UNDEFINED);
+        }
+        let value = self.hw.gpr(Gpr::Rdx) << 32 | self.hw.gpr(Gpr::Rax) & 0xffff_ffff;
+        let register = self.hw.gpr(Gpr::Rcx) as u32;
+        if self.hw.cpl() != 0 || domain.cpuid.limits().check_xcr(register, value).is_err() {
+            return self.raise(Exception::GENERAL_PROTECTION);
+        }
+        self.hw.set_xcr0(value);
+        self.mirrored.xcr0 = value;
+        self.end_instruction(domain, Opcode::Xsetbv, Outcome::Resume)
+    }
+}

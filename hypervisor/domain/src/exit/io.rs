@@ -1,0 +1,131 @@
+//! Port accesses.
+
+use caisson_devices::Effect;
+use caisson_emulate::{Done, IoBus, MmioBus, Opcode, StepError, string_io};
+use caisson_hwvirt::{Direction, IoExit, Vcpu};
+use caisson_types::{Gpa, GuestMemory, Instant};
+use caisson_x86::Gpr;
+
+use crate::domain::{Domain, Host};
+use crate::vcpu::{Ended, Outcome, VirtualCpu};
+
+impl<V: Vcpu> VirtualCpu<V> {
+    #[inline]
+    pub(super) fn io<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        io: &IoExit,
+    ) -> Outcome {
+        if io.string {
+            return self.string_io(domain, host, io);
+        }
+        let now = domain.clock.at(host.tsc());
+        let rax = self.hw.gpr(Gpr::Rax);
+        let mut chipset = domain.chipset();
+        let effect = match io.direction {
+            Direction::In => {
+                let value = u64::from(chipset.port_read(io.port, io.size, now));
+                // A 32-bit result clears the upper half; smaller ones leave the rest alone.
+                let merged = match io.size {
+                    1 => rax & !0xff | value & 0xff,
+                    2 => rax & !0xffff | value & 0xffff,
+                    _ => value,
+                };
+                self.hw.set_gpr(Gpr::Rax, merged);
+                Effect::None
+            }
+            Direction::Out => chipset.port_write(io.port, io.size, rax as u32, now),
+        };
+        if chipset.has_messages() || chipset.pic_output() {
+            let wake = domain.settle(&mut chipset);
+            if !wake.is_empty() {
+                host.wake(wake);
+            }
+        }
+        drop(chipset);
+        if let Some(outcome) = apply(effect, host) {
+            return outcome;
+        }
+        match io.next_rip {
+            Some(next) => {
+                self.hw.advance_to(next);
+                Outcome::Resume
+            }
+            None => self.end_instruction(domain, Opcode::PortIo, Outcome::Resume),
+        }
+    }
+
+    #[inline(never)]
+    fn string_io<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        io: &IoExit,
+    ) -> Outcome {
+        let now = domain.clock.at(host.tsc());
+        let mut bus = Ports { domain, host, now, outcome: None };
+        let done = string_io(&mut self.hw, &domain.memory, &mut bus, io, &domain.paging);
+        let outcome = bus.outcome;
+        match done {
+            Ok(Done::Completed | Done::Partial) => outcome.unwrap_or(Outcome::Resume),
+            Ok(Done::Retry) => {
+                self.hw.flush_tlb();
+                Outcome::Resume
+            }
+            Err(StepError::Exception(exception)) => outcome.unwrap_or_else(|| self.raise(exception)),
+            Err(StepError::Unhandleable(_)) => self.raise(caisson_x86::Exception::UNDEFINED),
+        }
+    }
+}
+
+/// Carries an effect out. `Some` ends the exit with RIP still at the instruction: the guest's end, or no room on the
+/// console, for which it tries again later.
+fn apply(effect: Effect, host: &mut impl Host) -> Option<Outcome> {
+    match effect {
+        Effect::None => None,
+        Effect::Console(byte) => (!host.console(byte)).then_some(Outcome::Yield),
+        Effect::Reset => Some(Outcome::Ended(Ended::Reset)),
+        Effect::PowerOff => Some(Outcome::Ended(Ended::PowerOff)),
+    }
+}
+
+/// The ports as a string instruction reaches them.
+struct Ports<'a, M, H> {
+    domain: &'a Domain<M>,
+    host: &'a mut H,
+    now: Instant,
+    outcome: Option<Outcome>,
+}
+
+impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
+    fn port_read(&mut self, port: u16, size: u8) -> u32 {
+        let mut chipset = self.domain.chipset();
+        let value = chipset.port_read(port, size, self.now);
+        let wake = self.domain.settle(&mut chipset);
+        drop(chipset);
+        self.host.wake(wake);
+        value
+    }
+
+    fn port_write(&mut self, port: u16, size: u8, value: u32) {
+        let mut chipset = self.domain.chipset();
+        let effect = chipset.port_write(port, size, value, self.now);
+        let wake = self.domain.settle(&mut chipset);
+        drop(chipset);
+        self.host.wake(wake);
+        // A full console loses bytes of a string instruction: the element is done when the port has been written.
+        if let Some(outcome @ Outcome::Ended(_)) = apply(effect, self.host) {
+            self.outcome = Some(outcome);
+        }
+    }
+}
+
+impl<M, H> MmioBus for Ports<'_, M, H> {
+    fn read(&mut self, _: Gpa, size: u8) -> u64 {
+        // A string instruction between a port and a device in memory: nothing of ours answers there.
+        u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
+    }
+
+    fn write(&mut self, _: Gpa, _: u8, _: u64) {}
+}

@@ -1,0 +1,154 @@
+//! Accesses to guest-physical addresses without RAM: the local APIC's page, the I/O APIC's, and nothing.
+
+use caisson_emulate::{Done, MmioBus, StepError, step};
+use caisson_firmware::IOAPIC_ADDRESS;
+use caisson_hwvirt::{NestedFault, Vcpu};
+use caisson_irqchip::{Effect, LocalApic};
+use caisson_types::{Gpa, GuestMemory, Instant, PAGE_SIZE};
+use caisson_x86::Exception;
+
+use crate::domain::{Domain, Host};
+use crate::vcpu::{Ended, KillReason, Outcome, VirtualCpu};
+
+/// The most effects that one instruction leaves: an access that straddles registers is split into a few.
+const MAX_EFFECTS: usize = 4;
+
+impl<V: Vcpu> VirtualCpu<V> {
+    #[inline(never)]
+    pub(super) fn nested_fault<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        fault: NestedFault,
+    ) -> Outcome {
+        let mut probe = [0];
+        if domain.memory.read(fault.gpa, &mut probe).is_ok() {
+            return Outcome::Ended(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
+        }
+        self.end_pv_eoi(domain);
+        let now = domain.clock.at(host.tsc());
+        let mut bus = Devices {
+            apic_page: self.apic.mmio_base(),
+            apic: &mut self.apic,
+            domain,
+            now,
+            effects: [Effect::None; MAX_EFFECTS],
+            used: 0,
+            chipset_touched: false,
+        };
+        let done = step(&mut self.hw, &domain.memory, &mut bus, fault, &domain.paging);
+        let (effects, chipset_touched) = (bus.effects, bus.chipset_touched);
+        for effect in effects {
+            self.apic_effect(domain, host, effect);
+        }
+        if chipset_touched {
+            let mut chipset = domain.chipset();
+            let wake = domain.settle(&mut chipset);
+            drop(chipset);
+            host.wake(wake);
+        }
+        match done {
+            Ok(Done::Completed | Done::Partial) => Outcome::Resume,
+            Ok(Done::Retry) => {
+                self.hw.flush_tlb();
+                Outcome::Resume
+            }
+            Err(StepError::Exception(exception)) => self.raise(exception),
+            // Instructions that lie outside RAM read as all ones, which is none.
+            Err(StepError::Unhandleable(_)) if fault.fetch => self.raise(Exception::UNDEFINED),
+            Err(StepError::Unhandleable(bytes)) => {
+                let mut first = [0; 8];
+                first.iter_mut().zip(bytes.as_slice()).for_each(|(to, from)| *to = *from);
+                let reason =
+                    KillReason::UnknownInstruction { rip: self.hw.rip(), gpa: fault.gpa, bytes: first };
+                Outcome::Ended(Ended::Killed(reason))
+            }
+        }
+    }
+
+    /// Carries out what an access to the local APIC leaves to be done.
+    pub(super) fn apic_effect<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, effect: Effect) {
+        match effect {
+            Effect::None => return,
+            Effect::SendIpi(ipi) => {
+                let wake = domain.post_ipi(&ipi, self.index());
+                host.wake(wake);
+            }
+            Effect::BroadcastEoi(vector) => {
+                let mut chipset = domain.chipset();
+                chipset.eoi(vector);
+                let wake = domain.settle(&mut chipset);
+                drop(chipset);
+                host.wake(wake);
+            }
+            Effect::TimerChanged => {
+                self.deadline_changed = true;
+                return;
+            }
+            Effect::TprChanged => self.hw.set_cr8(self.apic.cr8()),
+            Effect::RoutingChanged => {
+                domain.apics.update(self.index(), &self.apic.routing());
+                self.hw.set_cr8(self.apic.cr8());
+                self.mirrored.apic_enabled = self.apic.mode() != caisson_irqchip::ApicMode::Disabled;
+                self.pic_asserted = true;
+                self.deadline_changed = true;
+            }
+        }
+        self.attention = true;
+    }
+}
+
+/// What answers at guest-physical addresses without RAM.
+struct Devices<'a, M> {
+    apic_page: Option<Gpa>,
+    apic: &'a mut LocalApic,
+    domain: &'a Domain<M>,
+    now: Instant,
+    effects: [Effect; MAX_EFFECTS],
+    used: usize,
+    chipset_touched: bool,
+}
+
+impl<M> Devices<'_, M> {
+    fn apic_offset(&self, gpa: Gpa) -> Option<u64> {
+        let offset = gpa.as_u64().wrapping_sub(self.apic_page?.as_u64());
+        (offset < PAGE_SIZE).then_some(offset)
+    }
+
+    fn ioapic_offset(gpa: Gpa) -> Option<u64> {
+        let offset = gpa.as_u64().wrapping_sub(u64::from(IOAPIC_ADDRESS));
+        (offset < PAGE_SIZE).then_some(offset)
+    }
+
+    fn keep(&mut self, effect: Effect) {
+        if effect == Effect::None {
+            return;
+        }
+        // The effects of one instruction are few; where it is split into more, the last counts.
+        let slot = self.used.min(MAX_EFFECTS - 1);
+        self.effects[slot] = effect;
+        self.used = slot + 1;
+    }
+}
+
+impl<M> MmioBus for Devices<'_, M> {
+    fn read(&mut self, gpa: Gpa, size: u8) -> u64 {
+        if let Some(offset) = self.apic_offset(gpa) {
+            return u64::from(self.apic.mmio_read(offset, size, self.now));
+        }
+        if let Some(offset) = Self::ioapic_offset(gpa) {
+            return u64::from(self.domain.chipset().ioapic_mmio_read(offset, size));
+        }
+        u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
+    }
+
+    fn write(&mut self, gpa: Gpa, size: u8, value: u64) {
+        if let Some(offset) = self.apic_offset(gpa) {
+            let effect = self.apic.mmio_write(offset, size, value as u32, self.now);
+            self.keep(effect);
+        } else if let Some(offset) = Self::ioapic_offset(gpa) {
+            self.domain.chipset().ioapic_mmio_write(offset, value as u32, self.now);
+            self.chipset_touched = true;
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The dispatcher: what is done about each exit.
+
+mod control;
+mod hypercall;
+mod io;
+mod mmio;
+mod msr;
+
+use caisson_emulate::{Opcode, instruction_end};
+use caisson_hwvirt::{Event, Exit, Vcpu};
+use caisson_types::GuestMemory;
+use caisson_x86::{Exception, ExceptionKind, Gpr};
+
+use crate::domain::{Domain, Host};
+use crate::vcpu::{Ended, KillReason, Outcome, RunState, VirtualCpu};
+
+const DEBUG: u8 = ExceptionKind::Debug as u8;
+const ALIGNMENT_CHECK: u8 = ExceptionKind::AlignmentCheck as u8;
+const MACHINE_CHECK: u8 = ExceptionKind::MachineCheck as u8;
+
+impl<V: Vcpu> VirtualCpu<V> {
+    /// Answers an exit.
+    #[inline]
+    pub fn answer<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, exit: Exit) -> Outcome {
+        if let Some(event) = self.hw.take_interrupted_event() {
+            self.interrupted = Some(event);
+            self.attention = true;
+        }
+        match exit {
+            Exit::Cpuid => self.cpuid(domain),
+            Exit::ReadMsr => self.read_msr(domain, host),
+            Exit::WriteMsr => self.write_msr(domain, host),
+            Exit::Io(io) => self.io(domain, host, &io),
+            Exit::NestedFault(fault) => self.nested_fault(domain, host, fault),
+            Exit::Hypercall => self.hypercall(domain),
+            Exit::ExternalInterrupt | Exit::Nmi => Outcome::HostEvent,
+            Exit::Halt => self.halt(domain),
+            Exit::InterruptWindow | Exit::NmiWindow => {
+                self.attention = true;
+                Outcome::Resume
+            }
+            Exit::Pause => self.end_instruction(domain, Opcode::Pause, Outcome::Yield),
+            Exit::WriteCr4(gpr) => self.write_cr4(domain, gpr),
+            Exit::WriteCr0(gpr) => self.write_cr0(domain, gpr),
+            Exit::Debug(_) => {
+                self.hw.load_debug_registers();
+                Outcome::Resume
+            }
+            Exit::Xsetbv => self.xsetbv(domain),
+            // Guests own no device that could see memory behind the caches' back: flushing is no more than slow.
+            Exit::CacheFlush => self.end_instruction(domain, Opcode::CacheFlush, Outcome::Resume),
+            Exit::Unsupported => self.raise(Exception::UNDEFINED),
+            Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),
+            Exit::Exception { vector, error_code, .. } => self.exception(vector, error_code),
+            Exit::TripleFault => Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() }),
+            Exit::Init => Outcome::HostEvent,
+            Exit::EntryFailure { reason, qualification } => {
+                Outcome::Ended(Ended::Killed(KillReason::EntryFailure { reason, qualification }))
+            }
+            Exit::Unknown { reason, qualification } => {
+                Outcome::Ended(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
+            }
+        }
+    }
+
+    /// Moves RIP behind the instruction that exited.
+    ///
+    /// Where its end cannot be told the guest has changed its code or its tables behind the CPU's back: its TLB entries
+    /// go, and it runs the instruction again. What was done for it is done twice, which is its own affair.
+    #[inline]
+    fn end_instruction<M: GuestMemory>(&mut self, domain: &Domain<M>, opcode: Opcode, outcome: Outcome) -> Outcome {
+        match instruction_end(&self.hw, &domain.memory, opcode) {
+            Ok(next) => {
+                self.hw.advance_to(next);
+                outcome
+            }
+            Err(_) => {
+                self.hw.flush_tlb();
+                Outcome::Resume
+            }
+        }
+    }
+
+    #[inline]
+    fn cpuid<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
+        self.mirrored.cr4 = self.hw.cr4();
+        let (leaf, subleaf) = (self.hw.gpr(Gpr::Rax) as u32, self.hw.gpr(Gpr::Rcx) as u32);
+        let result = domain.cpuid.lookup(leaf, subleaf, &self.mirrored);
+        self.hw.set_gpr(Gpr::Rax, u64::from(result.eax));
+        self.hw.set_gpr(Gpr::Rbx, u64::from(result.ebx));
+        self.hw.set_gpr(Gpr::Rcx, u64::from(result.ecx));
+        self.hw.set_gpr(Gpr::Rdx, u64::from(result.edx));
+        self.end_instruction(domain, Opcode::Cpuid, Outcome::Resume)
+    }
+
+    fn halt<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
+        let outcome = self.end_instruction(domain, Opcode::Hlt, Outcome::Halted);
+        if outcome == Outcome::Halted {
+            self.run_state = RunState::Halted;
+            self.attention = true;
+        }
+        outcome
+    }
+
+    /// An exception that is intercepted for the host's sake only: the guest gets it.
+    fn exception(&mut self, vector: u8, error_code: u32) -> Outcome {
+        match vector {
+            DEBUG => self.raise(Exception::plain(ExceptionKind::Debug)),
+            ALIGNMENT_CHECK => {
+                self.raise(Exception { error_code, ..Exception::plain(ExceptionKind::AlignmentCheck) })
+            }
+            MACHINE_CHECK => Outcome::MachineCheck,
+            _ => Outcome::Ended(Ended::Killed(KillReason::UnknownExit {
+                reason: u64::from(vector),
+                qualification: u64::from(error_code),
+            })),
+        }
+    }
+
+    /// Keeps an event for the next entry: for handlers that took it out of the hardware.
+    #[allow(dead_code)]
+    fn deliver_again(&mut self, event: Event) {
+        self.interrupted = Some(event);
+        self.attention = true;
+    }
+}

@@ -1,0 +1,150 @@
+//! From mailbox, local APIC and 8259 pair into the guest.
+
+use caisson_hwvirt::{Event, InterruptWindow, Vcpu};
+use caisson_types::GuestMemory;
+use caisson_x86::Rflags;
+
+use crate::domain::{Domain, Host, WORK_PIC};
+use crate::vcpu::{Ended, Readiness, RunState, VirtualCpu};
+
+/// What waits to interrupt the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Waiting {
+    /// A vector of the local APIC's.
+    Vector(u8),
+    /// The 8259 pair, which tells its vector when it is acknowledged.
+    Pic,
+}
+
+impl<V: Vcpu> VirtualCpu<V> {
+    /// Called before each entry: puts what waits into the hardware. One load and one test when nothing waits.
+    #[inline]
+    pub fn prepare<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
+        if !self.attention && !domain.mailbox(self.index()).has_work() {
+            return Readiness::Enter;
+        }
+        self.prepare_slow(domain, host)
+    }
+
+    #[inline(never)]
+    fn prepare_slow<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
+        let events = self.apic.drain(domain.mailbox(self.index()));
+        self.settle_pv_eoi(domain);
+        if events.init {
+            if self.apic.is_bsp() {
+                return Readiness::Ended(Ended::Reset);
+            }
+            self.init(domain);
+        }
+        if let Some(vector) = events.startup {
+            self.start_up(vector);
+        }
+        if events.work & WORK_PIC != 0 {
+            self.pic_asserted = true;
+        }
+        self.attention = false;
+        if self.run_state == RunState::WaitForSipi {
+            return Readiness::Blocked;
+        }
+        if let Some(event) = self.interrupted.take() {
+            self.hw.inject(event);
+        }
+        self.apic.set_cr8(self.hw.cr8());
+        self.deliver(domain, host)
+    }
+
+    /// Delivers an NMI or an interrupt, or asks for the moment at which the guest can take it.
+    fn deliver<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
+        if self.apic.nmi_pending() {
+            self.run_state = RunState::Running;
+            if self.hw.injecting() || self.hw.nmi_blocked() || self.hw.interrupt_shadow() {
+                if self.hw.nmi_blocked() {
+                    self.apic.latch_nmis();
+                }
+                self.hw.set_nmi_window(true);
+                // Where the hardware has no such window, look again at the next exit.
+                self.attention = true;
+            } else {
+                let _ = self.apic.take_nmi();
+                self.hw.set_nmi_window(false);
+                self.hw.inject(Event::Nmi);
+            }
+        }
+        let Some(waiting) = self.waiting(domain) else {
+            let window = self.blocked_by_task_priority();
+            self.hw.set_interrupt_window(window);
+            return self.readiness();
+        };
+        let open = self.hw.rflags() & Rflags::IF.bits() != 0;
+        if self.run_state == RunState::Halted && !open && !self.hw.injecting() {
+            // HLT with interrupts off: only an NMI, INIT or reset ends it.
+            return Readiness::Blocked;
+        }
+        self.run_state = RunState::Running;
+        if !open || self.hw.injecting() || self.hw.interrupt_shadow() {
+            self.hw.set_interrupt_window(InterruptWindow::Any);
+            return Readiness::Enter;
+        }
+        let vector = self.acknowledge(domain, host, waiting);
+        self.hw.inject(Event::Interrupt(vector));
+        let more = self.waiting(domain).is_some();
+        let window = if more { InterruptWindow::Any } else { self.blocked_by_task_priority() };
+        self.hw.set_interrupt_window(window);
+        if !more {
+            self.arm_pv_eoi(domain);
+        }
+        Readiness::Enter
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.run_state == RunState::Running || self.hw.injecting() {
+            Readiness::Enter
+        } else {
+            Readiness::Blocked
+        }
+    }
+
+    fn waiting<M>(&mut self, domain: &Domain<M>) -> Option<Waiting> {
+        if let Some(vector) = self.apic.pending_vector() {
+            return Some(Waiting::Vector(vector));
+        }
+        if self.apic.extint_pending() {
+            return Some(Waiting::Pic);
+        }
+        if self.pic_asserted {
+            self.pic_asserted = domain.chipset().pic_output();
+            if self.pic_asserted && self.apic.accepts_extint() {
+                return Some(Waiting::Pic);
+            }
+        }
+        None
+    }
+
+    fn acknowledge<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, waiting: Waiting) -> u8 {
+        match waiting {
+            Waiting::Vector(vector) => {
+                self.apic.acknowledge(vector);
+                vector
+            }
+            Waiting::Pic => {
+                let _ = self.apic.take_extint();
+                let mut chipset = domain.chipset();
+                let vector = chipset.pic_acknowledge();
+                let wake = domain.settle(&mut chipset);
+                drop(chipset);
+                host.wake(wake);
+                vector
+            }
+        }
+    }
+
+    /// A request that only the task priority holds back needs an exit when the guest lowers it by CR8.
+    fn blocked_by_task_priority(&self) -> InterruptWindow {
+        match self.apic.highest_request() {
+            Some(vector) if self.apic.tpr() >> 4 != 0 && vector >> 4 <= self.apic.tpr() >> 4 => {
+                InterruptWindow::Above(vector >> 4)
+            }
+            _ => InterruptWindow::Closed,
+        }
+    }
+}

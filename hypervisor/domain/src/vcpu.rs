@@ -1,0 +1,295 @@
+//! A vCPU: the hardware's part, its local APIC, its MSRs, and whether it runs.
+
+use core::fmt;
+
+use caisson_hwvirt::{Event, Vcpu};
+use caisson_irqchip::{ApicConfig, LocalApic};
+use caisson_policy::{Dynamic, MsrState};
+use caisson_types::{GuestMemory, Gpa, Instant, VcpuId};
+use caisson_x86::{Attributes, Exception, ExceptionKind, Segment, SegmentRegister};
+
+use crate::domain::{CPU_APIC_KHZ, Domain, Host};
+
+/// Why a guest had to be ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KillReason {
+    /// An instruction that accessed a device cannot be executed.
+    UnknownInstruction {
+        /// Where it is.
+        rip: u64,
+        /// What it accessed.
+        gpa: Gpa,
+        /// Its first bytes, as many as are known.
+        bytes: [u8; 8],
+    },
+    /// The CPU refused the vCPU's state.
+    EntryFailure {
+        /// The hardware's reason.
+        reason: u64,
+        /// What the hardware says beside it.
+        qualification: u64,
+    },
+    /// The CPU reported something that Caisson does not know.
+    UnknownExit {
+        /// The hardware's reason.
+        reason: u64,
+        /// What the hardware says beside it.
+        qualification: u64,
+    },
+    /// Stage 2 refused an access to the guest's own RAM: a bug of Caisson's, which costs this guest only.
+    LostMemory {
+        /// What was accessed.
+        gpa: Gpa,
+    },
+}
+
+impl fmt::Display for KillReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownInstruction { rip, gpa, bytes } => {
+                write!(f, "the instruction at rip {rip:#x} (bytes {bytes:02x?}) cannot access the device at {gpa}")
+            }
+            Self::EntryFailure { reason, qualification } => {
+                write!(f, "the CPU refused the guest's state (reason {reason:#x}, {qualification:#x})")
+            }
+            Self::UnknownExit { reason, qualification } => {
+                write!(f, "an exit that Caisson does not know (reason {reason:#x}, {qualification:#x})")
+            }
+            Self::LostMemory { gpa } => write!(f, "its memory at {gpa} is not mapped"),
+        }
+    }
+}
+
+/// How a guest came to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It turned its machine off.
+    PowerOff,
+    /// It asked for a reset.
+    Reset,
+    /// A triple fault.
+    TripleFault {
+        /// Where.
+        rip: u64,
+    },
+    /// Caisson had to end it.
+    Killed(KillReason),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("powered off"),
+            Self::Reset => f.write_str("reset"),
+            Self::TripleFault { rip } => write!(f, "triple fault at rip {rip:#x}"),
+            Self::Killed(reason) => write!(f, "ended: {reason}"),
+        }
+    }
+}
+
+/// What the run loop does after an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Outcome {
+    /// Enter again.
+    Resume,
+    /// A physical interrupt or NMI waits for the host.
+    HostEvent,
+    /// The vCPU would only wait: let others run.
+    Yield,
+    /// The vCPU halted: enter again if [`VirtualCpu::prepare`] says so.
+    Halted,
+    /// The whole guest ended.
+    Ended(Ended),
+    /// The physical machine reported a machine check while the guest ran.
+    MachineCheck,
+}
+
+/// Whether a vCPU executes instructions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunState {
+    /// It does.
+    Running,
+    /// It waits in HLT.
+    Halted,
+    /// It waits for a start-up IPI.
+    WaitForSipi,
+}
+
+/// What [`VirtualCpu::prepare`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Readiness {
+    /// Enter the guest.
+    Enter,
+    /// Nothing to do before the vCPU's next deadline or mail.
+    Blocked,
+    /// The guest asked for its own end by an INIT to its boot CPU.
+    Ended(Ended),
+}
+
+/// A vCPU.
+pub struct VirtualCpu<V> {
+    /// The hardware's part.
+    pub hw: V,
+    /// Its id.
+    pub id: VcpuId,
+    pub(crate) apic: LocalApic,
+    pub(crate) msrs: MsrState,
+    /// What CPUID mirrors of the vCPU.
+    pub(crate) mirrored: Dynamic,
+    pub(crate) run_state: RunState,
+    /// Something happened that [`VirtualCpu::prepare`] must look at before the next entry.
+    pub(crate) attention: bool,
+    /// The 8259 pair has an interrupt for this vCPU.
+    pub(crate) pic_asserted: bool,
+    /// An event whose delivery an exit interrupted.
+    pub(crate) interrupted: Option<Event>,
+    /// What the guest last wrote to KVM's clock MSRs.
+    pub(crate) system_time: u64,
+    pub(crate) wall_clock: u64,
+    /// The guest's PV EOI word, and whether its bit is set now.
+    pub(crate) pv_eoi: Option<Gpa>,
+    pub(crate) pv_eoi_armed: bool,
+    /// What the guest has added to its TSC.
+    pub(crate) tsc_adjust: u64,
+    /// [`VirtualCpu::next_deadline`] may be another than when the core last asked.
+    pub(crate) deadline_changed: bool,
+}
+
+impl<V: Vcpu> VirtualCpu<V> {
+    /// A vCPU after power-on: the first one runs, the others wait for SIPI.
+    #[must_use]
+    pub fn new<M>(hw: V, id: VcpuId, domain: &Domain<M>) -> Self {
+        let index = usize::from(id.index);
+        let apic = LocalApic::new(ApicConfig {
+            bsp: index == 0,
+            physical_bits: domain.cpuid.limits().physical_bits,
+            timer_hz: u64::from(CPU_APIC_KHZ) * 1000,
+            ..ApicConfig::new(u32::from(id.index))
+        });
+        domain.apics.update(index, &apic.routing());
+        Self {
+            hw,
+            id,
+            mirrored: Dynamic { xcr0: 1, cr4: 0, apic_id: apic.id(), apic_enabled: true },
+            apic,
+            msrs: MsrState::new(&domain.cpuid, &domain.msrs),
+            run_state: if index == 0 { RunState::Running } else { RunState::WaitForSipi },
+            attention: true,
+            pic_asserted: false,
+            interrupted: None,
+            system_time: 0,
+            wall_clock: 0,
+            pv_eoi: None,
+            pv_eoi_armed: false,
+            tsc_adjust: 0,
+            deadline_changed: true,
+        }
+    }
+
+    /// Its index in the domain.
+    #[inline]
+    #[must_use]
+    pub fn index(&self) -> usize {
+        usize::from(self.id.index)
+    }
+
+    /// Whether it executes instructions.
+    #[must_use]
+    pub const fn run_state(&self) -> RunState {
+        self.run_state
+    }
+
+    /// Sets a local APIC up as a PC's firmware leaves it: enabled, with the 8259 pair on LINT0 and NMI on LINT1.
+    pub fn set_virtual_wire<M>(&mut self, domain: &Domain<M>) {
+        self.apic.set_virtual_wire();
+        domain.apics.update(self.index(), &self.apic.routing());
+    }
+
+    /// When the vCPU must be looked at although nothing else happens: its own timer, and on the boot vCPU the chipset's.
+    #[must_use]
+    pub fn next_deadline<M>(&self, domain: &Domain<M>) -> Instant {
+        let own = self.apic.next_deadline();
+        if self.index() == 0 { own.min(domain.chipset().next_deadline()) } else { own }
+    }
+
+    /// Whether [`VirtualCpu::next_deadline`] may have changed since this was last asked.
+    #[inline]
+    #[must_use]
+    pub fn take_deadline_changed(&mut self) -> bool {
+        core::mem::take(&mut self.deadline_changed)
+    }
+
+    /// Brings its timers, and on the boot vCPU the chipset's, up to `now`.
+    pub fn advance<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, now: Instant) {
+        self.settle_pv_eoi(domain);
+        self.apic.advance(now);
+        self.attention = true;
+        if self.index() == 0 {
+            let mut chipset = domain.chipset();
+            if chipset.next_deadline() <= now {
+                chipset.advance(now);
+                let wake = domain.settle(&mut chipset);
+                drop(chipset);
+                host.wake(wake);
+            }
+        }
+    }
+
+    /// Raises an exception by the rules for events that meet (SDM vol. 3, table 7-5; APM vol. 2, section 8.2.9). The
+    /// answer is the guest's end where a third fault follows a double fault.
+    pub(crate) fn raise(&mut self, exception: Exception) -> Outcome {
+        let first = match self.interrupted {
+            Some(Event::Exception(first)) => first,
+            _ => {
+                self.hw.inject(Event::Exception(exception));
+                return Outcome::Resume;
+            }
+        };
+        let contributory = |kind: ExceptionKind| ExceptionKind::vector_is_contributory(kind as u8);
+        let page_fault = |kind| kind == ExceptionKind::PageFault;
+        let doubles = (contributory(first.kind) && contributory(exception.kind))
+            || (page_fault(first.kind) && (contributory(exception.kind) || page_fault(exception.kind)));
+        if first.kind == ExceptionKind::DoubleFault
+            && (contributory(exception.kind) || page_fault(exception.kind))
+        {
+            return Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() });
+        }
+        // The first event is given up: its instruction is executed again, or the double fault takes its place.
+        self.interrupted = None;
+        let raised = if doubles { Exception::plain(ExceptionKind::DoubleFault) } else { exception };
+        self.hw.inject(Event::Exception(raised));
+        Outcome::Resume
+    }
+
+    /// INIT: everything but what survives it (SDM vol. 3, section 10.4.7.1), then wait for SIPI.
+    pub(crate) fn init<M>(&mut self, domain: &Domain<M>) {
+        self.hw.reset(true);
+        self.apic.init_reset();
+        self.interrupted = None;
+        self.pv_eoi = None;
+        self.pv_eoi_armed = false;
+        self.run_state = RunState::WaitForSipi;
+        domain.apics.update(self.index(), &self.apic.routing());
+    }
+
+    /// SIPI: real mode at the page that the vector names (SDM vol. 3, section 10.4.4).
+    pub(crate) fn start_up(&mut self, vector: u8) {
+        if self.run_state != RunState::WaitForSipi {
+            return;
+        }
+        self.hw.set_segment(
+            SegmentRegister::Cs,
+            Segment {
+                selector: u16::from(vector) << 8,
+                attributes: Attributes::CODE16,
+                limit: 0xffff,
+                base: u64::from(vector) << 12,
+            },
+        );
+        self.hw.set_rip(0);
+        self.run_state = RunState::Running;
+        self.attention = true;
+    }
+}
