@@ -71,8 +71,9 @@ impl ClockParameters {
     #[inline]
     #[must_use]
     pub const fn ns_to_tsc(&self, ns: u64) -> u64 {
-        // ceil(ns * 2^32 / mul) in two divisions of 64 bits: the remainder has at most 32.
-        let mul = self.mul as u64;
+        // ceil(ns * 2^32 / mul) in two divisions of 64 bits: the remainder has at most 32. The highest bit of the
+        // multiplier is always set; to say so spares the check for a division by zero.
+        let mul = self.mul as u64 | 1 << 31;
         let low = (ns % mul) << 32;
         let shifted = ((ns / mul) as u128) << 32 | (low / mul) as u128;
         let shifted = shifted + !low.is_multiple_of(mul) as u128;
