@@ -2,7 +2,7 @@
 //!
 //! Invariants: a place is translated whole, both pages of it, before its first byte is read or written, so that a fault
 //! leaves nothing half done. RAM is tried first, except on the very page whose access stage 2 refused; what is not RAM goes
-//! to the bus. An access that crosses a page is split there; the parts of odd size reach a device in aligned pieces.
+//! to the bus. An access that crosses a page is split there; a part of odd size reaches a device in aligned pieces.
 
 use caisson_hwvirt::{NestedFault, VcpuState};
 use caisson_types::{Gpa, GuestMemory, Gva, PAGE_SIZE, PageSize};
@@ -58,13 +58,9 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
             && !fault.fetch
             && (fault.write || kind == AccessKind::Read)
         {
-            let base = match (self.mode, operand.segment) {
-                (CpuMode::Long64, SegmentRegister::Fs | SegmentRegister::Gs) | (CpuMode::Real, _) => {
-                    self.state.segment(operand.segment).base
-                }
-                (CpuMode::Long64, _) => 0,
-                _ => self.state.segment(operand.segment).base,
-            };
+            let flat = self.mode == CpuMode::Long64
+                && !matches!(operand.segment, SegmentRegister::Fs | SegmentRegister::Gs);
+            let base = if flat { 0 } else { self.state.segment(operand.segment).base };
             let page_offset = base.wrapping_add(operand.offset) % PAGE_SIZE;
             if page_offset == fault.gpa.page_offset() && page_offset + u64::from(size) <= PAGE_SIZE {
                 return Ok(Place { first: fault.gpa, first_len: size, second: fault.gpa, size });
@@ -131,11 +127,13 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
             return u64::from_le_bytes(bytes);
         }
         self.reached_bus = true;
-        let mut value = 0;
-        for piece in pieces(gpa, len) {
-            value |= (self.bus.read(piece.gpa, piece.size) & mask(piece.size)) << (piece.at * 8);
+        if len.is_power_of_two() {
+            return self.bus.read(gpa, len) & mask(len);
         }
-        value
+        let read = |value, piece: Piece| {
+            value | (self.bus.read(piece.gpa, piece.size) & mask(piece.size)) << (piece.at * 8)
+        };
+        pieces(gpa, len).fold(0, read)
     }
 
     /// Writes up to 8 bytes within a page.
@@ -148,6 +146,9 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
             return;
         }
         self.reached_bus = true;
+        if len.is_power_of_two() {
+            return self.bus.write(gpa, len, value & mask(len));
+        }
         for piece in pieces(gpa, len) {
             self.bus.write(piece.gpa, piece.size, value >> (piece.at * 8) & mask(piece.size));
         }
@@ -162,19 +163,15 @@ struct Piece {
     at: u8,
 }
 
-/// `len` bytes (1 to 8) as bus accesses: whole where the bus has that size, in aligned pieces otherwise.
+/// `len` bytes (3, 5, 6 or 7: a part of an access that crosses a page) as aligned bus accesses.
 fn pieces(gpa: Gpa, len: u8) -> impl Iterator<Item = Piece> {
     let mut at = 0;
     core::iter::from_fn(move || {
         let left = len.checked_sub(at).filter(|&left| left != 0)?;
         let here = gpa.wrapping_add(u64::from(at));
-        let size = if left == len && left.is_power_of_two() {
-            left
-        } else {
-            // The alignment of the address and the largest power of two in what is left, whichever is less.
-            let alignment = 1 << here.as_u64().trailing_zeros().min(3);
-            alignment.min(1 << left.ilog2())
-        };
+        // The alignment of the address and the largest power of two in what is left, whichever is less.
+        let alignment = 1u8 << here.as_u64().trailing_zeros().min(3);
+        let size = alignment.min(1 << left.ilog2());
         let piece = Piece { gpa: here, size, at };
         at += size;
         Some(piece)

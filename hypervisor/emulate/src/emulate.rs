@@ -6,6 +6,9 @@
 //! can take its interrupts. LOCK is a plain access at a device (there is one owner of it); should the operand of a
 //! read-modify-write turn out to be RAM, the CPU is asked to do it itself ([`Done::Retry`]).
 //!
+//! The caller raises the single-step trap where RFLAGS.TF was set, as after any instruction that it completes; data breakpoints
+//! do not see these accesses. A fault met while an event was being delivered is not the instruction's and not for [`step`].
+//!
 //! What is executed is listed in [`crate::SUPPORTED`]. Not executed: x87, SSE and AVX accesses, far and near branches through
 //! a device, loads of segment registers, and whatever else the list lacks.
 
@@ -13,7 +16,7 @@ use core::fmt;
 
 use caisson_hwvirt::{NestedFault, VcpuState};
 use caisson_types::GuestMemory;
-use caisson_x86::{Exception, SegmentRegister};
+use caisson_x86::{CpuMode, Exception, Gpr, SegmentRegister};
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind};
 
 use crate::access::{Context, MmioBus, Place};
@@ -129,6 +132,10 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
         use Mnemonic as M;
         if let Some(string) = crate::strings::of(instruction) {
             return self.string(instruction, string);
+        }
+        // What has no explicit memory operand (PUSH of a register, say) met the device with an implicit one.
+        if !instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
+            return Err(Stop::Unsupported);
         }
         let size = operand_size(instruction.memory_size()).ok_or(Stop::Unsupported)?;
         match instruction.mnemonic() {
@@ -351,7 +358,7 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
 
     /// CMPXCHG writes the destination in any case: its own old value where the comparison failed.
     fn cmpxchg(&mut self, instruction: &Instruction, size: u8) -> Result<Done, Stop> {
-        let accumulator = Part::new(caisson_x86::Gpr::Rax, size);
+        let accumulator = Part::new(Gpr::Rax, size);
         let expected = accumulator.read(self.state);
         let new = self.value(instruction, 1)?;
         let operand = effective(self.state, self.mode, instruction);
@@ -384,20 +391,20 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
 
     /// The stack pointer as an operand of the stack segment.
     fn stack(&self) -> Effective {
-        let mask = if self.mode == caisson_x86::CpuMode::Long64 {
+        let mask = if self.mode == CpuMode::Long64 {
             u64::MAX
         } else if self.state.segment(SegmentRegister::Ss).attributes.big() {
             0xffff_ffff
         } else {
             0xffff
         };
-        let offset = self.state.gpr(caisson_x86::Gpr::Rsp) & mask;
+        let offset = self.state.gpr(Gpr::Rsp) & mask;
         Effective { segment: SegmentRegister::Ss, offset, mask }
     }
 
     /// RSP with the stack pointer's part of it set to `pointer`.
     fn rsp_with(&self, pointer: Effective) -> u64 {
-        let rsp = self.state.gpr(caisson_x86::Gpr::Rsp);
+        let rsp = self.state.gpr(Gpr::Rsp);
         match pointer.mask {
             0xffff => rsp & !0xffff | pointer.offset,
             _ => pointer.offset,
@@ -411,7 +418,7 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
         let value = self.load(source);
         self.store(target, value);
         let rsp = self.rsp_with(top);
-        self.state.set_gpr(caisson_x86::Gpr::Rsp, rsp);
+        self.state.set_gpr(Gpr::Rsp, rsp);
         Ok(Done::Completed)
     }
 
@@ -419,9 +426,9 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
     fn pop(&mut self, instruction: &Instruction, size: u8) -> Result<Done, Stop> {
         let top = self.stack();
         let source = self.place(top, size, AccessKind::Read)?;
-        let before = self.state.gpr(caisson_x86::Gpr::Rsp);
+        let before = self.state.gpr(Gpr::Rsp);
         let after = self.rsp_with(top.plus(u64::from(size)));
-        self.state.set_gpr(caisson_x86::Gpr::Rsp, after);
+        self.state.set_gpr(Gpr::Rsp, after);
         let operand = effective(self.state, self.mode, instruction);
         match self.place(operand, size, AccessKind::Write) {
             Ok(target) => {
@@ -430,7 +437,7 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
                 Ok(Done::Completed)
             }
             Err(exception) => {
-                self.state.set_gpr(caisson_x86::Gpr::Rsp, before);
+                self.state.set_gpr(Gpr::Rsp, before);
                 Err(exception.into())
             }
         }

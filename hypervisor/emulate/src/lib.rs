@@ -18,6 +18,8 @@ pub mod cr;
 mod decode;
 pub mod emulate;
 mod fast;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod length;
 mod operand;
 pub mod strings;

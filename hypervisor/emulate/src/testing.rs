@@ -4,7 +4,7 @@ use caisson_hwvirt::VcpuState;
 use caisson_x86::{Attributes, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister};
 
 /// A vCPU that is only its registers.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FakeVcpu {
     /// General-purpose registers.
     pub gprs: Gprs,

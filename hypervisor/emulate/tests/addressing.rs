@@ -1,6 +1,6 @@
 //! Every addressing form of ModRM and SIB in 16-, 32- and 64-bit code, through the hand decoder and the full one, against the tables
 //! of SDM vol. 2, section 2.1.5; and what segmentation makes of the offsets.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
@@ -137,7 +137,7 @@ fn forms_of_32_bit_code() {
                 let code = [prefix, &[opcode], &form.bytes].concat();
                 let default = if matches!(form.base, Some(4 | 5)) { 2 } else { 3 };
                 let base = bases[segment.unwrap_or(default)];
-                let expected = offset(&form, &vcpu, code.len()) + base & 0xffff_ffff;
+                let expected = (offset(&form, &vcpu, code.len()) + base) & 0xffff_ffff;
                 assert_eq!(address(&mut vcpu, &memory, &code), expected, "{code:02x?}");
             }
         }
@@ -158,7 +158,7 @@ fn forms_of_16_bit_code() {
         (&[Gpr::Rbp], 2),
         (&[Gpr::Rbx], 3),
     ];
-    let bases = [0x1_0000_0, 0, 0x20_0000, 0x30_0000, 0x40_0000, 0x50_0000];
+    let bases = [0x10_0000, 0, 0x20_0000, 0x30_0000, 0x40_0000, 0x50_0000];
     for protected in [false, true] {
         let mut vcpu = if protected { FakeVcpu::protected() } else { FakeVcpu::real() };
         for (segment, base) in vcpu.segments.iter_mut().zip(bases) {

@@ -1,5 +1,5 @@
 //! Instruction lengths: plain and prefixed encodings, page crossings, wraparound, and code that has changed.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use caisson_emulate::testing::FakeVcpu;
 use caisson_emulate::{LengthError, Opcode, instruction_end};

@@ -1,5 +1,5 @@
 //! Instructions on a device: results, flags, addressing forms, faults and crossings.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
@@ -367,9 +367,16 @@ fn code_where_nothing_is() {
 
 #[test]
 fn what_is_not_executed_is_handed_back() {
-    // movups [rdi], xmm0; call [rdi]; mov ds, [rdi]; fldcw [rdi]; vmovdqu [rdi], ymm0
-    let unhandled: [&[u8]; 5] =
-        [&[0x0f, 0x11, 0x07], &[0xff, 0x17], &[0x8e, 0x1f], &[0xd9, 0x2f], &[0xc5, 0xfe, 0x7f, 0x07]];
+    // push rax; nop; movups [rdi], xmm0; call [rdi]; mov ds, [rdi]; fldcw [rdi]; vmovdqu [rdi], ymm0
+    let unhandled: [&[u8]; 7] = [
+        &[0x50],
+        &[0x90],
+        &[0x0f, 0x11, 0x07],
+        &[0xff, 0x17],
+        &[0x8e, 0x1f],
+        &[0xd9, 0x2f],
+        &[0xc5, 0xfe, 0x7f, 0x07],
+    ];
     for code in unhandled {
         let (result, vcpu, bus) = run64(code, |vcpu, _, _| vcpu.gprs.set(Gpr::Rdi, DEVICE), DEVICE, true);
         let Err(StepError::Unhandleable(bytes)) = result else { panic!("{code:02x?}: {result:?}") };

@@ -1,5 +1,5 @@
 //! String instructions: elements, directions, address sizes, the bound, faults in the middle; INS and OUTS.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
