@@ -45,7 +45,7 @@ pub struct ConfigArgs {
     #[allow(missing_docs)]
     pub guest: GuestArgs,
     /// Caisson's own boot words, added to those that xtask gives
-    #[arg(long, value_name = "WORDS", default_value = "")]
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
     pub hv_cmdline: String,
 }
 

@@ -53,7 +53,7 @@ pub fn busybox(workspace: &Workspace) -> Result<PathBuf> {
 /// When the package cannot be fetched or holds no such image.
 pub fn memtest(workspace: &Workspace) -> Result<PathBuf> {
     let directory = cached(workspace, "memtest86+", "fetch memtest86+", || Ok("memtest86+".to_owned()))?;
-    only_file(&directory.join("boot"), |name| name.contains("x64") && name.ends_with(".bin"))
+    only_file(&directory.join("boot"), |name| name.contains("x64") && !name.ends_with(".efi"))
 }
 
 /// The unpacked package's directory; `resolve` names the package to fetch when it is not there yet.

@@ -1,6 +1,11 @@
 //! Where things lie: the source tree, and what the front door keeps under cargo's target directory.
 
-use std::{env, fs::File, path::PathBuf};
+use std::{
+    env, fs,
+    fs::File,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use crate::error::{Context, Result};
 
@@ -33,7 +38,7 @@ impl Workspace {
 
     /// The root of the source tree.
     #[must_use]
-    pub fn root(&self) -> &std::path::Path {
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
@@ -49,7 +54,7 @@ impl Workspace {
     /// When it cannot be made.
     pub fn dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.target.join("caisson").join(name);
-        std::fs::create_dir_all(&dir).cannot(|| format!("make {}", dir.display()))?;
+        fs::create_dir_all(&dir).cannot(|| format!("make {}", dir.display()))?;
         Ok(dir)
     }
 
@@ -63,5 +68,54 @@ impl Workspace {
         let file = File::create(&path).cannot(|| format!("make {}", path.display()))?;
         file.lock().cannot(|| format!("lock {}", path.display()))?;
         Ok(file)
+    }
+}
+
+/// What is younger than this may be in use.
+const SETTLED: Duration = Duration::from_secs(3600);
+
+/// Removes the oldest entries of `directory` beyond `keep`, as far as nobody can be using them any more. Tidying up is
+/// no reason for a command to fail: what cannot be removed stays.
+pub fn prune(directory: &Path, keep: usize) {
+    let modified = |entry: &fs::DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
+    let mut entries: Vec<(SystemTime, PathBuf)> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok().and_then(|entry| Some((modified(&entry)?, entry.path()))))
+        .collect();
+    entries.sort();
+    let surplus = entries.len().saturating_sub(keep);
+    for (time, path) in entries.into_iter().take(surplus) {
+        if time.elapsed().is_ok_and(|age| age > SETTLED) {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_oldest_and_settled_are_pruned() {
+        let directory = env::temp_dir().join(format!("caisson-prune-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        for (name, hours) in [("a", 5), ("b", 4), ("c", 3), ("young", 0)] {
+            let file = File::create(directory.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(3600 * hours)).unwrap();
+        }
+        let left = |keep| {
+            prune(&directory, keep);
+            let mut names: Vec<_> = fs::read_dir(&directory)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left(4), ["a", "b", "c", "young"]);
+        assert_eq!(left(2), ["c", "young"]);
+        assert_eq!(left(0), ["young"]);
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     error::{Context, Result},
     images::Images,
     outcome::{EXIT_PORT, Outcome},
-    paths::Workspace,
+    paths::{Workspace, prune},
     qemu::{Boot, Firmware, Machine},
     size::MIB,
     stamp, tools,
@@ -23,6 +23,9 @@ use crate::{
 
 /// The limit of a headless run that sets none.
 const HEADLESS_LIMIT: Duration = Duration::from_secs(300);
+
+/// How many ISOs, and logs of runs, are kept for long.
+const KEPT: usize = 16;
 
 /// What the machine needs beside the guests' memory and the config blob: firmware, loader, Caisson, page tables.
 const HEADROOM: u64 = 192 * MIB;
@@ -91,7 +94,9 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
         Some(size) => size.mib(),
         None => machine_memory_mib(config.memory(), blob.len() as u64),
     };
-    let directory = workspace.dir("runs")?.join(std::process::id().to_string());
+    let runs = workspace.dir("runs")?;
+    prune(&runs, KEPT);
+    let directory = runs.join(std::process::id().to_string());
     let machine = machine(workspace, &args.machine, memory, iso, directory.clone())?;
     if !args.headless {
         eprintln!("  Ctrl-A x quits, Ctrl-A c switches consoles, Ctrl-A a sends Ctrl-A");
@@ -113,8 +118,11 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
 /// Where a run's ISO is kept: runs of different things at once do not disturb each other, and the same thing again finds
 /// its ISO made.
 fn iso_path(workspace: &Workspace, args: &RunArgs) -> Result<PathBuf> {
+    let directory = workspace.dir("isos")?;
+    // An ISO and its stamp each.
+    prune(&directory, 2 * KEPT);
     let slot = stamp::key([format!("{:?} {}", args.config, args.headless).as_bytes()]);
-    Ok(workspace.dir("isos")?.join(format!("{}.iso", slot.get(..12).unwrap_or(&slot))))
+    Ok(directory.join(format!("{}.iso", slot.get(..12).unwrap_or(&slot))))
 }
 
 /// Says how it ended, and leaves the logs where they are wanted.
