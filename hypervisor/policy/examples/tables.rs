@@ -1,7 +1,7 @@
 //! Prints the CPUID and MSR policy as Markdown tables: `cargo run -p caisson-policy --example tables`.
 
 use caisson_policy::cpuid::{Subleaves, words};
-use caisson_policy::msr::{Condition, PASSTHROUGH, TABLE};
+use caisson_policy::msr::{Condition, PASSTHROUGH, PASSTHROUGH_WHERE_CARRIED, TABLE};
 
 fn condition(condition: Condition) -> String {
     match condition {
@@ -41,7 +41,7 @@ fn main() {
         println!("| {numbers} | {} | {there} | {} | {} |", row.name, row.behaviour, row.reason);
     }
     println!("\n| MSR without exits | access | when | why |\n|---|---|---|---|");
-    for pass in PASSTHROUGH {
+    for pass in PASSTHROUGH.iter().chain(PASSTHROUGH_WHERE_CARRIED) {
         let access = if pass.read { "read, write" } else { "write" };
         println!("| {:X}H | {access} | {} | {} |", pass.number, condition(pass.condition), pass.reason);
     }

@@ -3,7 +3,7 @@
 //! [`MsrState::classify`] tells the dispatcher who answers; what is in [`MsrClass::State`] is answered by
 //! [`MsrState::read`] and [`MsrState::write`]; numbers that no table names are [`MsrClass::Unknown`] and get #GP, never a
 //! silent zero. [`TABLE`] is the policy for people, one row a register, each with its reason; a test holds the two
-//! together. [`PASSTHROUGH`] is what the backend's permission map lets through without an exit.
+//! together. [`passthrough`] is what the backend's permission map lets through without an exit.
 
 mod mtrr;
 mod state;
@@ -13,7 +13,7 @@ use caisson_x86::{Efer, msr};
 
 pub use mtrr::Mtrrs;
 pub use state::{Effect, MsrSetup, MsrState};
-pub use table::{Condition, PASSTHROUGH, Passthrough, Row, TABLE};
+pub use table::{Condition, PASSTHROUGH, PASSTHROUGH_WHERE_CARRIED, Passthrough, Row, TABLE, passthrough};
 
 use crate::{GeneralProtection, Limits};
 

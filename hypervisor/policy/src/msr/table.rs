@@ -3,7 +3,7 @@
 use caisson_x86::msr;
 
 use super::{INT_PENDING, MMIO_CONF_BASE, MsrClass};
-use crate::Vendor;
+use crate::{HostCaps, Vendor};
 
 /// What a register's presence depends on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -324,7 +324,8 @@ const fn pass(number: u32, condition: Condition, reason: &'static str) -> Passth
 
 const CARRIED: &str = "saved and loaded with the control block (VMSAVE, VMLOAD; the VMCS)";
 
-/// What the permission map lets through. Everything else exits.
+/// What the permission map lets through on every host. Everything else exits, but for
+/// [`PASSTHROUGH_WHERE_CARRIED`].
 pub const PASSTHROUGH: &[Passthrough] = &[
     pass(msr::SYSENTER_CS, Always, CARRIED),
     pass(msr::SYSENTER_ESP, Always, CARRIED),
@@ -336,6 +337,11 @@ pub const PASSTHROUGH: &[Passthrough] = &[
     pass(msr::FS_BASE, Always, CARRIED),
     pass(msr::GS_BASE, Always, CARRIED),
     pass(msr::KERNEL_GS_BASE, Always, CARRIED),
+];
+
+/// What the permission map lets through only where [`HostCaps`] says that the register is carried: elsewhere it would be
+/// the host's own.
+pub const PASSTHROUGH_WHERE_CARRIED: &[Passthrough] = &[
     pass(msr::TSC_AUX, AUX, "swapped by the backend at a switch of vCPUs; Caisson itself never reads it"),
     pass(msr::SPEC_CTRL, SPEC, "swapped by the backend at every entry and exit"),
     Passthrough {
@@ -346,6 +352,16 @@ pub const PASSTHROUGH: &[Passthrough] = &[
         reason: "write-only: a barrier on the CPU that the guest is running on",
     },
 ];
+
+/// What the permission map lets through on a host with these capabilities.
+pub fn passthrough(caps: &HostCaps) -> impl Iterator<Item = &'static Passthrough> {
+    let HostCaps { tsc_aux, spec_ctrl, .. } = *caps;
+    let carried = PASSTHROUGH_WHERE_CARRIED.iter().filter(move |p| match p.number {
+        msr::TSC_AUX => tsc_aux,
+        _ => spec_ctrl,
+    });
+    PASSTHROUGH.iter().chain(carried)
+}
 
 #[cfg(test)]
 mod tests {
@@ -383,7 +399,7 @@ mod tests {
             assert!(row.reason.len() > 8 && !row.behaviour.is_empty(), "{}", row.name);
             next = u64::from(row.last) + 1;
         }
-        assert!(PASSTHROUGH.iter().all(|p| p.reason.len() > 8));
+        assert!(PASSTHROUGH.iter().chain(PASSTHROUGH_WHERE_CARRIED).all(|p| p.reason.len() > 8));
     }
 
     #[test]
@@ -414,8 +430,23 @@ mod tests {
     #[test]
     fn only_what_the_hardware_keeps_passes() {
         for (_, state) in states() {
-            assert!(PASSTHROUGH.iter().all(|p| state.classify(p.number) == Hardware));
+            let all = PASSTHROUGH.iter().chain(PASSTHROUGH_WHERE_CARRIED);
+            assert!(all.into_iter().all(|p| state.classify(p.number) == Hardware));
         }
+        let mut caps = setup(1).caps;
+        let numbers = |caps: &HostCaps| {
+            let mut found = [false; 3];
+            for p in passthrough(caps) {
+                found[0] |= p.number == msr::TSC_AUX;
+                found[1] |= p.number == msr::SPEC_CTRL;
+                found[2] |= p.number == msr::PRED_CMD;
+            }
+            found
+        };
+        assert_eq!(numbers(&caps), [true, false, false]);
+        caps.tsc_aux = false;
+        caps.spec_ctrl = true;
+        assert_eq!(numbers(&caps), [false, true, true]);
     }
 
     #[test]
