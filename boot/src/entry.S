@@ -181,7 +181,7 @@ boot_directory:
 .global boot_stack_guard
 boot_stack_guard:
     .skip 4096
-    .skip 65536
+    .skip 262144
 .global boot_stack_top
 boot_stack_top:
 

@@ -80,8 +80,10 @@ impl fmt::Display for MakeError {
 pub(crate) struct Maker {
     /// The host CPU.
     pub(crate) features: Features,
-    /// XCR0 components that can be carried.
-    pub(crate) xcr0: u64,
+    /// What can be carried for a guest on this host.
+    pub(crate) caps: HostCaps,
+    /// LFENCE serialises.
+    pub(crate) lfence_serializes: bool,
     /// Seconds since 1970 when Caisson started, and the TSC then.
     pub(crate) started: (u64, u64),
     /// The host's microcode revision, as RDMSR gives it.
@@ -109,6 +111,7 @@ impl Maker {
         let msrs = MsrSetup {
             paravirt: Paravirt::BASE,
             microcode: self.microcode,
+            lfence_serializes: self.lfence_serializes,
             low_memory_end: layout.ram_below_4g(),
             high_memory_end: match layout.ram_above_4g() {
                 0 => 0,
@@ -175,13 +178,7 @@ impl Maker {
 
     fn cpuid(&self, vcpus: usize, tsc_hz: u64) -> CpuidTable {
         let setup = CpuidSetup {
-            caps: HostCaps {
-                physical_bits: self.features.physical_bits.min(48),
-                xcr0: self.xcr0,
-                spec_ctrl: false,
-                tsc_aux: self.features.rdtscp,
-                arch_capabilities: false,
-            },
+            caps: self.caps,
             topology: Topology::cores(vcpus as u16),
             paravirt: Paravirt::BASE,
             tsc_khz: (tsc_hz / 1000) as u32,

@@ -11,11 +11,12 @@ use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
+use caisson_policy::HostCaps;
 use caisson_stage2::Npt;
 use caisson_svm::{Policy, Svm};
 use caisson_types::DomainId;
+use caisson_x86::msr;
 use caisson_x86::svm::{MsrIntercept, SvmFeatures};
-use caisson_x86::{Xcr0, msr};
 use log::LevelFilter;
 
 use crate::console::{self, Shown};
@@ -27,6 +28,9 @@ use crate::scheduler::Scheduler;
 const CONFIG_MODULE: &str = "config";
 /// State components that can be carried: everything whose size the backends' areas have room for.
 const CARRIED_XCR0: u64 = 0x2e7;
+
+/// Guest-physical address bits that four levels of stage-2 tables span.
+const STAGE2_BITS: u8 = 48;
 
 /// Says why Caisson cannot start, on every screen there is, and stops.
 fn refuse(reason: impl Display) -> ! {
@@ -120,7 +124,7 @@ fn configuration(info: &BootInfo, features: &Features, free: u64) -> Blob<'stati
     let limits = MachineLimits {
         memory: free,
         max_vcpus: caisson_irqchip::MAX_VCPUS as u32,
-        address_bits: features.physical_bits.min(48),
+        address_bits: features.physical_bits.min(STAGE2_BITS),
     };
     if let Err(error) = blob.check_machine(&limits) {
         refuse(format_args!("config: {error}"));
@@ -152,12 +156,19 @@ fn run(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
 
 #[allow(unsafe_code)]
 fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
-    let passthrough: Vec<(u32, MsrIntercept)> = caisson_policy::msr::PASSTHROUGH
-        .iter()
+    let caps = HostCaps {
+        physical_bits: features.physical_bits.min(STAGE2_BITS),
+        xcr0: CARRIED_XCR0,
+        spec_ctrl: false,
+        tsc_aux: features.rdtscp,
+        arch_capabilities: false,
+    };
+    let passthrough: Vec<(u32, MsrIntercept)> = caisson_policy::msr::passthrough(&caps)
         .filter_map(|entry| match (entry.read, entry.write) {
             (true, true) => Some((entry.number, MsrIntercept::None)),
             (true, false) => Some((entry.number, MsrIntercept::Write)),
-            _ => None,
+            (false, true) => Some((entry.number, MsrIntercept::Read)),
+            (false, false) => None,
         })
         .collect();
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
@@ -168,7 +179,8 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
     let microcode = unsafe { cpu::read_msr(msr::BIOS_SIGN_ID) };
     let maker = Maker {
         features,
-        xcr0: CARRIED_XCR0 & Xcr0::all().bits(),
+        caps,
+        lfence_serializes: svm.lfence_serializes(),
         started: (clock::wall_clock(), cpu::tsc()),
         microcode,
     };

@@ -100,9 +100,13 @@ fn enter<V: Vcpu>(boot: &mut VirtualCpu<V>, entry: &EntryState) {
     hw.set_gpr(Gpr::Rbx, entry.rbx);
     hw.set_gpr(Gpr::Rsi, entry.rsi);
     hw.set_segment(SegmentRegister::Cs, entry.code);
-    for register in
-        [SegmentRegister::Ds, SegmentRegister::Es, SegmentRegister::Fs, SegmentRegister::Gs, SegmentRegister::Ss]
-    {
+    for register in [
+        SegmentRegister::Ds,
+        SegmentRegister::Es,
+        SegmentRegister::Fs,
+        SegmentRegister::Gs,
+        SegmentRegister::Ss,
+    ] {
         hw.set_segment(register, entry.data);
     }
     hw.set_segment(SegmentRegister::Tr, entry.task);

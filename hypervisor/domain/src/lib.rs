@@ -19,8 +19,6 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
-extern crate std;
 
 mod build;
 mod clock;
@@ -29,9 +27,6 @@ mod exit;
 mod interrupt;
 mod paravirt;
 mod vcpu;
-
-#[cfg(test)]
-mod tests;
 
 pub use build::{BuildError, Image, Module, load};
 pub use clock::DomainClock;

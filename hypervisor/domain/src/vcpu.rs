@@ -5,7 +5,7 @@ use core::fmt;
 use caisson_hwvirt::{Event, Vcpu};
 use caisson_irqchip::{ApicConfig, LocalApic};
 use caisson_policy::{Dynamic, MsrState};
-use caisson_types::{GuestMemory, Gpa, Instant, VcpuId};
+use caisson_types::{Gpa, GuestMemory, Instant, VcpuId};
 use caisson_x86::{Attributes, Exception, ExceptionKind, Segment, SegmentRegister};
 
 use crate::domain::{CPU_APIC_KHZ, Domain, Host};
@@ -47,7 +47,10 @@ impl fmt::Display for KillReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownInstruction { rip, gpa, bytes } => {
-                write!(f, "the instruction at rip {rip:#x} (bytes {bytes:02x?}) cannot access the device at {gpa}")
+                write!(
+                    f,
+                    "the instruction at rip {rip:#x} (bytes {bytes:02x?}) cannot access the device at {gpa}"
+                )
             }
             Self::EntryFailure { reason, qualification } => {
                 write!(f, "the CPU refused the guest's state (reason {reason:#x}, {qualification:#x})")

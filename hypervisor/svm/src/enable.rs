@@ -39,6 +39,7 @@ pub struct Svm {
     shared: Arc<Shared>,
     asids: Arc<Asids>,
     _host_save_area: PageBox<[u8; 4096]>,
+    lfence_serializes: bool,
 }
 
 /// What the backend is told about guests' policy.
@@ -106,13 +107,41 @@ impl Svm {
             unsafe { set_osxsave() };
         }
         let asids = Asids::new(cpuid(SVM_LEAF, 0).ebx);
-        Ok(Self { shared: Arc::new(shared), asids: Arc::new(asids), _host_save_area: host_save_area })
+        let lfence_serializes = make_lfence_serialize(shared.signature);
+        Ok(Self {
+            shared: Arc::new(shared),
+            asids: Arc::new(asids),
+            _host_save_area: host_save_area,
+            lfence_serializes,
+        })
+    }
+
+    /// Whether LFENCE serialises, which [`Svm::enable`] sees to where the CPU lets it.
+    #[must_use]
+    pub fn lfence_serializes(&self) -> bool {
+        self.lfence_serializes
     }
 
     /// The optional features that are in use.
     #[must_use]
     pub fn used(&self) -> SvmFeatures {
         self.shared.features
+    }
+}
+
+/// Makes LFENCE wait for all earlier instructions, on which guests' defences against Spectre rest: DE_CFG bit 1 (AMD,
+/// "Software Techniques for Managing Speculation"). `signature` is Fn0000_0001 EAX.
+fn make_lfence_serialize(signature: u32) -> bool {
+    const SERIALIZE: u64 = 1 << 1;
+    let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+    // Families 0Fh and 11h lack the register; LFENCE always serialises there.
+    if family < 0x10 || family == 0x11 {
+        return true;
+    }
+    // SAFETY: these families have the register; the bit only makes LFENCE slower. An emulator may ignore the write.
+    unsafe {
+        write_msr(msr::DE_CFG, read_msr(msr::DE_CFG) | SERIALIZE);
+        read_msr(msr::DE_CFG) & SERIALIZE != 0
     }
 }
 

@@ -21,7 +21,12 @@ const MACHINE_CHECK: u8 = ExceptionKind::MachineCheck as u8;
 impl<V: Vcpu> VirtualCpu<V> {
     /// Answers an exit.
     #[inline]
-    pub fn answer<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, exit: Exit) -> Outcome {
+    pub fn answer<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        exit: Exit,
+    ) -> Outcome {
         if let Some(event) = self.hw.take_interrupted_event() {
             self.interrupted = Some(event);
             self.attention = true;
@@ -68,7 +73,12 @@ impl<V: Vcpu> VirtualCpu<V> {
     /// Where its end cannot be told the guest has changed its code or its tables behind the CPU's back: its TLB entries
     /// go, and it runs the instruction again. What was done for it is done twice, which is its own affair.
     #[inline]
-    fn end_instruction<M: GuestMemory>(&mut self, domain: &Domain<M>, opcode: Opcode, outcome: Outcome) -> Outcome {
+    fn end_instruction<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        opcode: Opcode,
+        outcome: Outcome,
+    ) -> Outcome {
         match instruction_end(&self.hw, &domain.memory, opcode) {
             Ok(next) => {
                 self.hw.advance_to(next);

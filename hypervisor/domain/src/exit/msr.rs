@@ -36,7 +36,12 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
     }
 
-    fn msr<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &impl Host, number: u32) -> Result<u64, Fault> {
+    fn msr<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &impl Host,
+        number: u32,
+    ) -> Result<u64, Fault> {
         match self.msrs.classify(number) {
             MsrClass::X2Apic => {
                 self.end_pv_eoi(domain);

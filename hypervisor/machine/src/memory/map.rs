@@ -5,7 +5,7 @@ use caisson_boot::{AreaKind, BootInfo, Range};
 use caisson_types::PAGE_SIZE;
 
 /// Most ranges that are kept.
-const MAX_RANGES: usize = 512;
+const MAX_RANGES: usize = 256;
 /// Memory below 1 MiB is left alone: the firmware's data, and where application processors start.
 const LOW_END: u64 = 1 << 20;
 

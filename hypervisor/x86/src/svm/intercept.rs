@@ -91,6 +91,8 @@ bitflags! {
 pub enum MsrIntercept {
     /// Neither: the guest reaches the register.
     None,
+    /// Reads exit.
+    Read,
     /// Writes exit.
     Write,
     /// Both exit.
@@ -103,6 +105,7 @@ impl MsrIntercept {
     pub const fn bits(self) -> u8 {
         match self {
             Self::None => 0,
+            Self::Read => 1,
             Self::Write => 2,
             Self::ReadWrite => 3,
         }
