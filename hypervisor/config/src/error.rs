@@ -196,7 +196,11 @@ impl fmt::Display for Reason<'_> {
             }
             Self::NotABlob => write!(f, "not a Caisson config blob; {REBUILD}"),
             Self::UnknownVersion(version) => {
-                write!(f, "format version {version} is unknown, version 1 is read here; {REBUILD}")
+                write!(
+                    f,
+                    "format version {version} is unknown, version {} is read here; {REBUILD}",
+                    crate::VERSION
+                )
             }
             Self::Damaged => write!(f, "the SHA-256 does not match, so bytes have changed; {REBUILD}"),
             Self::NotZero => write!(f, "bytes that must be zero are not; {REBUILD}"),
@@ -209,7 +213,9 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "{offset} leaves a gap, {expected} is next; {REBUILD}")
             }
             Self::OutOfBounds => write!(f, "reaches past the end of its section; {REBUILD}"),
-            Self::UnknownCode(code) => write!(f, "{code} stands for nothing in version 1; {REBUILD}"),
+            Self::UnknownCode(code) => {
+                write!(f, "{code} stands for nothing in version {}; {REBUILD}", crate::VERSION)
+            }
             Self::NoSuch { what, index } => write!(f, "there is no {what} {index}; {REBUILD}"),
             Self::NotText => write!(f, "not UTF-8 text; write it in UTF-8"),
             _ => self.fmt_value(f),

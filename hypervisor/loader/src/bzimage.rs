@@ -10,7 +10,7 @@
 
 mod header;
 
-use caisson_types::{Gpa, GuestMemory};
+use caisson_types::{Gpa, GuestMemory, PAGE_SIZE};
 
 use crate::bytes::u8_at;
 use crate::entry::{self, EntryMode, EntryState, GDT_LEN, PAGE_TABLES_LEN};
@@ -19,9 +19,7 @@ use crate::writer::Record;
 use crate::{LoadError, LoadRequest};
 use header::SetupHeader;
 
-/// The lowest address of the zero page; below it are the tables of the BIOS and room for real-mode code.
-const ZERO_PAGE_FROM: u64 = 0x1_0000;
-/// The zero page's fixed address before version 2.02.
+/// The zero page's address before version 2.02.
 const OLD_ZERO_PAGE: u64 = 0x9_0000;
 const ZERO_PAGE_LEN: usize = 4096;
 
@@ -128,10 +126,14 @@ impl Block {
         cmdline_len: u64,
         placement: &mut Placement<'_>,
     ) -> Result<Self, LoadError> {
+        const WHAT: &str = "boot parameters";
         let tables = if header.entry64 { PAGE_TABLES_LEN } else { 0 };
-        let from = if header.version < 0x202 { OLD_ZERO_PAGE } else { ZERO_PAGE_FROM };
         let len = ZERO_PAGE_LEN as u64 + tables + GDT_LEN + cmdline_len;
-        let zero_page = placement.place_low("boot parameters", len, 4096, from, FOUR_GIB)?;
+        let zero_page = if header.version < 0x202 {
+            placement.place_low(WHAT, len, PAGE_SIZE, OLD_ZERO_PAGE, FOUR_GIB)?
+        } else {
+            placement.place_block(WHAT, len)?
+        };
         let page_tables = zero_page + ZERO_PAGE_LEN as u64;
         let gdt = page_tables + tables;
         Ok(Self { zero_page, page_tables, gdt, cmdline: gdt + GDT_LEN })
@@ -155,7 +157,7 @@ fn place_initrd(
     if len == 0 {
         return Ok(Initrd { start: 0, len: 0 });
     }
-    let find = |below| placement.highest(len, 4096, below);
+    let find = |below| placement.highest(len, PAGE_SIZE, below);
     let mut start = find(header.initrd_end);
     if start.is_none() && header.above_4g {
         start = find(u64::MAX);

@@ -74,3 +74,41 @@ impl GuestMemory for Guarded<'_> {
         self.0.compare_exchange_u64(gpa, current, new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes with the marks of each kind of image at their places, so that something is looked at.
+    fn images() -> impl Strategy<Value = Vec<u8>> {
+        let marks: [&[(usize, &[u8])]; 4] = [
+            &[],
+            &[(0x1FE, &[0x55, 0xAA]), (0x202, b"HdrS"), (0x206, &[0x0F, 2])],
+            &[(0, b"\x7FELF\x02\x01\x01"), (16, &[2, 0, 62, 0]), (54, &[56, 0])],
+            &[(0, &[0x02, 0xB0, 0xAD, 0x1B, 0, 0, 1, 0, 0xFE, 0x4F, 0x51, 0xE4])],
+        ];
+        (prop::collection::vec(any::<u8>(), 0..2048), 0..marks.len()).prop_map(move |(mut image, kind)| {
+            for &(at, mark) in marks[kind] {
+                if let Some(place) = image.get_mut(at..at + mark.len()) {
+                    place.copy_from_slice(mark);
+                }
+            }
+            image
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn no_image_panics(image in images()) {
+            drive_bzimage(&image);
+            drive_pvh(&image);
+            drive_multiboot1(&image);
+        }
+    }
+}

@@ -9,6 +9,9 @@
 //! none of it: boot device, drives, BIOS configuration, APM, VBE and frame buffer. A header that asks for a video mode
 //! is given none, which its bits say.
 //!
+//! The command line is handed over as it is, without the image's name in front, as GRUB 2 does and the specification
+//! asks for. Kernels that skip a first word unless the loader is GRUB 2 (Xen is one) need such a word in it.
+//!
 //! What goes where: the boot information with its tables and strings at 64 KiB or the next free place above; modules
 //! from the kernel's end on, each on a page boundary, whether the header asks for that or not; sections after them.
 
@@ -25,8 +28,6 @@ use header::{Flat, Header};
 
 /// RAX at the entry.
 const LOADER_MAGIC: u64 = 0x2BAD_B002;
-/// The lowest address of the boot information.
-const INFO_FROM: u64 = 0x1_0000;
 /// Bytes of the boot information, up to the frame buffer's colours.
 const INFO_LEN: usize = 116;
 const MODULE_LEN: usize = 16;
@@ -202,7 +203,7 @@ impl Info {
         let name = cmdline + request.cmdline.len() as u64 + 1;
         let module_text = name + LOADER_NAME.len() as u64 + 1;
         let len = module_text.saturating_add(request.module_text_len());
-        let start = placement.place_low("boot information", len, 4096, INFO_FROM, FOUR_GIB)?;
+        let start = placement.place_block("boot information", len)?;
         Ok(Self {
             start,
             modules: start + modules,

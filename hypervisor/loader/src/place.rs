@@ -1,6 +1,6 @@
 //! Where things go in guest RAM, without overlap and without allocation.
 
-use caisson_types::{Gpa, MemoryRegion, RegionKind};
+use caisson_types::{Gpa, MemoryRegion, PAGE_SIZE, RegionKind};
 
 use crate::{LoadError, LoadRequest, Module};
 
@@ -103,6 +103,17 @@ impl<'a> Placement<'a> {
         Ok(start)
     }
 
+    /// Takes the lowest free pages for a block of tables and strings that a kernel reads at its start: from 64 KiB on,
+    /// above what real-mode code uses, or else from the second page on.
+    pub(crate) fn place_block(&mut self, what: &'static str, size: u64) -> Result<u64, LoadError> {
+        let found = [0x1_0000, PAGE_SIZE]
+            .into_iter()
+            .find_map(|from| self.lowest(size, PAGE_SIZE, from, FOUR_GIB))
+            .ok_or(LoadError::NoRoom { what, len: size })?;
+        self.claim(what, found, size)?;
+        Ok(found)
+    }
+
     fn taken(&self) -> &[Taken] {
         self.taken.get(..self.count).unwrap_or_default()
     }
@@ -159,12 +170,12 @@ impl<'p, 'a> Ascending<'p, 'a> {
         if rehearse(preferred).is_ok() {
             return Ok(preferred);
         }
-        rehearse(from(4096)).map(|()| from(4096))
+        rehearse(from(PAGE_SIZE)).map(|()| from(PAGE_SIZE))
     }
 
     /// The place of the next module, a page boundary.
     pub(crate) fn module(&mut self, module: &Module<'_>) -> Result<u64, LoadError> {
-        self.place("module", module.data.len() as u64, 4096)
+        self.place("module", module.data.len() as u64, PAGE_SIZE)
     }
 
     /// The next free place for `size` bytes. Things of no size get a place too.
@@ -219,6 +230,15 @@ mod tests {
         assert_eq!(p.claim("none", u64::MAX, 0), Ok(()));
         assert_eq!(p.lowest(u64::MAX, 1, 0, u64::MAX), None);
         assert_eq!(p.highest(u64::MAX, 1, u64::MAX), None);
+    }
+
+    #[test]
+    fn blocks_go_below_64_kib_only_when_they_must() {
+        let map = [ram(0, 0x2_0000)];
+        let mut p = Placement::new(&request(&map, &[])).unwrap();
+        assert_eq!(p.place_block("a", 0xF000), Ok(0x1_0000));
+        assert_eq!(p.place_block("b", 0x2000), Ok(0x1000));
+        assert!(matches!(p.place_block("c", 0xE000), Err(LoadError::NoRoom { what: "c", len: 0xE000 })));
     }
 
     #[test]

@@ -24,9 +24,6 @@ const START_INFO_LEN: usize = 56;
 const MODULE_LEN: usize = 32;
 const REGION_LEN: usize = 24;
 
-/// The lowest address of the start information.
-const INFO_FROM: u64 = 0x1_0000;
-
 /// Whether an image is an ELF file with a PVH entry.
 #[must_use]
 pub fn is_pvh(image: &[u8]) -> bool {
@@ -86,7 +83,7 @@ impl Info {
         let text = gdt + GDT_LEN;
         let text_len = (request.cmdline.len() as u64 + 1).saturating_add(request.module_text_len());
         let len = text.saturating_add(text_len);
-        let start = placement.place_low("start information", len, 4096, INFO_FROM, FOUR_GIB)?;
+        let start = placement.place_block("start information", len)?;
         Ok(Self {
             start,
             modules: start + modules,
