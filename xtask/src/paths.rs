@@ -17,11 +17,17 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The workspace this program was built from. `CARGO_TARGET_DIR` is respected as cargo does.
+    /// The workspace that cargo runs a program of, or else the one around the current directory.
+    /// `CARGO_TARGET_DIR` is respected as cargo does.
     #[must_use]
     pub fn find() -> Self {
-        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let root = here.parent().map_or_else(|| here.clone(), PathBuf::from);
+        // Asked for at run time: a source tree that was moved keeps its target directory, and this program in it.
+        let cargo = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let root = [cargo, env::current_dir().ok()]
+            .iter()
+            .flatten()
+            .find_map(|place| place.ancestors().find(|above| above.join("xtask/Cargo.toml").is_file()))
+            .map_or_else(|| PathBuf::from("."), PathBuf::from);
         let target = match env::var_os("CARGO_TARGET_DIR").filter(|dir| !dir.is_empty()) {
             // A relative one counts from where cargo was started.
             Some(dir) => std::path::absolute(&dir).unwrap_or_else(|_| dir.into()),
