@@ -1,8 +1,9 @@
 //! Memory operands at their guest-physical places, in RAM or at a device.
 //!
-//! Invariants: a place is translated whole, both pages of it, before its first byte is read or written, so that a fault
-//! leaves nothing half done. RAM is tried first, except on the very page whose access stage 2 refused; what is not RAM goes
-//! to the bus. An access that crosses a page is split there; a part of odd size reaches a device in aligned pieces.
+//! Invariants: a place is translated whole, both pages of it, before its first byte is read or written, so that
+//! a fault leaves nothing half done. RAM is tried first, except on the very page whose access stage 2 refused;
+//! what is not RAM goes to the bus. An access that crosses a page is split there; a part of odd size reaches a
+//! device in aligned pieces.
 
 use caisson_hwvirt::{NestedFault, VcpuState};
 use caisson_types::{Gpa, GuestMemory, Gva, PAGE_SIZE, PageSize};
@@ -45,8 +46,8 @@ pub(crate) struct Context<'a, S, M, B> {
 }
 
 impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
-    /// The place of an instruction's only memory operand. Where stage 2 refused just this access, its walk and its checks
-    /// are behind the CPU already.
+    /// The place of an instruction's only memory operand. Where stage 2 refused just this access, its walk and
+    /// its checks are behind the CPU already.
     pub(crate) fn only_place(
         &self,
         operand: Effective,

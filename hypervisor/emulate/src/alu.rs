@@ -1,7 +1,8 @@
 //! Results and flags of integer instructions.
 //!
-//! SDM vol. 1, section 3.4.3.1 and appendix A; every defined flag was compared with a CPU over random operands. Undefined
-//! flags, on which CPUs differ: logic clears AF, shifts leave AF alone and give OF as for a count of 1.
+//! SDM vol. 1, section 3.4.3.1 and appendix A; every defined flag was compared with a CPU over random operands.
+//! Undefined flags, on which CPUs differ: logic clears AF, shifts leave AF alone and give OF as for a count of
+//! 1.
 
 use caisson_x86::Rflags;
 

@@ -1,12 +1,12 @@
 //! Accesses to control and debug registers, for hardware that does not tell their operands.
 //!
-//! MOV to and from CRn and DRn, LMSW, SMSW and CLTS (SDM vol. 2, the instructions' pages; APM vol. 2, section 15.8.1). A MOV's
-//! ModRM has no memory form: its mod field is ignored, and its operand has 64 bits in 64-bit mode and 32 elsewhere, whatever the
-//! prefixes. On AMD, LOCK MOV to or from CR0 means CR8.
+//! MOV to and from CRn and DRn, LMSW, SMSW and CLTS (SDM vol. 2, the instructions' pages; APM vol. 2, section
+//! 15.8.1). A MOV's ModRM has no memory form: its mod field is ignored, and its operand has 64 bits in 64-bit
+//! mode and 32 elsewhere, whatever the prefixes. On AMD, LOCK MOV to or from CR0 means CR8.
 
 use caisson_hwvirt::VcpuState;
 use caisson_types::GuestMemory;
-use caisson_x86::{CpuMode, Cr0, Exception, Gpr};
+use caisson_x86::{CpuMode, Cr0, Gpr};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use crate::access::{Context, MmioBus};
@@ -46,8 +46,9 @@ pub enum CrAccess {
 }
 
 impl CrAccess {
-    /// The value that the guest wants in CR0, or `None` where CR0 is not written. Nothing has been checked: #GP for reserved
-    /// bits and for forbidden combinations is the caller's. LMSW sets the low four bits and cannot clear PE.
+    /// The value that the guest wants in CR0, or `None` where CR0 is not written. Nothing has been checked: #GP
+    /// for reserved bits and for forbidden combinations is the caller's. LMSW sets the low four bits and cannot
+    /// clear PE.
     #[must_use]
     pub fn new_cr0(self, state: &impl VcpuState) -> Option<u64> {
         let cr0 = state.cr0();
@@ -95,11 +96,12 @@ pub fn set_operand(state: &mut impl VcpuState, gpr: Gpr, value: u64) {
 
 /// The access to a control register at RIP, and the RIP behind it. Changes nothing.
 ///
-/// SMSW to memory is left to the hardware and is [`StepError::Unhandleable`] here: it reads CR0 only, and no policy wants to see that.
+/// SMSW to memory is left to the hardware and is [`StepError::Unhandleable`] here: it reads CR0 only, and no
+/// policy wants to see that.
 ///
 /// # Errors
-/// [`StepError`]: the fault of LMSW's memory operand, or of code that has changed since the exit; unhandleable where another
-/// instruction is there.
+/// [`StepError`]: the fault of LMSW's memory operand, or of code that has changed since the exit; unhandleable
+/// where another instruction is there.
 pub fn decode_cr(
     state: &mut impl VcpuState,
     memory: &impl GuestMemory,
@@ -155,13 +157,14 @@ fn at_rip(
 ) -> Result<(Instruction, InstructionBytes, u64), StepError> {
     let mode = state.mode();
     let mut window = window(state, memory, mode);
-    let instruction =
-        decode_at_rip(state, memory, mode, &mut window, features).map_err(StepError::Exception)?;
+    let instruction = decode_at_rip(state, memory, mode, &mut window, features)
+        .map_err(|error| StepError::of(error, &window))?;
     let next = next_rip(mode, state.rip(), instruction.len() as u64);
     Ok((instruction, window.bytes.truncated(instruction.len()), next))
 }
 
-/// Operand `special` as a register number from `first` (CR0 or DR0), and operand `general` as a general-purpose register.
+/// Operand `special` as a register number from `first` (CR0 or DR0), and operand `general` as a general-purpose
+/// register.
 fn numbered(instruction: &Instruction, special: u32, general: u32, first: Register) -> Option<(u8, Gpr)> {
     let number = (instruction.op_register(special) as u32).checked_sub(first as u32)?;
     let gpr = Part::of(instruction.op_register(general))?.gpr;
@@ -194,11 +197,4 @@ impl MmioBus for Nothing {
         u64::MAX
     }
     fn write(&mut self, _gpa: caisson_types::Gpa, _size: u8, _value: u64) {}
-}
-
-/// An exception from the emulator, where only an exception can come.
-impl From<Exception> for StepError {
-    fn from(exception: Exception) -> Self {
-        Self::Exception(exception)
-    }
 }

@@ -1,8 +1,8 @@
 //! Instruction bytes at RIP, and their decoding.
 //!
-//! Bytes come from what the hardware saved at the exit, or from guest memory through the fast walk (the CPU itself has just
-//! fetched them). What lies outside RAM reads all ones, which decodes as #UD. An instruction has at most 15 bytes
-//! (SDM vol. 2, section 2.3.11).
+//! Bytes come from what the hardware saved at the exit, or from guest memory through the fast walk (the CPU
+//! itself has just fetched them). What lies outside RAM reads all ones, which decodes as #UD. An instruction
+//! has at most 15 bytes (SDM vol. 2, section 2.3.11).
 
 use caisson_hwvirt::VcpuState;
 use caisson_types::{Gpa, GuestMemory, Gva, PAGE_SIZE};
@@ -24,8 +24,8 @@ pub(crate) fn code_address(state: &impl VcpuState, mode: CpuMode, rip: u64) -> G
     }
 }
 
-/// The RIP `length` bytes after `rip`. Outside 64-bit mode EIP has 32 bits. In 16-bit code it does not wrap at 64 KiB:
-/// the next fetch then meets the segment's limit and raises #GP, as it has since the 80286.
+/// The RIP `length` bytes after `rip`. Outside 64-bit mode EIP has 32 bits. In 16-bit code it does not wrap at
+/// 64 KiB: the next fetch then meets the segment's limit and raises #GP, as it has since the 80286.
 #[inline]
 pub(crate) const fn next_rip(mode: CpuMode, rip: u64, length: u64) -> u64 {
     let next = rip.wrapping_add(length);
@@ -122,7 +122,8 @@ pub(crate) fn window(state: &impl VcpuState, memory: &impl GuestMemory, mode: Cp
 /// # Errors
 /// Whether more bytes were needed ([`DecoderError::NoMoreBytes`]) or there is no such instruction.
 pub(crate) fn decode(mode: CpuMode, bytes: &InstructionBytes) -> Result<Instruction, DecoderError> {
-    // AMD's decoding differs where an instruction means something on Intel that raises #UD there: it is the wider one.
+    // AMD's decoding differs where an instruction means something on Intel that raises #UD there: it is the
+    // wider one.
     let options = DecoderOptions::AMD;
     let mut decoder = Decoder::try_with_ip(mode.code_bits(), bytes.as_slice(), 0, options)
         .map_err(|_| DecoderError::InvalidInstruction)?;
@@ -133,39 +134,72 @@ pub(crate) fn decode(mode: CpuMode, bytes: &InstructionBytes) -> Result<Instruct
     }
 }
 
+/// Why there is no instruction at RIP to execute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DecodeError {
+    /// Its bytes raise this.
+    Exception(Exception),
+    /// It is a vector instruction, which the decoder is built without.
+    Vector,
+}
+
+impl From<Exception> for DecodeError {
+    fn from(exception: Exception) -> Self {
+        Self::Exception(exception)
+    }
+}
+
 /// Decodes the instruction at RIP.
 ///
 /// # Errors
-/// #PF where its bytes are not all there (and fetching them faults), #UD where they are no instruction or too long for one (the
-/// CPU has #GP for the latter, and raises it without an exit).
+/// #PF where its bytes are not all there (and fetching them faults), #UD where they are no instruction or too
+/// long for one (the CPU has #GP for the latter, and raises it without an exit).
 pub(crate) fn decode_at_rip(
     state: &impl VcpuState,
     memory: &impl GuestMemory,
     mode: CpuMode,
     window: &mut Window,
     features: &PagingFeatures,
-) -> Result<Instruction, Exception> {
+) -> Result<Instruction, DecodeError> {
     loop {
         match (decode(mode, &window.bytes), window.missing) {
             (Ok(instruction), _) => return Ok(instruction),
             (Err(DecoderError::NoMoreBytes), Some(at)) => {
-                // The fast walk found nothing there; the full walk tells the fault. Should it find the page after all
-                // (another CPU has mapped it by now, or a table lies outside RAM), reading goes on.
+                // The fast walk found nothing there; the full walk tells the fault. Should it find the page
+                // after all (another CPU has mapped it by now, or a table lies outside RAM), reading goes on.
                 let gpa = translate(state, memory, at, Access::explicit(AccessKind::Fetch, state), features)?;
                 let left_in_page = (PAGE_SIZE - at.page_offset()) as usize;
                 let end = MAX_LENGTH.min(usize::from(window.bytes.len) + left_in_page);
                 window.bytes.extend(memory, gpa, end);
                 window.missing = (end < MAX_LENGTH).then(|| at.wrapping_add(left_in_page as u64));
             }
-            (Err(_), _) => return Err(Exception::UNDEFINED),
+            (Err(_), _) if is_vector(mode, window.bytes.as_slice()) => return Err(DecodeError::Vector),
+            (Err(_), _) => return Err(Exception::UNDEFINED.into()),
         }
+    }
+}
+
+/// Whether `bytes` start a VEX-, EVEX- or XOP-encoded instruction (SDM vol. 2, sections 2.3 and 2.7; APM vol. 3,
+/// section 1.1.4). Outside 64-bit mode these share their first byte with LES, LDS and BOUND, whose ModRM never
+/// names a register; XOP shares it with POP.
+fn is_vector(mode: CpuMode, bytes: &[u8]) -> bool {
+    let long = mode == CpuMode::Long64;
+    let legacy = |byte: &u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || (long && byte & 0xf0 == 0x40)
+    };
+    let mut opcode = bytes.iter().skip_while(|&byte| legacy(byte));
+    match (opcode.next(), opcode.next()) {
+        (Some(0xc4 | 0xc5 | 0x62), Some(next)) => long || next & 0xc0 == 0xc0,
+        (Some(0x8f), Some(next)) => next & 0x1f >= 8,
+        _ => false,
     }
 }
 
 /// Builds the decoder's tables.
 ///
-/// The decoder allocates them on the heap once (some hundred KiB of work in all), at its first use. Call this at boot, so that no
-/// exit does it.
+/// The decoder allocates them on the heap once, at its first use: about 100 KiB in 2,000 pieces, which costs less
+/// than a million instructions. Call this at boot, so that no exit does it.
 pub fn prepare() {
     // Whatever it decodes to, the tables are there afterwards.
     let _ = decode(CpuMode::Long64, &InstructionBytes { bytes: [0x90; MAX_LENGTH], len: 1 });

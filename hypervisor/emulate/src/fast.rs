@@ -1,8 +1,8 @@
-//! The MOV forms that drivers' register accesses compile to, decoded by hand: what Linux's `readl`, `writel` and xAPIC
-//! code use. Everything else is left to the full decoder.
+//! The MOV forms that drivers' register accesses compile to, decoded by hand: what Linux's `readl`, `writel`
+//! and xAPIC code use. Everything else is left to the full decoder.
 //!
-//! Encodings 8B /r, 89 /r and C7 /0 with a 32-bit operand (64-bit with REX.W) and the native address size, in 32- and
-//! 64-bit code (SDM vol. 2, sections 2.1 and 2.2).
+//! Encodings 8B /r, 89 /r and C7 /0 with a 32-bit operand (64-bit with REX.W) and the native address size, in
+//! 32- and 64-bit code (SDM vol. 2, sections 2.1 and 2.2).
 
 use caisson_hwvirt::VcpuState;
 use caisson_x86::{CpuMode, Gpr, SegmentRegister};

@@ -1,4 +1,5 @@
-//! The fuzz target's entry: a vCPU, its tables, its code and an exit made of arbitrary bytes, through everything in this crate.
+//! The fuzz target's entry: a vCPU, its tables, its code and an exit made of arbitrary bytes, through
+//! everything in this crate.
 
 use caisson_hwvirt::{Direction, IoExit, NestedFault, VcpuState};
 use caisson_types::{Gpa, GuestMemory, Gva, SliceMemory};
@@ -125,7 +126,8 @@ fn check_walk(vcpu: &FakeVcpu, memory: &SliceMemory<'_>, linear: Gva, features: 
     for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Fetch] {
         for access in [Access::explicit(kind, vcpu), Access::implicit(kind)] {
             let full = translate(vcpu, memory, linear, access, features);
-            // A bit that the walk sets may be part of another of its entries, where the tables lie within each other.
+            // A bit that the walk sets may be part of another of its entries, where the tables lie within each
+            // other.
             let again = fetch_translate(vcpu, memory, linear);
             if let (Some(fast), Ok(full), true) = (fast, full, again == fast) {
                 assert_eq!(fast, full);

@@ -1,8 +1,9 @@
 //! Where the instruction that exited ends.
 //!
-//! The hardware's own word is used where there is one (NRIPS on AMD, the exit instruction length on Intel). Otherwise the bytes at
-//! RIP are compared with the plain encoding of the instruction that the exit announces, one read and one comparison; what has
-//! prefixes or crosses a page goes through the decoder. Encodings: SDM vol. 2, APM vol. 3.
+//! The hardware's own word is used where there is one (NRIPS on AMD, the exit instruction length on Intel).
+//! Otherwise the bytes at RIP are compared with the plain encoding of the instruction that the exit announces,
+//! one read and one comparison; what has prefixes or crosses a page goes through the decoder. Encodings: SDM
+//! vol. 2, APM vol. 3.
 
 use core::fmt;
 
@@ -50,8 +51,8 @@ pub enum Opcode {
     Any,
 }
 
-/// Why the end of an instruction could not be told. In both cases the guest has changed its code or page tables behind
-/// the CPU's back: flush its TLB entries and let it run the instruction again.
+/// Why the end of an instruction could not be told. In both cases the guest has changed its code or page tables
+/// behind the CPU's back: flush its TLB entries and let it run the instruction again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LengthError {
     /// The bytes at RIP cannot be read.

@@ -1,13 +1,15 @@
-//! What the CPU does with a guest's instruction, done in software: page walks, instruction lengths, and the execution of
-//! instructions whose memory is a device.
+//! What the CPU does with a guest's instruction, done in software: page walks, instruction lengths, and the
+//! execution of instructions whose memory is a device.
 //!
-//! - [`walk`]: the guest's page tables, for the emulator and for anything else that has a guest-virtual address.
+//! - [`walk`]: the guest's page tables, for the emulator and for anything else that has a guest-virtual
+//!   address.
 //! - [`length`]: where the instruction that exited ends, on the exit path.
-//! - [`emulate`]: one instruction that met a device in memory space, [`strings`]: INS and OUTS; [`SUPPORTED`] lists what they have.
+//! - [`emulate`]: one instruction that met a device in memory space, [`strings`]: INS and OUTS; [`SUPPORTED`]
+//!   lists what they have.
 //! - [`cr`]: the operands of accesses to control and debug registers.
 //!
-//! A guest chooses every byte that is read here. Nothing panics or loops on it; each call does a bounded amount of work and
-//! allocates nothing, once [`prepare`] has run.
+//! A guest chooses every byte that is read here. Nothing panics or loops on it; each call does a bounded amount
+//! of work and allocates nothing, once [`prepare`] has run.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -17,6 +19,7 @@ mod alu;
 pub mod cr;
 mod decode;
 pub mod emulate;
+mod execute;
 mod fast;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

@@ -1,9 +1,9 @@
-//! Registers and memory operands of a decoded instruction: values by width, effective addresses, and the segment checks that
-//! turn an offset into a linear address.
+//! Registers and memory operands of a decoded instruction: values by width, effective addresses, and the
+//! segment checks that turn an offset into a linear address.
 //!
-//! SDM vol. 1, section 3.7 (addressing) and vol. 3, sections 6.3 to 6.5 (limit, type and null-selector checks; AMD: APM vol. 2,
-//! sections 4.5 to 4.12). Limits and types are checked on the hidden parts of the segment registers, so that "unreal" mode
-//! works as on the CPU.
+//! SDM vol. 1, section 3.7 (addressing) and vol. 3, sections 6.3 to 6.5 (limit, type and null-selector checks;
+//! AMD: APM vol. 2, sections 4.5 to 4.12). Limits and types are checked on the hidden parts of the segment
+//! registers, so that "unreal" mode works as on the CPU.
 
 use caisson_hwvirt::VcpuState;
 use caisson_types::Gva;
@@ -142,7 +142,8 @@ pub(crate) fn effective(state: &impl VcpuState, mode: CpuMode, instruction: &Ins
     Effective { segment, offset, mask }
 }
 
-/// The segment that counts. In 64-bit mode the prefixes of the first four segments mean nothing (SDM vol. 1, section 3.7.4).
+/// The segment that counts. In 64-bit mode the prefixes of the first four segments mean nothing (SDM vol. 1,
+/// section 3.7.4).
 fn operand_segment(mode: CpuMode, named: Register, base: Register) -> SegmentRegister {
     let segment = segment_register(named).unwrap_or(SegmentRegister::Ds);
     if mode != CpuMode::Long64 || matches!(segment, SegmentRegister::Fs | SegmentRegister::Gs) {

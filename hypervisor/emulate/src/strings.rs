@@ -1,7 +1,8 @@
 //! String instructions: MOVS, STOS, LODS, CMPS and SCAS with a device as an operand, INS and OUTS at any port.
 //!
-//! SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ" and the instructions' own pages. Each element is done whole, with its registers, before
-//! the next begins, so that a fault or the bound leaves the state that the CPU would show. F2 repeats like F3 where nothing is compared.
+//! SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ" and the instructions' own pages. Each element is done whole, with
+//! its registers, before the next begins, so that a fault or the bound leaves the state that the CPU would
+//! show. F2 repeats like F3 where nothing is compared.
 
 use caisson_hwvirt::{Direction, IoExit, VcpuState};
 use caisson_types::GuestMemory;
@@ -234,8 +235,8 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
 
 /// Executes INS or OUTS, which exited as `io`, at most [`STRING_BOUND`] elements of it.
 ///
-/// A place in memory is found and checked before the port is touched. [`Done::Retry`] where the instruction has changed since
-/// the exit.
+/// A place in memory is found and checked before the port is touched. [`Done::Retry`] where the instruction has
+/// changed since the exit.
 ///
 /// # Errors
 /// [`StepError::Exception`] of the memory operand; the elements before it are done, RIP is on the instruction.
@@ -260,8 +261,8 @@ pub fn string_io(
         (Some(mask), Some(segment), Some(next)) => (mask, segment, next),
         _ => {
             let mut window = window(state, memory, mode);
-            let instruction =
-                decode_at_rip(state, memory, mode, &mut window, features).map_err(StepError::Exception)?;
+            let instruction = decode_at_rip(state, memory, mode, &mut window, features)
+                .map_err(|error| StepError::of(error, &window))?;
             if port_element(&instruction) != Some((io.direction, io.size)) {
                 return Ok(Done::Retry);
             }

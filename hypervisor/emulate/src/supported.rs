@@ -1,5 +1,5 @@
-//! The instructions that the emulator executes on a device, as a table: for the documentation, and for guests that probe
-//! each of them.
+//! The instructions that the emulator executes on a device, as a table: for the documentation, and for guests
+//! that probe each of them.
 
 /// An instruction and its forms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,7 +10,7 @@ pub struct Supported {
     pub encodings: &'static str,
     /// Bytes of the memory operand: any of 1, 2, 4, 8.
     pub sizes: &'static [u8],
-    /// One encoding for 64-bit mode; its memory operand is at [RDI], or at [RSI] (or both) for string instructions.
+    /// One encoding for 64-bit mode; its memory operand is at RDI, or at RSI (or both) for string instructions.
     pub example: &'static [u8],
 }
 
@@ -20,11 +20,12 @@ const BYTE: &[u8] = &[1];
 
 macro_rules! supported {
     ($($mnemonic:literal, $encodings:literal, $sizes:expr, [$($byte:literal),*];)*) => {
-        /// Everything that [`crate::step`] executes. Addressing: every form of ModRM and SIB with 16, 32 and 64 address bits, moffs,
-        /// RIP-relative, any segment. Crossing a page is fine, and so is a device on one side of it only.
+        /// Everything that [`crate::step`] executes. Addressing: every form of ModRM and SIB with 16, 32 and 64
+        /// address bits, moffs, RIP-relative, any segment. Crossing a page is fine, and so is a device on one
+        /// side of it only.
         ///
-        /// LOCK is accepted where the CPU accepts it, and REP, REPE and REPNE with the string instructions. INS and OUTS are
-        /// in [`crate::string_io`].
+        /// LOCK is accepted where the CPU accepts it, and REP, REPE and REPNE with the string instructions. INS
+        /// and OUTS are in [`crate::string_io`].
         pub const SUPPORTED: &[Supported] = &[
             $(Supported {
                 mnemonic: $mnemonic,

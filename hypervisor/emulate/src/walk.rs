@@ -1,13 +1,13 @@
 //! The guest's own page tables, walked in software: what the CPU would find at a linear address.
 //!
-//! All paging modes of SDM vol. 3, chapter 5 (APM vol. 2, chapter 5): none, 32-bit with 4 MiB pages and PSE-36, PAE, 4-level
-//! and 5-level, with the access rights of section 5.6 (U/S, R/W, NX, WP, SMEP, SMAP, protection keys) and the error code of
-//! section 5.7. PAE's four page-directory pointers are read from memory, as AMD does under nested paging (APM vol. 2,
-//! section 15.25.10).
+//! All paging modes of SDM vol. 3, chapter 5 (APM vol. 2, chapter 5): none, 32-bit with 4 MiB pages and PSE-36,
+//! PAE, 4-level and 5-level, with the access rights of section 5.6 (U/S, R/W, NX, WP, SMEP, SMAP, protection
+//! keys) and the error code of section 5.7. PAE's four page-directory pointers are read from memory, as AMD
+//! does under nested paging (APM vol. 2, section 15.25.10).
 //!
-//! Invariants: a walk reads each entry once and decides on that copy; accessed and dirty bits are set by atomic exchange
-//! against the very value that was judged, and only when the whole access is allowed. A table outside RAM reads all
-//! ones, like a bus with nothing on it.
+//! Invariants: a walk reads each entry once and decides on that copy; accessed and dirty bits are set by atomic
+//! exchange against the very value that was judged, and only when the whole access is allowed. A table outside
+//! RAM reads all ones, like a bus with nothing on it.
 
 use caisson_hwvirt::VcpuState;
 use caisson_types::{Gpa, GuestMemory, Gva};
@@ -140,8 +140,9 @@ impl Shape {
 
 /// Where `linear` leads, whatever the rights, or `None` where it leads nowhere. Sets no bit.
 ///
-/// For an instruction that the CPU itself has just fetched, whose rights and accessed bits it has dealt with. Costs one
-/// table read and some ten instructions a level. `linear` is canonical, or below 4 GiB outside long mode.
+/// For an instruction that the CPU itself has just fetched, whose rights and accessed bits it has dealt with.
+/// Costs one table read and some ten instructions a level. `linear` is canonical, or below 4 GiB outside long
+/// mode.
 #[inline]
 #[must_use]
 pub fn fetch_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear: Gva) -> Option<Gpa> {
@@ -218,7 +219,8 @@ const fn pse36_base(value: u64) -> u64 {
     value & 0xffc0_0000 | (value >> 13 & 0xff) << 32
 }
 
-/// Where an access leads, with everything that the CPU would check, and the accessed and dirty bits that it would set.
+/// Where an access leads, with everything that the CPU would check, and the accessed and dirty bits that it
+/// would set.
 ///
 /// `linear` is canonical, or below 4 GiB outside long mode (segmentation has seen to that).
 ///

@@ -1,5 +1,5 @@
-//! Every addressing form of ModRM and SIB in 16-, 32- and 64-bit code, through the hand decoder and the full one, against the tables
-//! of SDM vol. 2, section 2.1.5; and what segmentation makes of the offsets.
+//! Every addressing form of ModRM and SIB in 16-, 32- and 64-bit code, through the hand decoder and the full
+//! one, against the tables of SDM vol. 2, section 2.1.5; and what segmentation makes of the offsets.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;

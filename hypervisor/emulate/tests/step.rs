@@ -380,7 +380,9 @@ fn what_is_not_executed_is_handed_back() {
     for code in unhandled {
         let (result, vcpu, bus) = run64(code, |vcpu, _, _| vcpu.gprs.set(Gpr::Rdi, DEVICE), DEVICE, true);
         let Err(StepError::Unhandleable(bytes)) = result else { panic!("{code:02x?}: {result:?}") };
-        assert_eq!(bytes.as_slice(), code);
+        // Of a vector instruction, what follows comes along: the decoder does not know its length.
+        let vector = code[0] == 0xc5;
+        assert!(bytes.as_slice() == code || (vector && bytes.as_slice().starts_with(code)), "{bytes}");
         assert_eq!((bus.seen, vcpu.rip), (vec![], CODE));
     }
     // LOCK where the CPU refuses it.

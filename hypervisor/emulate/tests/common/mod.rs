@@ -77,7 +77,8 @@ pub(crate) fn fault(gpa: u64, write: bool) -> NestedFault {
 /// Root of the 4-level tables that [`identity`] makes.
 pub(crate) const CR3: u64 = 0x1_0000;
 
-/// Tables at [`CR3`] that map the low 4 GiB to themselves by 2 MiB pages, all rights, with all but `hole` (a 2 MiB page number).
+/// Tables at [`CR3`] that map the low 4 GiB to themselves by 2 MiB pages, all rights, with all but `hole` (a 2
+/// MiB page number).
 pub(crate) fn identity(memory: &SliceMemory<'_>, hole: Option<u64>) {
     let rights = 7;
     memory.write_u64(Gpa::new(CR3), (CR3 + 0x1000) | rights).unwrap();
