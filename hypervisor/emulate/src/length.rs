@@ -8,11 +8,12 @@
 use core::fmt;
 
 use caisson_hwvirt::VcpuState;
-use caisson_types::{GuestMemory, PAGE_SIZE};
+use caisson_types::{Gpa, GuestMemory, PAGE_SIZE};
+use caisson_x86::{CpuMode, Efer, SegmentRegister};
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use crate::decode::{code_address, decode, next_rip, window};
-use crate::walk::fetch_translate;
+use crate::walk::{fetch_translate, long_translate};
 
 /// An instruction that an exit announces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,15 +151,40 @@ pub fn instruction_end(
     if let Some(next) = state.next_rip() {
         return Ok(next);
     }
-    let mode = state.mode();
     let rip = state.rip();
-    let linear = code_address(state, mode, rip);
-    if linear.page_offset() <= PAGE_SIZE - 4
-        && let Some(gpa) = fetch_translate(state, memory, linear)
-        && let Ok(word) = memory.read_u32(gpa)
-        && let Some(length) = expected.plain_length(word)
+    // 64-bit mode, asked for by no more than it takes: EFER.LMA implies CR0.PE, CR0.PG and no virtual-8086 mode.
+    let long = state.efer() & Efer::LMA.bits() != 0 && state.segment(SegmentRegister::Cs).attributes.long();
+    if long
+        && rip % PAGE_SIZE <= PAGE_SIZE - 4
+        && let Some(gpa) = long_translate(state, memory, rip)
+        && let Some(length) = plain_length_at(memory, gpa, expected)
     {
-        return Ok(next_rip(mode, rip, length));
+        return Ok(rip.wrapping_add(length));
+    }
+    general_end(state, memory, expected)
+}
+
+/// The length of `expected` where its plain encoding is at `gpa`, four bytes or more before a page's end.
+#[inline]
+fn plain_length_at(memory: &impl GuestMemory, gpa: Gpa, expected: Opcode) -> Option<u64> {
+    expected.plain_length(memory.read_u32(gpa).ok()?)
+}
+
+/// [`instruction_end`] outside 64-bit mode, and for what is not a plain encoding within a page.
+#[inline(never)]
+fn general_end(
+    state: &impl VcpuState,
+    memory: &impl GuestMemory,
+    expected: Opcode,
+) -> Result<u64, LengthError> {
+    let mode = state.mode();
+    let linear = code_address(state, mode, state.rip());
+    if mode != CpuMode::Long64
+        && linear.page_offset() <= PAGE_SIZE - 4
+        && let Some(gpa) = fetch_translate(state, memory, linear)
+        && let Some(length) = plain_length_at(memory, gpa, expected)
+    {
+        return Ok(next_rip(mode, state.rip(), length));
     }
     decoded_end(state, memory, expected)
 }

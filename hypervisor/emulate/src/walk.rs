@@ -153,6 +153,12 @@ pub fn fetch_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear
     if state.efer() & Efer::LMA.bits() == 0 {
         return legacy_translate(state, memory, linear);
     }
+    long_translate(state, memory, linear)
+}
+
+/// [`fetch_translate`] in long mode.
+#[inline]
+pub(crate) fn long_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear: u64) -> Option<Gpa> {
     // One level after the other, not a loop: with constant shifts a level takes about a dozen instructions.
     let mut table = state.cr3();
     if state.cr4() & Cr4::LA57.bits() != 0 {
