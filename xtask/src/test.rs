@@ -79,7 +79,7 @@ fn lints(workspace: &Workspace, packages: &[Package], report: &mut Report) -> Re
     quiet(&mut format, "check the formatting", report)?;
 
     let mut clippy = cargo::command(workspace);
-    clippy.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
+    clippy.args(["clippy", "--quiet", "--keep-going", "--workspace", "--all-targets"]);
     clippy.args(exclude(packages.iter().filter(|package| package.bare_metal)));
     clippy.args(["--", "-D", "warnings"]);
     quiet(&mut clippy, "lint the host's side", report)?;
@@ -89,7 +89,7 @@ fn lints(workspace: &Workspace, packages: &[Package], report: &mut Report) -> Re
     if !hypervisor.is_empty() {
         tools::ensure_rust_target()?;
         let mut clippy = cargo::command(workspace);
-        clippy.args(["clippy", "--quiet", "--target", tools::TARGET]);
+        clippy.args(["clippy", "--quiet", "--keep-going", "--target", tools::TARGET]);
         clippy.args(hypervisor.iter().flat_map(|package| ["--package", &package.name]));
         clippy.args(["--", "-D", "warnings"]);
         quiet(&mut clippy, "lint the bare-metal side", report)?;
