@@ -73,8 +73,14 @@ impl Context {
         }
     }
 
+    /// The guest's XCR0: the CPU's own while it is loaded, because QEMU's emulated SVM has no XSETBV intercept.
     pub(crate) fn xcr0(&self) -> u64 {
-        self.xcr0
+        if self.loaded && self.all != 0 {
+            // SAFETY: CR4.OSXSAVE is set where there is XSAVE.
+            unsafe { xgetbv() & self.all }
+        } else {
+            self.xcr0
+        }
     }
 
     /// Sets the guest's XCR0, which is a subset of what the CPU and the policy have.
@@ -128,6 +134,7 @@ impl Context {
     /// Stores everything off this CPU.
     pub(crate) fn store(&mut self) {
         self.tsc_aux = self.tsc_aux();
+        self.xcr0 = self.xcr0();
         self.loaded = false;
         let at = self.area.as_mut_ptr();
         // SAFETY: the area is a page of this vCPU's, and large enough.
@@ -165,6 +172,19 @@ impl Context {
         }
         self.debug = [a, b, c, d];
     }
+}
+
+/// Reads XCR0.
+///
+/// # Safety
+/// CR4.OSXSAVE must be set.
+unsafe fn xgetbv() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: promised by the caller.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// Executes XSETBV of XCR0.

@@ -7,13 +7,15 @@ mod mmio;
 mod msr;
 
 use caisson_emulate::{Opcode, instruction_end};
-use caisson_hwvirt::{Event, Exit, Vcpu};
+use caisson_hwvirt::{Exit, Vcpu};
 use caisson_types::GuestMemory;
 use caisson_x86::{Exception, ExceptionKind, Gpr};
 
 use crate::domain::{Domain, Host};
 use crate::vcpu::{Ended, KillReason, Outcome, RunState, VirtualCpu};
 
+/// The CPUID leaf whose sizes follow XCR0.
+const XSTATE_LEAF: u32 = 0xd;
 const DEBUG: u8 = ExceptionKind::Debug as u8;
 const ALIGNMENT_CHECK: u8 = ExceptionKind::AlignmentCheck as u8;
 const MACHINE_CHECK: u8 = ExceptionKind::MachineCheck as u8;
@@ -95,6 +97,9 @@ impl<V: Vcpu> VirtualCpu<V> {
     fn cpuid<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
         self.mirrored.cr4 = self.hw.cr4();
         let (leaf, subleaf) = (self.hw.gpr(Gpr::Rax) as u32, self.hw.gpr(Gpr::Rcx) as u32);
+        if leaf == XSTATE_LEAF {
+            self.mirrored.xcr0 = self.hw.xcr0();
+        }
         let result = domain.cpuid.lookup(leaf, subleaf, &self.mirrored);
         self.hw.set_gpr(Gpr::Rax, u64::from(result.eax));
         self.hw.set_gpr(Gpr::Rbx, u64::from(result.ebx));
@@ -125,12 +130,5 @@ impl<V: Vcpu> VirtualCpu<V> {
                 qualification: u64::from(error_code),
             })),
         }
-    }
-
-    /// Keeps an event for the next entry: for handlers that took it out of the hardware.
-    #[allow(dead_code)]
-    fn deliver_again(&mut self, event: Event) {
-        self.interrupted = Some(event);
-        self.attention = true;
     }
 }
