@@ -42,6 +42,8 @@ fn refuse(reason: impl Display) -> ! {
 /// Starts everything. Called by the boot crate, on the boot stack, with the boot tables.
 pub(crate) fn main(info: BootInfo) -> ! {
     let (features, platform) = bring_up(&info);
+    // The decoder makes its tables on the heap at first use, which must not be on the exit path.
+    caisson_emulate::prepare();
     let free = memory::frames().free_frames() * caisson_types::PAGE_SIZE;
     let clock = clock::get();
     log::info!("Caisson {}: {} MiB of memory free", env!("CARGO_PKG_VERSION"), free >> 20);

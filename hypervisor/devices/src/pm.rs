@@ -49,7 +49,10 @@ mod pm1 {
     /// Set after a wake from sleep; the guest never sleeps, so it only ever clears it.
     pub(super) const WAKE: u16 = 1 << 15;
     pub(super) const STATUS: u16 = TIMER | GLOBAL | POWER_BUTTON | WAKE;
-    pub(super) const ENABLE: u16 = TIMER | GLOBAL | POWER_BUTTON;
+    /// The real-time clock's alarm. It can be enabled, as Linux does, and never comes: the alarm is IRQ 8's here, and there is
+    /// no sleep to wake from.
+    pub(super) const RTC: u16 = 1 << 10;
+    pub(super) const ENABLE: u16 = TIMER | GLOBAL | POWER_BUTTON | RTC;
 }
 
 /// PM1 control bits (section 4.8.3.2.1).

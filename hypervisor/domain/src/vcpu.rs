@@ -36,6 +36,11 @@ pub enum KillReason {
         /// What the hardware says beside it.
         qualification: u64,
     },
+    /// An exception or interrupt was being delivered with its tables or its stack outside of memory.
+    LostDelivery {
+        /// What was accessed.
+        gpa: Gpa,
+    },
     /// Stage 2 refused an access to the guest's own RAM: a bug of Caisson's, which costs this guest only.
     LostMemory {
         /// What was accessed.
@@ -57,6 +62,12 @@ impl fmt::Display for KillReason {
             }
             Self::UnknownExit { reason, qualification } => {
                 write!(f, "an exit that Caisson does not know (reason {reason:#x}, {qualification:#x})")
+            }
+            Self::LostDelivery { gpa } => {
+                write!(
+                    f,
+                    "an exception or interrupt needed a table or a stack at {gpa}, where it has no memory"
+                )
             }
             Self::LostMemory { gpa } => write!(f, "its memory at {gpa} is not mapped"),
         }

@@ -2,7 +2,7 @@
 
 use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::svm::{EventInjection, EventKind, Intercepts};
-use caisson_x86::{Exception, ExceptionKind, Rflags};
+use caisson_x86::{Cr0, Exception, ExceptionKind, Rflags};
 
 use crate::vcpu::{SvmVcpu, V_INTR_MASKING};
 
@@ -53,7 +53,9 @@ impl SvmVcpu {
                 if exception.kind == ExceptionKind::PageFault {
                     self.vmcb.set_cr2(exception.address);
                 }
-                let code = exception.kind.has_error_code().then_some(exception.error_code);
+                // Real mode pushes no error codes.
+                let pushes = exception.kind.has_error_code() && self.vmcb.cr0() & Cr0::PE.bits() != 0;
+                let code = pushes.then_some(exception.error_code);
                 EventInjection::new(EventKind::Exception, exception.kind as u8, code)
             }
             Event::SoftwareException(vector) => EventInjection::new(EventKind::Exception, vector, None),

@@ -44,7 +44,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             self.hw.set_cr4(value);
         }
-        self.hw.advance_to(next);
+        self.complete(next);
         Outcome::Resume
     }
 
@@ -72,7 +72,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.hw.set_efer(efer);
             self.hw.set_cr0(value);
         }
-        self.hw.advance_to(next);
+        self.complete(next);
         Outcome::Resume
     }
 

@@ -49,7 +49,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
         match io.next_rip {
             Some(next) => {
-                self.hw.advance_to(next);
+                self.complete(next);
                 Outcome::Resume
             }
             None => self.end_instruction(domain, Opcode::PortIo, Outcome::Resume),
@@ -68,7 +68,11 @@ impl<V: Vcpu> VirtualCpu<V> {
         let done = string_io(&mut self.hw, &domain.memory, &mut bus, io, &domain.paging);
         let outcome = bus.outcome;
         match done {
-            Ok(Done::Completed | Done::Partial) => outcome.unwrap_or(Outcome::Resume),
+            Ok(Done::Completed) => {
+                self.trap_if_stepping();
+                outcome.unwrap_or(Outcome::Resume)
+            }
+            Ok(Done::Partial) => outcome.unwrap_or(Outcome::Resume),
             Ok(Done::Retry) => {
                 self.hw.flush_tlb();
                 Outcome::Resume

@@ -25,6 +25,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         if domain.memory.read(fault.gpa, &mut probe).is_ok() {
             return Outcome::Ended(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
         }
+        // What the CPU was delivering reached for its tables or its stack here: no instruction is to be executed for it.
+        if self.interrupted.is_some() {
+            return Outcome::Ended(Ended::Killed(KillReason::LostDelivery { gpa: fault.gpa }));
+        }
         self.end_pv_eoi(domain);
         let now = domain.clock.at(host.tsc());
         let mut bus = Devices {
@@ -48,7 +52,11 @@ impl<V: Vcpu> VirtualCpu<V> {
             host.wake(wake);
         }
         match done {
-            Ok(Done::Completed | Done::Partial) => Outcome::Resume,
+            Ok(Done::Completed) => {
+                self.trap_if_stepping();
+                Outcome::Resume
+            }
+            Ok(Done::Partial) => Outcome::Resume,
             Ok(Done::Retry) => {
                 self.hw.flush_tlb();
                 Outcome::Resume

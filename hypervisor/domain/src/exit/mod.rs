@@ -9,11 +9,13 @@ mod msr;
 use caisson_emulate::{Opcode, instruction_end};
 use caisson_hwvirt::{Exit, Vcpu};
 use caisson_types::GuestMemory;
-use caisson_x86::{Exception, ExceptionKind, Gpr};
+use caisson_x86::{Exception, ExceptionKind, Gpr, Rflags};
 
 use crate::domain::{Domain, Host};
 use crate::vcpu::{Ended, KillReason, Outcome, RunState, VirtualCpu};
 
+/// DR6.BS.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// The CPUID leaf whose sizes follow XCR0.
 const XSTATE_LEAF: u32 = 0xd;
 const DEBUG: u8 = ExceptionKind::Debug as u8;
@@ -83,13 +85,37 @@ impl<V: Vcpu> VirtualCpu<V> {
     ) -> Outcome {
         match instruction_end(&self.hw, &domain.memory, opcode) {
             Ok(next) => {
-                self.hw.advance_to(next);
+                self.complete(next);
                 outcome
             }
             Err(_) => {
                 self.hw.flush_tlb();
                 Outcome::Resume
             }
+        }
+    }
+
+    /// Ends an instruction that was executed for the guest; a guest that steps gets its trap (SDM vol. 3, section
+    /// 19.3.1.4).
+    #[inline]
+    fn complete(&mut self, next: u64) {
+        self.hw.advance_to(next);
+        self.trap_if_stepping();
+    }
+
+    #[inline]
+    fn trap_if_stepping(&mut self) {
+        if self.hw.rflags() & Rflags::TF.bits() != 0 {
+            self.step_trap();
+        }
+    }
+
+    /// #DB for a single step, unless an exception is on its way already.
+    #[cold]
+    fn step_trap(&mut self) {
+        if !self.hw.injecting() {
+            self.hw.set_dr6(self.hw.dr6() | DR6_SINGLE_STEP);
+            let _ = self.raise(Exception::plain(ExceptionKind::Debug));
         }
     }
 
