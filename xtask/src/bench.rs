@@ -4,7 +4,8 @@
 //!
 //! - *Exits*: the probe guest `bench` measures each kind and prints lines `bench: NAME TICKS`, its loop taken off.
 //! - *Boot*: the first step of a Linux guest's init reads the TSC, which started at zero with its domain. The same kernel
-//!   and RAM disk do the same on the bare machine, where the TSC starts at power-on.
+//!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
+//!   spent executing, on both sides; so does the bare kernel's calibration of its TSC, which a guest is spared.
 
 use std::{collections::BTreeMap, time::Duration};
 
