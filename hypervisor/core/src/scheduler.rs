@@ -63,6 +63,8 @@ pub(crate) struct Scheduler<B: Backend, F: Format> {
     guests: Vec<Guest<B, F>>,
     /// Guest and vCPU that ran last.
     last: (usize, usize),
+    /// Guest and vCPU whose vector state and debug registers are in the CPU: they stay until another's are needed.
+    loaded: Option<(usize, usize)>,
     slice: u64,
     clock: &'static Clock,
 }
@@ -76,6 +78,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             maker,
             guests: Vec::new(),
             last: (0, 0),
+            loaded: None,
             slice: clock.tsc_hz / SLICES_PER_SECOND,
             clock,
         };
@@ -186,16 +189,33 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         let alone =
             self.guests.iter().filter_map(|g| g.live.as_ref()).map(|l| l.vcpus.len()).sum::<usize>() == 1;
         let end = if alone { u64::MAX } else { cpu::tsc() + self.slice };
+        self.load((guest, index));
         let guest = &mut self.guests[guest];
         let Some(live) = &mut guest.live else { return Stop::Preempted };
         let Live { vcpus, domain, .. } = &mut **live;
         let vcpu = &mut vcpus[index];
         let has_console = guest.record.console() == caisson_config::Console::Serial;
         let mut host = Machine { domain: guest.id, has_console };
-        vcpu.hw.switch_in();
-        let stop = run_vcpu(vcpu, domain, &mut host, self.clock, end, others);
-        vcpu.hw.switch_out();
-        stop
+        run_vcpu(vcpu, domain, &mut host, self.clock, end, others)
+    }
+
+    /// Puts a vCPU's state into the CPU, in place of whichever was there.
+    fn load(&mut self, place: (usize, usize)) {
+        if self.loaded == Some(place) {
+            return;
+        }
+        if let Some(old) = self.loaded.replace(place)
+            && let Some(vcpu) = self.vcpu(old)
+        {
+            vcpu.hw.switch_out();
+        }
+        if let Some(vcpu) = self.vcpu(place) {
+            vcpu.hw.switch_in();
+        }
+    }
+
+    fn vcpu(&mut self, (guest, index): (usize, usize)) -> Option<&mut VirtualCpu<B::Vcpu>> {
+        self.guests.get_mut(guest)?.live.as_mut()?.vcpus.get_mut(index)
     }
 
     /// The host's TSC at the earliest deadline of all vCPUs but one.
@@ -226,6 +246,10 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
 
     /// Takes a guest apart, and starts it again where its record says so.
     fn end(&mut self, index: usize, ended: Ended) {
+        if self.loaded.is_some_and(|(guest, _)| guest == index) {
+            // What is in the CPU is a dead guest's, and is overwritten before the next one runs.
+            self.loaded = None;
+        }
         let guest = &mut self.guests[index];
         if !guest.end(ended) {
             return;

@@ -32,9 +32,13 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.settle_pv_eoi(domain);
         if events.init {
             if self.apic.is_bsp() {
-                return Readiness::Ended(Ended::Reset);
+                self.reset_requested = true;
+            } else {
+                self.init(domain);
             }
-            self.init(domain);
+        }
+        if self.reset_requested {
+            return Readiness::Ended(Ended::Reset);
         }
         if let Some(vector) = events.startup {
             self.start_up(vector);

@@ -167,6 +167,8 @@ pub struct VirtualCpu<V> {
     pub(crate) pv_eoi_armed: bool,
     /// What the guest has added to its TSC.
     pub(crate) tsc_adjust: u64,
+    /// An INIT reached the boot vCPU, whose reset vector is the machine's.
+    pub(crate) reset_requested: bool,
     /// [`VirtualCpu::next_deadline`] may be another than when the core last asked.
     pub(crate) deadline_changed: bool,
 }
@@ -198,6 +200,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             pv_eoi: None,
             pv_eoi_armed: false,
             tsc_adjust: 0,
+            reset_requested: false,
             deadline_changed: true,
         }
     }
