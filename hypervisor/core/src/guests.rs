@@ -12,6 +12,7 @@ use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
 use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
+use caisson_machine::percpu;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, VcpuId};
@@ -133,8 +134,8 @@ impl Maker {
         let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset() };
         let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), tables: Some(tables), domain });
         for index in 0..vcpus {
-            let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
             let id = VcpuId { domain: id, index: index as u16 };
+            let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
             live.vcpus.push(VirtualCpu::new(hw, id, &live.domain));
         }
         let modules: Vec<Module<'_>> =
@@ -240,9 +241,12 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// Where its vCPUs were, and the last exits of the first.
     fn log_registers(&self) {
-        use caisson_hwvirt::{Vcpu, VcpuState};
+        use caisson_hwvirt::VcpuState;
         use caisson_x86::{Gpr, SegmentRegister};
         let Some(live) = &self.live else { return };
+        for exit in percpu::current().recent_exits().iter().filter(|exit| exit.vcpu.domain == self.id) {
+            log::error!("  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip);
+        }
         for vcpu in &live.vcpus {
             let hw = &vcpu.hw;
             let cs = hw.segment(SegmentRegister::Cs);
@@ -268,9 +272,6 @@ impl<B: Backend, F: Format> Guest<B, F> {
                 hw.idtr().base,
                 hw.idtr().limit
             );
-            for (code, rip) in hw.recent_exits() {
-                log::debug!("  {}: exit {code:#x} at rip {rip:#x}", vcpu.id);
-            }
         }
     }
 }

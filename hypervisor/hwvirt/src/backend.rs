@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_types::{DomainId, Hpa};
+use caisson_types::{Hpa, VcpuId};
 
 use crate::{Event, Exit, VcpuState};
 
@@ -118,9 +118,6 @@ pub trait Vcpu: VcpuState {
 
     /// Sets the guest's XCR0, which has been checked.
     fn set_xcr0(&mut self, value: u64);
-
-    /// The last raw exits, oldest first, as pairs of the vendor's code and RIP: for crash records.
-    fn recent_exits(&self) -> impl Iterator<Item = (u64, u64)>;
 }
 
 /// A vendor's virtualisation, turned on on this CPU.
@@ -135,5 +132,5 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// [`EnableError::OutOfMemory`].
-    fn create_vcpu(&mut self, domain: DomainId, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
+    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
 }

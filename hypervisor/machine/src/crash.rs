@@ -13,7 +13,7 @@ use x86_64::registers::control::{Cr2, Cr3};
 
 use crate::power::{self, RunResult};
 use crate::trap::TrapFrame;
-use crate::{cpu, memory, screen, serial};
+use crate::{cpu, memory, percpu, screen, serial};
 
 const MAX_FRAMES: usize = 32;
 /// Bytes of an ELF64 symbol.
@@ -25,8 +25,6 @@ struct SymbolTable {
 }
 
 static SYMBOLS: Once<SymbolTable> = Once::new();
-/// Writes what the core knows about guests: their last exits.
-static CONTEXT: Once<fn(&mut dyn Write)> = Once::new();
 static CRASHING: AtomicBool = AtomicBool::new(false);
 
 /// Remembers the symbol table.
@@ -40,11 +38,6 @@ pub unsafe fn init(info: &BootInfo) {
             unsafe { (memory::loader_bytes(symbols.symbols), memory::loader_bytes(symbols.names)) };
         SYMBOLS.call_once(|| SymbolTable { symbols, names });
     }
-}
-
-/// Names the function that writes the core's part of the record. It must not take locks.
-pub fn set_context(write: fn(&mut dyn Write)) {
-    CONTEXT.call_once(|| write);
 }
 
 /// Serial line and screen.
@@ -141,8 +134,9 @@ fn write_record(
     for address in start.into_iter().chain(Frames(rbp)).take(MAX_FRAMES) {
         writeln!(out, "  {address:#018x}  {}", Name(address))?;
     }
-    if let Some(context) = CONTEXT.get() {
-        context(out);
+    writeln!(out, "last exits, oldest first:")?;
+    for exit in percpu::current().recent_exits() {
+        writeln!(out, "  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip)?;
     }
     writeln!(out, "==== tsc {:#x}", cpu::tsc())
 }

@@ -2,9 +2,10 @@
 //!
 //! The pending word is the only part that interrupt handlers, and later other CPUs, write.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
+use caisson_types::{DomainId, VcpuId};
 
 /// A bit of the pending word.
 pub mod pending {
@@ -22,21 +23,39 @@ pub mod pending {
 pub const KEPT_EXITS: usize = 16;
 
 /// One line of the exit history.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KeptExit {
+    /// Whose exit it was.
+    pub vcpu: VcpuId,
     /// The vendor's exit code.
     pub code: u64,
     /// The guest's RIP.
     pub rip: u64,
 }
 
+/// One place of the ring. Written by its CPU alone, word by word: a crash record that reads it half-written shows a
+/// wrong line and no more.
+struct Slot {
+    vcpu: AtomicU32,
+    code: AtomicU64,
+    rip: AtomicU64,
+}
+
 /// A physical CPU's data that others may touch.
 pub struct PerCpu {
     pending: AtomicU32,
+    exits: [Slot; KEPT_EXITS],
+    /// Exits so far.
+    count: AtomicUsize,
 }
 
 /// The boot CPU's.
-static BOOT_CPU: PerCpu = PerCpu { pending: AtomicU32::new(0) };
+static BOOT_CPU: PerCpu = PerCpu {
+    pending: AtomicU32::new(0),
+    exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
+        KEPT_EXITS],
+    count: AtomicUsize::new(0),
+};
 
 /// This CPU's data.
 #[inline]
@@ -65,38 +84,33 @@ impl PerCpu {
     pub fn take_pending(&self) -> u32 {
         self.pending.swap(0, Ordering::AcqRel)
     }
-}
 
-/// A ring of the last exits of this CPU.
-pub struct ExitHistory {
-    ring: [KeptExit; KEPT_EXITS],
-    next: usize,
-}
-
-impl ExitHistory {
-    /// An empty history.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { ring: [KeptExit { code: 0, rip: 0 }; KEPT_EXITS], next: 0 }
-    }
-
-    /// Keeps an exit in place of the oldest.
+    /// Keeps an exit in place of the oldest. For the CPU itself.
     #[inline]
-    pub fn record(&mut self, code: u64, rip: u64) {
-        self.ring[self.next % KEPT_EXITS] = KeptExit { code, rip };
-        self.next = self.next.wrapping_add(1);
+    pub fn record_exit(&self, vcpu: VcpuId, code: u64, rip: u64) {
+        let count = self.count.load(Ordering::Relaxed);
+        let slot = &self.exits[count % KEPT_EXITS];
+        slot.vcpu.store(u32::from(vcpu.domain.0) << 16 | u32::from(vcpu.index), Ordering::Relaxed);
+        slot.code.store(code, Ordering::Relaxed);
+        slot.rip.store(rip, Ordering::Relaxed);
+        self.count.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// The kept exits, oldest first.
     #[must_use]
-    pub fn recent(&self) -> ArrayVec<KeptExit, KEPT_EXITS> {
-        let kept = self.next.min(KEPT_EXITS);
-        (0..kept).map(|i| self.ring[(self.next - kept + i) % KEPT_EXITS]).collect()
-    }
-}
-
-impl Default for ExitHistory {
-    fn default() -> Self {
-        Self::new()
+    pub fn recent_exits(&self) -> ArrayVec<KeptExit, KEPT_EXITS> {
+        let count = self.count.load(Ordering::Relaxed);
+        let kept = count.min(KEPT_EXITS);
+        (count - kept..count)
+            .map(|at| {
+                let slot = &self.exits[at % KEPT_EXITS];
+                let vcpu = slot.vcpu.load(Ordering::Relaxed);
+                KeptExit {
+                    vcpu: VcpuId { domain: DomainId((vcpu >> 16) as u16), index: vcpu as u16 },
+                    code: slot.code.load(Ordering::Relaxed),
+                    rip: slot.rip.load(Ordering::Relaxed),
+                }
+            })
+            .collect()
     }
 }

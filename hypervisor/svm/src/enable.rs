@@ -6,7 +6,7 @@ use caisson_frames::Owner;
 use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
 use caisson_machine::cpu::{Features, cpuid, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
-use caisson_types::DomainId;
+use caisson_types::VcpuId;
 use caisson_x86::svm::{MSR_MAP_BYTES, MsrIntercept, PORT_MAP_BYTES, SvmFeatures, Vmcb, msr_map_bit};
 use caisson_x86::{Efer, msr};
 
@@ -184,7 +184,7 @@ impl Backend for Svm {
 
     const NAME: &'static str = "AMD-V";
 
-    fn create_vcpu(&mut self, domain: DomainId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
-        SvmVcpu::new(self.shared.clone(), self.asids.clone(), domain, setup).ok_or(EnableError::OutOfMemory)
+    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
+        SvmVcpu::new(self.shared.clone(), self.asids.clone(), id, setup).ok_or(EnableError::OutOfMemory)
     }
 }

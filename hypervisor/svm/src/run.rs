@@ -5,6 +5,7 @@ use core::arch::asm;
 use caisson_hwvirt::svm::{RawExit, decode};
 use caisson_hwvirt::{Event, Exit, InterruptWindow, Vcpu};
 use caisson_machine::cpu::write_msr;
+use caisson_machine::percpu;
 use caisson_x86::msr;
 use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
 
@@ -114,7 +115,7 @@ impl SvmVcpu {
         }
         self.vmcb.set_tlb_control(TlbControl::None);
         let code = self.vmcb.exit_code();
-        self.history.record(code.0, self.vmcb.rip());
+        percpu::current().record_exit(self.id, code.0, self.vmcb.rip());
         self.next_rip = (self.shared.features.contains(SvmFeatures::NRIP_SAVE) && Self::saves_next_rip(code))
             .then(|| self.vmcb.next_rip());
         RawExit { code, info_1: self.vmcb.exit_info_1(), info_2: self.vmcb.exit_info_2() }
@@ -227,9 +228,5 @@ impl Vcpu for SvmVcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
-    }
-
-    fn recent_exits(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.history.recent().into_iter().map(|e| (e.code, e.rip))
     }
 }

@@ -5,8 +5,7 @@ use alloc::sync::Arc;
 use caisson_frames::Owner;
 use caisson_hwvirt::{VcpuSetup, VcpuState};
 use caisson_machine::memory::PageBox;
-use caisson_machine::percpu::ExitHistory;
-use caisson_types::DomainId;
+use caisson_types::VcpuId;
 use caisson_x86::svm::{Intercepts, SvmFeatures, Vmcb};
 use caisson_x86::{Attributes, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister};
 
@@ -55,6 +54,7 @@ const RESET_PAT: u64 = 0x0007_0406_0007_0406;
 
 /// A vCPU of AMD-V.
 pub struct SvmVcpu {
+    pub(crate) id: VcpuId,
     pub(crate) vmcb: PageBox<Vmcb>,
     /// The guest's registers but RAX and RSP, which the VMCB holds.
     pub(crate) gprs: Gprs,
@@ -65,17 +65,11 @@ pub struct SvmVcpu {
     pub(crate) nmi: crate::event::NmiState,
     /// Whether the last exit left a next RIP in the VMCB.
     pub(crate) next_rip: Option<u64>,
-    pub(crate) history: ExitHistory,
 }
 
 impl SvmVcpu {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        asids: Arc<Asids>,
-        domain: DomainId,
-        setup: &VcpuSetup,
-    ) -> Option<Self> {
-        let mut vmcb = PageBox::<Vmcb>::zeroed(Owner::Domain(domain))?;
+    pub(crate) fn new(shared: Arc<Shared>, asids: Arc<Asids>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
+        let mut vmcb = PageBox::<Vmcb>::zeroed(Owner::Domain(id.domain))?;
         vmcb.set_intercepts(INTERCEPTS);
         vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS);
         vmcb.set_intercept_cr(INTERCEPTED_CR);
@@ -93,8 +87,9 @@ impl SvmVcpu {
                 vmcb.set_pause_filter_threshold(PAUSE_FILTER.1);
             }
         }
-        let context = Context::new(&shared, domain)?;
+        let context = Context::new(&shared, id.domain)?;
         let mut vcpu = Self {
+            id,
             vmcb,
             gprs: Gprs::default(),
             shared,
@@ -103,7 +98,6 @@ impl SvmVcpu {
             context,
             nmi: crate::event::NmiState::default(),
             next_rip: None,
-            history: ExitHistory::new(),
         };
         vcpu.reset_registers(false);
         Some(vcpu)
