@@ -40,6 +40,7 @@ fn refuse(reason: impl Display) -> ! {
 }
 
 /// Starts everything. Called by the boot crate, on the boot stack, with the boot tables.
+#[expect(clippy::needless_pass_by_value, reason = "the boot crate hands it over for good")]
 pub(crate) fn main(info: BootInfo) -> ! {
     let (features, platform) = bring_up(&info);
     // The decoder makes its tables on the heap at first use, which must not be on the exit path.

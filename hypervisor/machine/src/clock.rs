@@ -101,8 +101,8 @@ fn measure(reference: &Reference, ms: u64) -> (u64, u64) {
     apic::arm_timer(u32::MAX);
     let ((start_tsc, start_apic), (end_tsc, end_apic), ticks, hz) = match reference {
         Reference::Hpet(registers, hz) => counted(|| u64::from(registers.read32(0xf0)), 0xffff_ffff, *hz, ms),
-        // SAFETY: ACPI names the port; reading it changes nothing.
         Reference::PmTimer(port, mask) => {
+            // SAFETY: ACPI names the port; reading it changes nothing.
             counted(|| u64::from(unsafe { inl(*port) }), *mask, PM_TIMER_HZ, ms)
         }
         Reference::Pit => pit(ms),

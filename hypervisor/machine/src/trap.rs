@@ -110,7 +110,6 @@ global_asm!(
     options(att_syntax)
 );
 
-#[cfg_attr(not(target_os = "none"), allow(dead_code))]
 extern "C" fn trap_handler(frame: &mut TrapFrame) {
     match frame.vector {
         NMI => percpu::current().set_pending(pending::NMI),
@@ -122,7 +121,6 @@ extern "C" fn trap_handler(frame: &mut TrapFrame) {
     }
 }
 
-#[cfg_attr(not(target_os = "none"), allow(dead_code))]
 fn interrupt(bits: u32) {
     percpu::current().set_pending(bits);
     apic::end_of_interrupt();

@@ -32,6 +32,8 @@ pub struct PageBox<T: Plain> {
 
 // SAFETY: the box owns its frames; what is in them is plain.
 unsafe impl<T: Plain + Send> Send for PageBox<T> {}
+// SAFETY: a shared box gives shared references to its value, and no more.
+unsafe impl<T: Plain + Sync> Sync for PageBox<T> {}
 
 impl<T: Plain> PageBox<T> {
     /// A value of zeros, or `None` without memory.
