@@ -188,8 +188,8 @@ pub struct BenchArgs {
 /// `cargo xtask fuzz`
 #[derive(Debug, Args)]
 pub struct FuzzArgs {
-    /// Time for each target, like 60s or 5m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    /// Time for each target, in seconds or like 5m
+    #[arg(long, visible_alias = "seconds", value_name = "TIME", default_value = "60s", value_parser = parse_time)]
     pub time: Duration,
     /// Only targets whose name contains this
     pub filter: Option<String>,

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     cargo::{self, Package},
     cli::TestArgs,
-    error::{Context, Result},
-    fuzz,
+    error::{Context, Error, Result},
+    fuzz::Fuzzer,
     images::Images,
     paths::Workspace,
     process,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long each fuzz target runs among the tests.
-const FUZZ_TIME: Duration = Duration::from_secs(10);
+const FUZZ_TIME: Duration = Duration::from_secs(3);
 
 /// What passed and what failed.
 #[derive(Debug, Default)]
@@ -188,11 +188,20 @@ fn result_line(line: &str) -> Option<(usize, usize)> {
 }
 
 fn fuzzing(workspace: &Workspace, report: &mut Report) -> Result<()> {
-    if let Some(missing) = fuzz::missing(workspace) {
-        println!("fuzzing ... left out: {missing}");
-        return Ok(());
-    }
-    let tally = fuzz::run(workspace, FUZZ_TIME, "")?;
+    let fuzzer = match Fuzzer::build(workspace, "") {
+        Ok(fuzzer) => fuzzer,
+        Err(missing @ Error::Missing { .. }) => {
+            println!("fuzzing ... left out: {missing}");
+            return Ok(());
+        }
+        Err(error) => {
+            println!("fuzzing ... FAILED");
+            eprintln!("{}", error.tool_output().unwrap_or_default());
+            report.check(&error.to_string(), false);
+            return Ok(());
+        }
+    };
+    let tally = fuzzer.run(FUZZ_TIME)?;
     report.passed += tally.passed;
     report.failed += tally.failed;
     if tally.failed > 0 {
