@@ -34,6 +34,9 @@ const TIMEOUT: u32 = 10;
 /// The releases of cargo-fuzz that the command line below is written for.
 const CARGO_FUZZ: &str = "^0.13";
 
+/// The oldest Rust that builds the crates under test.
+const RUST_VERSION: &str = env!("CARGO_PKG_RUST_VERSION");
+
 /// What builds libFuzzer.
 static CXX: Tool = Tool { package: "g++", sign: Sign::Program("c++"), purpose: "builds libFuzzer" };
 
@@ -43,10 +46,19 @@ pub fn missing(workspace: &Workspace) -> Option<Error> {
     if !workspace.source(FOLDER).join("Cargo.toml").exists() {
         return Some(Error::Failed(format!("there are no fuzz targets: {FOLDER} is not in the source tree")));
     }
-    if nightly_host().is_none() {
+    let Some(nightly) = Nightly::find() else {
         return Some(Error::Missing {
             what: "fuzzing needs a nightly toolchain".to_owned(),
             command: "rustup toolchain install nightly --profile minimal".to_owned(),
+        });
+    };
+    if nightly.minor < minor(RUST_VERSION).unwrap_or(0) {
+        return Some(Error::Missing {
+            what: format!(
+                "fuzzing needs a nightly toolchain of Rust {RUST_VERSION} or later, and there is 1.{}",
+                nightly.minor
+            ),
+            command: "rustup update nightly".to_owned(),
         });
     }
     None
@@ -71,14 +83,34 @@ fn nightly(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// The target triple of the nightly toolchain, when there is one.
-fn nightly_host() -> Option<String> {
-    if !process::on_path("rustup") {
-        return None;
+/// What there is of a nightly toolchain.
+#[derive(Debug, PartialEq, Eq)]
+struct Nightly {
+    /// Its target triple.
+    host: String,
+    /// The 95 of Rust 1.95.
+    minor: u32,
+}
+
+impl Nightly {
+    fn find() -> Option<Self> {
+        if !process::on_path("rustup") {
+            return None;
+        }
+        let ran = process::capture(nightly("rustc").arg("-vV"), None).ok().filter(|ran| ran.success)?;
+        Self::parse(&String::from_utf8_lossy(&ran.stdout))
     }
-    let ran = process::capture(nightly("rustc").arg("-vV"), None).ok().filter(|ran| ran.success)?;
-    let text = String::from_utf8_lossy(&ran.stdout);
-    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned)
+
+    /// Reads what `rustc -vV` prints.
+    fn parse(output: &str) -> Option<Self> {
+        let after = |mark: &str| output.lines().find_map(|line| line.strip_prefix(mark));
+        Some(Self { host: after("host: ")?.to_owned(), minor: minor(after("release: ")?)? })
+    }
+}
+
+/// The 95 of `1.95.0`.
+fn minor(version: &str) -> Option<u32> {
+    version.split('.').nth(1)?.parse().ok()
 }
 
 /// The fuzz targets, built.
@@ -99,7 +131,7 @@ impl<'a> Fuzzer<'a> {
         if let Some(missing) = missing(workspace) {
             return Err(missing);
         }
-        let host = nightly_host().unwrap_or_default();
+        let host = Nightly::find().map(|nightly| nightly.host).unwrap_or_default();
         tools::ensure([&CXX])?;
         let cargo_fuzz = ensure_cargo_fuzz(workspace)?;
         let command = |word: &str| {
@@ -281,6 +313,15 @@ mod tests {
         assert_eq!(statistics, Statistics { runs: 900, runs_per_second: 300, edges: 345 });
         assert_eq!(statistics.to_string(), "900 runs, 300 a second, 345 edges");
         assert_eq!(Statistics::read(""), Statistics::default());
+    }
+
+    #[test]
+    fn the_toolchain_is_read_from_what_rustc_prints() {
+        let output =
+            "rustc 1.97.0-nightly (0 2026-05-01)\nbinary: rustc\nhost: a-b-c\nrelease: 1.97.0-nightly\n";
+        assert_eq!(Nightly::parse(output), Some(Nightly { host: "a-b-c".to_owned(), minor: 97 }));
+        assert_eq!(Nightly::parse("error"), None);
+        assert!(minor(RUST_VERSION).is_some());
     }
 
     #[test]
