@@ -46,15 +46,22 @@ impl<V: Vcpu> VirtualCpu<V> {
         if events.work & WORK_PIC != 0 {
             self.pic_asserted = true;
         }
-        self.attention = false;
         if self.run_state == RunState::WaitForSipi {
+            // A vCPU that does not run is looked at whenever it is asked for.
+            self.attention = true;
             return Readiness::Blocked;
         }
-        if let Some(event) = self.interrupted.take() {
+        self.attention = false;
+        // An exception that came of the interrupted delivery goes first.
+        if !self.hw.injecting()
+            && let Some(event) = self.interrupted.take()
+        {
             self.hw.inject(event);
         }
         self.apic.set_cr8(self.hw.cr8());
-        self.deliver(domain, host)
+        let readiness = self.deliver(domain, host);
+        self.attention |= readiness == Readiness::Blocked || self.interrupted.is_some();
+        readiness
     }
 
     /// Delivers an NMI or an interrupt, or asks for the moment at which the guest can take it.
