@@ -200,7 +200,7 @@ impl<'a> Fuzzer<'a> {
             return Ok(true);
         }
         println!("fuzz {target} ... FAILED ({})", ran.ending);
-        eprintln!("{}", ran.stderr.trim_end());
+        eprintln!("{}", failure(&ran.stderr).trim_end());
         for artefact in artefacts_in(&ran.stderr) {
             println!("    the input is kept: {artefact}");
             println!("    to run it again: {} {artefact}", program.display());
@@ -278,6 +278,17 @@ impl fmt::Display for Statistics {
     }
 }
 
+/// What libFuzzer prints from the failure on, without the progress before it.
+fn failure(output: &str) -> &str {
+    [") panicked at ", " ERROR: libFuzzer", " WARNING: libFuzzer"]
+        .into_iter()
+        .filter_map(|mark| output.find(mark))
+        .min()
+        .and_then(|at| output.get(..at)?.rfind('\n'))
+        .and_then(|line| output.get(line + 1..))
+        .unwrap_or(output)
+}
+
 /// The files that libFuzzer says it has kept.
 fn artefacts_in(output: &str) -> impl Iterator<Item = &str> {
     output
@@ -329,5 +340,15 @@ mod tests {
         let output = "artifact_prefix='/t/'; Test unit written to /t/crash-1f\nBase64: AAAA\n";
         assert_eq!(artefacts_in(output).collect::<Vec<_>>(), ["/t/crash-1f"]);
         assert_eq!(artefacts_in(OUTPUT).count(), 0);
+    }
+
+    #[test]
+    fn progress_is_left_out_of_a_failure() {
+        let panic =
+            "thread '<unnamed>' (1) panicked at a.rs:1:2:\nwhy\n==1== ERROR: libFuzzer: deadly signal\n";
+        assert_eq!(failure(&format!("{OUTPUT}{panic}")), panic);
+        let timeout = "==1== ERROR: libFuzzer: timeout after 11 seconds\n";
+        assert_eq!(failure(&format!("{OUTPUT}{timeout}")), timeout);
+        assert_eq!(failure(OUTPUT), OUTPUT);
     }
 }
