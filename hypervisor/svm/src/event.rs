@@ -67,11 +67,14 @@ impl SvmVcpu {
     }
 
     /// EXITINTINFO as an event. A software interrupt is delivered again by its instruction: RIP still points at it.
+    #[inline]
     pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
         let info = self.vmcb.exit_int_info();
-        if !info.is_valid() {
-            return None;
-        }
+        if info.is_valid() { self.decode_interrupted(info) } else { None }
+    }
+
+    #[cold]
+    fn decode_interrupted(&self, info: EventInjection) -> Option<Event> {
         match info.kind()? {
             EventKind::Interrupt => Some(Event::Interrupt(info.vector())),
             EventKind::Nmi => Some(Event::Nmi),

@@ -89,6 +89,6 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
         self.hw.set_xcr0(value);
         self.mirrored.xcr0 = value;
-        self.end_instruction(domain, Opcode::Xsetbv, Outcome::Resume)
+        self.skip(domain, Opcode::Xsetbv, Outcome::Resume)
     }
 }

@@ -48,7 +48,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 self.attention = true;
                 Outcome::Resume
             }
-            Exit::Pause => self.end_instruction(domain, Opcode::Pause, Outcome::Yield),
+            Exit::Pause => self.skip(domain, Opcode::Pause, Outcome::Yield),
             Exit::WriteCr4(gpr) => self.write_cr4(domain, gpr),
             Exit::WriteCr0(gpr) => self.write_cr0(domain, gpr),
             Exit::Debug(_) => {
@@ -57,7 +57,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             Exit::Xsetbv => self.xsetbv(domain),
             // Guests own no device that could see memory behind the caches' back: flushing is no more than slow.
-            Exit::CacheFlush => self.end_instruction(domain, Opcode::CacheFlush, Outcome::Resume),
+            Exit::CacheFlush => self.skip(domain, Opcode::CacheFlush, Outcome::Resume),
             Exit::Unsupported => self.raise(Exception::UNDEFINED),
             Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),
             Exit::Exception { vector, error_code, .. } => self.exception(vector, error_code),
@@ -76,7 +76,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     ///
     /// Where its end cannot be told the guest has changed its code or its tables behind the CPU's back: its TLB entries
     /// go, and it runs the instruction again. What was done for it is done twice, which is its own affair.
-    #[inline]
+    #[inline(always)]
     fn end_instruction<M: GuestMemory>(
         &mut self,
         domain: &Domain<M>,
@@ -93,6 +93,12 @@ impl<V: Vcpu> VirtualCpu<V> {
                 Outcome::Resume
             }
         }
+    }
+
+    /// [`Self::end_instruction`] where it need not be fast.
+    #[inline(never)]
+    fn skip<M: GuestMemory>(&mut self, domain: &Domain<M>, opcode: Opcode, outcome: Outcome) -> Outcome {
+        self.end_instruction(domain, opcode, outcome)
     }
 
     /// Ends an instruction that was executed for the guest; a guest that steps gets its trap (SDM vol. 3, section
@@ -135,7 +141,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     }
 
     fn halt<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
-        let outcome = self.end_instruction(domain, Opcode::Hlt, Outcome::Halted);
+        let outcome = self.skip(domain, Opcode::Hlt, Outcome::Halted);
         if outcome == Outcome::Halted {
             self.run_state = RunState::Halted;
             self.attention = true;

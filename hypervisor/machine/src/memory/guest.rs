@@ -211,8 +211,8 @@ impl GuestMemory for GuestRam {
     #[inline]
     fn read_u16(&self, gpa: Gpa) -> Result<u16, MemoryError> {
         match self.find(gpa) {
-            // SAFETY: two bytes of the guest's RAM; the access may be unaligned, which x86 allows.
-            Some((at, room)) if room >= 2 => Ok(unsafe { at.cast::<u16>().read_unaligned() }),
+            // SAFETY: two bytes of the guest's RAM.
+            Some((at, room)) if room >= 2 => Ok(unsafe { load_u16(at) }),
             _ => {
                 let mut b = [0; 2];
                 self.read(gpa, &mut b)?;
@@ -223,10 +223,10 @@ impl GuestMemory for GuestRam {
 
     #[inline]
     fn read_u32(&self, gpa: Gpa) -> Result<u32, MemoryError> {
-        match self.word(gpa, 4) {
-            // SAFETY: an aligned word of the guest's RAM.
-            Ok(at) => Ok(unsafe { at.cast::<u32>().read_volatile() }),
-            Err(_) => {
+        match self.find(gpa) {
+            // SAFETY: four bytes of the guest's RAM.
+            Some((at, room)) if room >= 4 => Ok(unsafe { load_u32(at) }),
+            _ => {
                 let mut b = [0; 4];
                 self.read(gpa, &mut b)?;
                 Ok(u32::from_le_bytes(b))
@@ -236,10 +236,10 @@ impl GuestMemory for GuestRam {
 
     #[inline]
     fn read_u64(&self, gpa: Gpa) -> Result<u64, MemoryError> {
-        match self.word(gpa, 8) {
-            // SAFETY: an aligned word of the guest's RAM.
-            Ok(at) => Ok(unsafe { at.cast::<u64>().read_volatile() }),
-            Err(_) => {
+        match self.find(gpa) {
+            // SAFETY: eight bytes of the guest's RAM.
+            Some((at, room)) if room >= 8 => Ok(unsafe { load_u64(at) }),
+            _ => {
                 let mut b = [0; 8];
                 self.read(gpa, &mut b)?;
                 Ok(u64::from_le_bytes(b))
@@ -247,6 +247,27 @@ impl GuestMemory for GuestRam {
         }
     }
 }
+
+/// One load of guest memory that the compiler can neither repeat nor split; it may be unaligned, as x86 allows.
+macro_rules! load {
+    ($name:ident, $type:ty, $instruction:literal) => {
+        /// # Safety
+        /// As many bytes as the type has must be valid memory.
+        #[inline]
+        unsafe fn $name(at: *const u8) -> $type {
+            let value: $type;
+            // SAFETY: promised by the caller.
+            unsafe {
+                asm!($instruction, out(reg) value, in(reg) at, options(nostack, readonly, preserves_flags));
+            }
+            value
+        }
+    };
+}
+
+load!(load_u16, u16, "mov {0:x}, word ptr [{1}]");
+load!(load_u32, u32, "mov {0:e}, dword ptr [{1}]");
+load!(load_u64, u64, "mov {0}, qword ptr [{1}]");
 
 impl Drop for GuestRam {
     /// Scrubs what is left and gives back every frame that the domain owns.
