@@ -104,7 +104,7 @@ impl Images {
         let caisson = self.caisson()?;
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let _lock = self.workspace.lock(&name)?;
-        let iso = Iso { caisson: &caisson, blob, cmdline, output };
+        let iso = Iso { caisson: &caisson, blob: Some(blob), cmdline, output };
         iso.make(&self.workspace)?;
         Ok(iso.output)
     }

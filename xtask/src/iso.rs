@@ -26,8 +26,8 @@ const MODULES: &str = "module2 /boot/config.blob config";
 pub struct Iso<'a> {
     /// Caisson's ELF image.
     pub caisson: &'a Path,
-    /// The config blob.
-    pub blob: &'a [u8],
+    /// The config blob; Caisson refuses to start without one.
+    pub blob: Option<&'a [u8]>,
     /// Caisson's boot words.
     pub cmdline: &'a str,
     /// Where the ISO goes.
@@ -44,8 +44,9 @@ impl Iso<'_> {
         let caisson = fs::read(self.caisson).cannot(|| format!("read {}", self.caisson.display()))?;
         let template = workspace.source(GRUB_TEMPLATE);
         let template = fs::read_to_string(&template).cannot(|| format!("read {}", template.display()))?;
-        let config = grub_config(&template, self.cmdline)?;
-        let key = stamp::key([b"iso 2".as_slice(), &caisson, self.blob, config.as_bytes()]);
+        let config = grub_config(&template, self.cmdline, if self.blob.is_some() { MODULES } else { "" })?;
+        let blob = self.blob.unwrap_or_default();
+        let key = stamp::key([b"iso 2".as_slice(), &caisson, blob, config.as_bytes()]);
         if stamp::is_fresh(&self.output, &key) {
             return Ok(());
         }
@@ -74,18 +75,20 @@ impl Iso<'_> {
         let boot = staging.join("tree/boot");
         fs::create_dir_all(boot.join("grub"))?;
         fs::write(boot.join("caisson"), caisson)?;
-        fs::write(boot.join("config.blob"), self.blob)?;
+        if let Some(blob) = self.blob {
+            fs::write(boot.join("config.blob"), blob)?;
+        }
         fs::write(boot.join("grub/grub.cfg"), config)
     }
 }
 
 /// Fills in the template. Each boot word is quoted, as GRUB's language would take `;`, `$` or `{` as its own.
-fn grub_config(template: &str, cmdline: &str) -> Result<String> {
+fn grub_config(template: &str, cmdline: &str, modules: &str) -> Result<String> {
     if let Some(bad) = cmdline.chars().find(|&c| c == '\'' || c.is_control()) {
         return Err(Error::Usage(format!("boot words cannot hold {bad:?}: change --hv-cmdline")));
     }
     let words: Vec<String> = cmdline.split_whitespace().map(|word| format!("'{word}'")).collect();
-    Ok(template.replace("@COMMAND_LINE@", &words.join(" ")).replace("@MODULES@", MODULES))
+    Ok(template.replace("@COMMAND_LINE@", &words.join(" ")).replace("@MODULES@", modules))
 }
 
 #[cfg(test)]
@@ -96,7 +99,7 @@ mod tests {
 
     #[test]
     fn boot_words_are_quoted_for_grub() {
-        let config = grub_config(TEMPLATE, "exit-port=0xf4 log=debug;x ${y}").unwrap();
+        let config = grub_config(TEMPLATE, "exit-port=0xf4 log=debug;x ${y}", MODULES).unwrap();
         assert_eq!(
             config,
             "multiboot2 /boot/caisson 'exit-port=0xf4' 'log=debug;x' '${y}'\n\
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn words_that_would_leave_their_quotes_are_refused() {
         for cmdline in ["a'b", "a\nb"] {
-            assert_eq!(grub_config(TEMPLATE, cmdline).unwrap_err().exit_code(), 2);
+            assert_eq!(grub_config(TEMPLATE, cmdline, MODULES).unwrap_err().exit_code(), 2);
         }
     }
 
@@ -117,6 +120,6 @@ mod tests {
         for place in ["/boot/caisson @COMMAND_LINE@", "@MODULES@"] {
             assert!(template.contains(place), "{place}");
         }
-        assert!(!grub_config(&template, "x").unwrap().contains("@MODULES@"));
+        assert!(!grub_config(&template, "x", MODULES).unwrap().contains("@MODULES@"));
     }
 }

@@ -1,0 +1,99 @@
+//! The checked workload of our Linux guest (`guest-images/linux/init`, `caisson.test=smoke`): what its lines must say.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use caisson_tests::{From, Run, Verdict, ensure};
+use sha2::{Digest as _, Sha256};
+
+/// Until the kernel has reached user space; with four times as many guests as this on a machine that is ten times
+/// slower than today's.
+pub(crate) const BOOT: u64 = 180;
+/// For any one step of the workload.
+pub(crate) const STEP: u64 = 120;
+
+/// What a Linux kernel prints when something is wrong with its machine, and what busybox prints when a file is missing.
+const COMPLAINTS: &str = r"\] WARNING:|BUG[: ]|unchecked MSR|Call Trace|Oops|Kernel panic|rcu.*stall|clocksource.*unstable|soft lockup|hung task|irq \d+: nobody cared|spurious|not found|unhandled";
+
+/// How far the guest's clock may be off the host's.
+const CLOCK_TOLERANCE: f64 = 0.01;
+
+/// Follows the workload of the guest that `from` means from its start to its power-off, checking each line.
+pub(crate) fn check(run: &mut Run, from: From<'_>) -> Verdict {
+    run.expect(from, BOOT, "caisson-guest: user space is up")?;
+    let cpu = fields(run, from, "cpu")?;
+    ensure!(cpu.get("vendor").is_some_and(|v| v == "AuthenticAMD"), "the CPU is {cpu:?}");
+    ensure!(cpu.get("hypervisor").is_some_and(|v| v == "yes"), "no sign of a hypervisor: {cpu:?}");
+    ensure!(cpu.get("count").is_some_and(|v| v == "1"), "not one CPU: {cpu:?}");
+    let expected = hash_of_data();
+    for file in ["data", "copy", "back"] {
+        let hash = fields(run, from, "hash")?;
+        ensure!(
+            hash.get(file) == Some(&expected),
+            "{file} is not what it should be: {hash:?}, not {expected}"
+        );
+    }
+    interrupts(run, from)?;
+    clock(run, from)?;
+    run.expect(from, STEP, "caisson-test: done")?;
+    run.expect(from, STEP, "reboot: Power down")?;
+    run.never(from, COMPLAINTS)
+}
+
+/// The fields `name=value` of the next line about `subject`.
+fn fields(run: &mut Run, from: From<'_>, subject: &str) -> Verdict<BTreeMap<String, String>> {
+    let line = run.expect(from, STEP, &format!("caisson-test: {subject} (.*)"))?;
+    let pairs = line.group(1).split_whitespace().filter_map(|word| word.split_once('='));
+    Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// The SHA-256 of the bytes that the workload makes: 4 MiB of one line over and over.
+fn hash_of_data() -> String {
+    let bytes: Vec<u8> = b"all work is done in the caisson\n".iter().copied().cycle().take(4 << 20).collect();
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn interrupts(run: &mut Run, from: From<'_>) -> Verdict {
+    let counts = fields(run, from, "interrupts")?;
+    let count = |name: &str| counts.get(name).and_then(|v| v.parse::<u64>().ok()).unwrap_or_default();
+    let (before, after) = (count("timer_before"), count("timer_after"));
+    ensure!(before > 0 && after > before, "the timer does not interrupt: {counts:?}");
+    ensure!(count("serial") > 0, "the serial port does not interrupt: {counts:?}");
+    Ok(())
+}
+
+/// The guest tells its time again and again. How long a line takes to get here varies, but it is never negative: the
+/// fastest of the early lines and the fastest of the late ones are compared.
+fn clock(run: &mut Run, from: From<'_>) -> Verdict {
+    let start = fields(run, from, "clock")?;
+    ensure!(start.get("source").is_some_and(|s| s == "kvm-clock"), "the clock source is {start:?}");
+    let mut ticks = Vec::new();
+    loop {
+        let line = run.expect(from, STEP, r"caisson-test: clock (tick|end) uptime=([0-9.]+)")?;
+        if line.group(1) == "end" {
+            break;
+        }
+        ticks.push((Duration::from_secs_f64(line.number(2)), line.line.at));
+    }
+    ensure!(ticks.len() >= 9, "only {} ticks", ticks.len());
+    let Some(&(guest_zero, host_zero)) = ticks.first() else { return Ok(()) };
+    // Guest's time and how much later than that the line came, in seconds since the first.
+    let delays: Vec<(f64, f64)> = ticks
+        .iter()
+        .map(|(guest, host)| {
+            let guest = guest.saturating_sub(guest_zero).as_secs_f64();
+            (guest, host.duration_since(host_zero).as_secs_f64() - guest)
+        })
+        .collect();
+    let third = delays.len() / 3;
+    let fastest = |lines: &[(f64, f64)]| lines.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    let early = delays.get(..third).and_then(fastest).unwrap_or_default();
+    let late = delays.get(delays.len() - third..).and_then(fastest).unwrap_or_default();
+    let elapsed = late.0 - early.0;
+    let drift = (late.1 - early.1) / elapsed;
+    ensure!(elapsed >= 2.0, "the ticks span only {elapsed} s");
+    ensure!(drift.abs() < CLOCK_TOLERANCE, "the clock is off by {:.2}% over {elapsed:.1} s", drift * 100.0);
+    Ok(())
+}

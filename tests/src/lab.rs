@@ -1,0 +1,182 @@
+//! What machines are started from.
+
+use std::{fs::File, path::PathBuf};
+
+use caisson_config::source::{ConfigText, parse_toml};
+use xtask::{
+    config,
+    error::Context as _,
+    images::Images,
+    iso::Iso,
+    paths::Workspace,
+    qemu::{Accelerator, Boot as Medium, Firmware, Machine},
+    run::{boot_words, machine_memory_mib},
+};
+
+use crate::{Failure, Run, Verdict};
+
+/// The serial log, in a scenario's directory.
+pub(crate) const SERIAL_LOG: &str = "serial.log";
+
+/// What is common to all scenarios.
+#[derive(Debug)]
+pub struct Lab {
+    workspace: Workspace,
+    images: Images,
+    caisson: PathBuf,
+}
+
+impl Lab {
+    /// Builds Caisson.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    pub fn open() -> Verdict<Self> {
+        let workspace = Workspace::find();
+        let images = Images::new(workspace.clone());
+        let caisson = images.caisson()?;
+        Ok(Self { workspace, images, caisson })
+    }
+
+    /// Where the scenario's files are kept: its ISO, its logs. Made when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn directory(&self, scenario: &str) -> Verdict<PathBuf> {
+        Ok(self.workspace.dir(&format!("scenarios/{scenario}"))?)
+    }
+
+    /// A machine for the scenario of this name, with one of the configs that come with Caisson. Guests with our initial
+    /// RAM disk that are not told what to do run the checked workload, as with `cargo xtask run --headless`.
+    ///
+    /// # Errors
+    /// When there is no such config.
+    pub fn boot_config(&self, scenario: &str, config: &str) -> Verdict<Boot<'_>> {
+        let mut loaded = config::load(&self.workspace, config)?;
+        config::without_a_person(&mut loaded.text);
+        self.boot_text(scenario, &loaded.text)
+    }
+
+    /// A machine for the scenario of this name, with a config of its own.
+    ///
+    /// # Errors
+    /// With the field that is at fault.
+    pub fn boot(&self, scenario: &str, toml: &str) -> Verdict<Boot<'_>> {
+        let text =
+            parse_toml(toml, &format!("{scenario}.toml")).map_err(|error| Failure::new(error.to_string()))?;
+        self.boot_text(scenario, &text)
+    }
+
+    fn boot_text(&self, scenario: &str, text: &ConfigText) -> Verdict<Boot<'_>> {
+        let memory = text.domains.iter().fold(0, |sum: u64, domain| sum.saturating_add(domain.memory));
+        // Files that a scenario makes lie in its own directory.
+        let directory = self.directory(scenario)?;
+        let blob = self.images.blob(text, &directory)?;
+        Ok(Boot {
+            lab: self,
+            directory,
+            memory_mib: machine_memory_mib(memory, blob.len() as u64),
+            blob: Some(blob),
+            words: boot_words(""),
+            cpu: Accelerator::Tcg.default_cpu().to_owned(),
+            firmware: Firmware::Bios,
+            extra: Vec::new(),
+        })
+    }
+}
+
+/// A machine to start: QEMU's TCG with one CPU that has SVM, large enough for its guests, unless told otherwise.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    lab: &'a Lab,
+    directory: PathBuf,
+    blob: Option<Vec<u8>>,
+    words: String,
+    cpu: String,
+    memory_mib: u64,
+    firmware: Firmware,
+    extra: Vec<String>,
+}
+
+impl Boot<'_> {
+    /// Adds boot words of Caisson's.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.words = boot_words(words);
+        self
+    }
+
+    /// Leaves the exit port out: what ends stays on the screen, and the machine halted.
+    #[must_use]
+    pub fn without_exit_port(mut self) -> Self {
+        self.words.clear();
+        self
+    }
+
+    /// Another CPU model than the usual one.
+    #[must_use]
+    pub fn cpu(mut self, cpu: &str) -> Self {
+        cpu.clone_into(&mut self.cpu);
+        self
+    }
+
+    /// This much memory, in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, memory: u64) -> Self {
+        self.memory_mib = memory;
+        self
+    }
+
+    /// Started by UEFI.
+    #[must_use]
+    pub fn uefi(mut self) -> Self {
+        self.firmware = Firmware::Uefi;
+        self
+    }
+
+    /// One more option of QEMU's, with its value.
+    #[must_use]
+    pub fn qemu(mut self, option: &str, value: &str) -> Self {
+        self.extra.extend([option.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Changes the compiled config.
+    #[must_use]
+    pub fn spoil(mut self, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        if let Some(blob) = &mut self.blob {
+            change(blob);
+        }
+        self
+    }
+
+    /// Has the loader hand over no config at all.
+    #[must_use]
+    pub fn without_config(mut self) -> Self {
+        self.blob = None;
+        self
+    }
+
+    /// Makes the boot medium and starts the machine.
+    ///
+    /// # Errors
+    /// What keeps it from being started.
+    pub fn start(self) -> Verdict<Run> {
+        let output = self.directory.join("boot.iso");
+        let iso = Iso {
+            caisson: &self.lab.caisson,
+            blob: self.blob.as_deref(),
+            cmdline: &self.words,
+            output: output.clone(),
+        };
+        iso.make(&self.lab.workspace)?;
+        let mut machine =
+            Machine::new(Accelerator::Tcg, self.memory_mib, Medium::Iso(output), self.directory.clone());
+        machine.cpu = self.cpu;
+        machine.firmware = self.firmware;
+        machine.extra = self.extra.iter().map(Into::into).collect();
+        let path = self.directory.join(SERIAL_LOG);
+        let log = File::create(&path).cannot(|| format!("write {}", path.display()))?;
+        Ok(Run::new(machine.start()?, log))
+    }
+}

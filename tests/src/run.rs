@@ -1,0 +1,187 @@
+//! A machine that runs: expect, type, end.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use regex_lite::Regex;
+use xtask::{outcome::Outcome, qemu::Qemu, qmp::Qmp};
+
+use crate::{
+    Failure, Verdict,
+    transcript::{From, Line, Match, Transcript},
+};
+
+/// A running machine. Dropping it ends it.
+#[derive(Debug)]
+pub struct Run {
+    qemu: Qemu,
+    transcript: Transcript,
+    log: File,
+    outcome: Option<Outcome>,
+}
+
+impl Run {
+    pub(crate) fn new(qemu: Qemu, log: File) -> Self {
+        Self { qemu, transcript: Transcript::default(), log, outcome: None }
+    }
+
+    /// Waits until `from` says a line that the regular expression `pattern` matches, behind the last line of theirs that
+    /// was expected.
+    ///
+    /// # Errors
+    /// When that takes longer than `seconds`, or the machine ends before.
+    pub fn expect(&mut self, from: From<'_>, seconds: u64, pattern: &str) -> Verdict<Match> {
+        self.wait_for(from, seconds, pattern, Transcript::find)
+    }
+
+    /// The same for what need not be a whole line: a prompt, or a screen that is drawn without line ends.
+    ///
+    /// # Errors
+    /// As with [`Run::expect`].
+    pub fn expect_prompt(&mut self, from: From<'_>, seconds: u64, pattern: &str) -> Verdict<Match> {
+        self.wait_for(from, seconds, pattern, Transcript::find_unfinished)
+    }
+
+    fn wait_for(
+        &mut self,
+        from: From<'_>,
+        seconds: u64,
+        pattern: &str,
+        find: fn(&mut Transcript, From<'_>, &Regex) -> Option<Match>,
+    ) -> Verdict<Match> {
+        let regex = regex(pattern)?;
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
+            if let Some(found) = find(&mut self.transcript, from, &regex) {
+                return Ok(found);
+            }
+            if let Some(outcome) = self.outcome {
+                return Err(self.failure(format!("{from:?} never said {pattern:?}: {outcome}")));
+            }
+            if Instant::now() >= deadline {
+                return Err(self.failure(format!("{from:?} did not say {pattern:?} within {seconds} s")));
+            }
+            self.read(deadline)?;
+        }
+    }
+
+    /// Types `keys` on the serial line.
+    ///
+    /// # Errors
+    /// When the machine has ended.
+    pub fn send(&mut self, keys: &str) -> Verdict {
+        let sent = self.qemu.serial().write_all(keys.as_bytes());
+        sent.map_err(|error| self.failure(format!("cannot type {keys:?}: {error}")))
+    }
+
+    /// Waits for the machine's end, which is to be like this.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or takes longer than `seconds`.
+    pub fn end(&mut self, seconds: u64, expected: Outcome) -> Verdict {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        while self.outcome.is_none() {
+            if Instant::now() >= deadline {
+                return Err(self.failure(format!("no end within {seconds} s")));
+            }
+            self.read(deadline)?;
+        }
+        match self.outcome {
+            Some(outcome) if outcome == expected => Ok(()),
+            Some(outcome) => Err(self.failure(format!("ended with {outcome:?}, not {expected:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what the machine says for so long, whatever it is.
+    ///
+    /// # Errors
+    /// When the system fails us.
+    pub fn listen(&mut self, time: Duration) -> Verdict {
+        let deadline = Instant::now() + time;
+        while self.outcome.is_none() && Instant::now() < deadline {
+            self.read(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Fails if `from` has ever said a line that `pattern` matches.
+    ///
+    /// # Errors
+    /// With that line.
+    pub fn never(&self, from: From<'_>, pattern: &str) -> Verdict {
+        let regex = regex(pattern)?;
+        match self.transcript.lines_from(from).find(|line| regex.is_match(&line.text)) {
+            Some(line) => Err(self.failure(format!("{from:?} said {:?}", line.text))),
+            None => Ok(()),
+        }
+    }
+
+    /// The complete lines of `from` so far.
+    pub fn lines<'a>(&'a self, from: From<'a>) -> impl Iterator<Item = &'a Line> {
+        self.transcript.lines_from(from)
+    }
+
+    /// The complete lines of `from` so far that `pattern` matches.
+    ///
+    /// # Errors
+    /// When the pattern is none.
+    pub fn count(&self, from: From<'_>, pattern: &str) -> Verdict<usize> {
+        let regex = regex(pattern)?;
+        Ok(self.lines(from).filter(|line| regex.is_match(&line.text)).count())
+    }
+
+    /// QEMU's monitor; it can be asked for once.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn monitor(&mut self) -> Verdict<Qmp> {
+        Ok(self.qemu.monitor()?)
+    }
+
+    fn failure(&self, reason: String) -> Failure {
+        let messages = self.qemu.messages();
+        Failure::new(if messages.is_empty() { reason } else { format!("{reason}\n{messages}") })
+    }
+
+    /// Reads what there is, or waits for it until `deadline`.
+    fn read(&mut self, deadline: Instant) -> Verdict {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let mut buffer = [0; 16 << 10];
+        let read = self
+            .qemu
+            .serial()
+            .set_read_timeout(Some(left))
+            .and_then(|()| self.qemu.serial().read(&mut buffer));
+        match read {
+            Ok(0) => self.closed(),
+            Ok(length) => {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                self.transcript.push(bytes, Instant::now());
+                self.log.write_all(bytes).map_err(|error| self.failure(format!("cannot log: {error}")))
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.closed(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(self.failure(format!("cannot read the serial line: {error}"))),
+        }
+    }
+
+    fn closed(&mut self) -> Verdict {
+        self.outcome = Some(Outcome::of(self.qemu.wait_closing()?));
+        Ok(())
+    }
+}
+
+fn regex(pattern: &str) -> Verdict<Regex> {
+    Regex::new(pattern).map_err(|error| Failure::new(format!("{pattern:?}: {error}")))
+}
