@@ -58,16 +58,29 @@ impl<V: Vcpu> VirtualCpu<V> {
         {
             self.hw.inject(event);
         }
-        self.apic.set_cr8(self.hw.cr8());
+        self.sync_task_priority();
         let readiness = self.deliver(domain, host);
         self.attention |= readiness == Readiness::Blocked || self.interrupted.is_some();
         readiness
     }
 
+    /// Brings the local APIC's task priority up to CR8, which the guest moves without an exit.
+    #[inline]
+    pub(crate) fn sync_task_priority(&mut self) {
+        let priority = self.hw.cr8();
+        // TPR's low half, which CR8 lacks, stays as long as the upper one does.
+        if priority != self.apic.cr8() {
+            self.apic.set_cr8(priority);
+        }
+    }
+
     /// Delivers an NMI or an interrupt, or asks for the moment at which the guest can take it.
     fn deliver<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
         if self.apic.nmi_pending() {
-            self.run_state = RunState::Running;
+            // A HLT inside the NMI handler is not ended by the NMI that the handler blocks.
+            if !self.hw.nmi_blocked() {
+                self.run_state = RunState::Running;
+            }
             if self.hw.injecting() || self.hw.nmi_blocked() || self.hw.interrupt_shadow() {
                 if self.hw.nmi_blocked() {
                     self.apic.latch_nmis();
@@ -107,8 +120,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         Readiness::Enter
     }
 
-    fn readiness(&self) -> Readiness {
+    fn readiness(&mut self) -> Readiness {
         if self.run_state == RunState::Running || self.hw.injecting() {
+            // An event on its way (the trap of a stepped HLT) ends a halt.
+            self.run_state = RunState::Running;
             Readiness::Enter
         } else {
             Readiness::Blocked

@@ -23,6 +23,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         let now = domain.clock.at(host.tsc());
         let rax = self.hw.gpr(Gpr::Rax);
         let mut chipset = domain.chipset();
+        let deadline = chipset.next_deadline();
         let effect = match io.direction {
             Direction::In => {
                 let value = u64::from(chipset.port_read(io.port, io.size, now));
@@ -43,6 +44,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 host.wake(wake);
             }
         }
+        self.deadline_changed |= chipset.next_deadline() != deadline;
         drop(chipset);
         if let Some(outcome) = apply(effect, host) {
             return outcome;
@@ -52,7 +54,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 self.complete(next);
                 Outcome::Resume
             }
-            None => self.end_instruction(domain, Opcode::PortIo, Outcome::Resume),
+            None => self.skip(domain, Opcode::PortIo, Outcome::Resume),
         }
     }
 
@@ -67,6 +69,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         let mut bus = Ports { domain, host, now, outcome: None };
         let done = string_io(&mut self.hw, &domain.memory, &mut bus, io, &domain.paging);
         let outcome = bus.outcome;
+        self.deadline_changed = true;
         match done {
             Ok(Done::Completed) => {
                 self.trap_if_stepping();
@@ -85,6 +88,7 @@ impl<V: Vcpu> VirtualCpu<V> {
 
 /// Carries an effect out. `Some` ends the exit with RIP still at the instruction: the guest's end, or no room on the
 /// console, for which it tries again later.
+#[inline]
 fn apply(effect: Effect, host: &mut impl Host) -> Option<Outcome> {
     match effect {
         Effect::None => None,

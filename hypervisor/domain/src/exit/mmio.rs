@@ -30,6 +30,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             return Outcome::Ended(Ended::Killed(KillReason::LostDelivery { gpa: fault.gpa }));
         }
         self.end_pv_eoi(domain);
+        self.sync_task_priority();
         let now = domain.clock.at(host.tsc());
         let mut bus = Devices {
             apic_page: self.apic.mmio_base(),
@@ -46,6 +47,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.apic_effect(domain, host, effect);
         }
         if chipset_touched {
+            self.deadline_changed = true;
             let mut chipset = domain.chipset();
             let wake = domain.settle(&mut chipset);
             drop(chipset);
@@ -77,7 +79,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     /// Carries out what an access to the local APIC leaves to be done.
     pub(super) fn apic_effect<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, effect: Effect) {
         match effect {
-            Effect::None => return,
+            Effect::None => return self.notice_request(),
             Effect::SendIpi(ipi) => {
                 let wake = domain.post_ipi(&ipi, self.index());
                 host.wake(wake);
@@ -91,7 +93,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             Effect::TimerChanged => {
                 self.deadline_changed = true;
-                return;
+                return self.notice_request();
             }
             Effect::TprChanged => self.hw.set_cr8(self.apic.cr8()),
             Effect::RoutingChanged => {
@@ -103,6 +105,13 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
         }
         self.attention = true;
+    }
+
+    /// Looks for what an access to the local APIC has made deliverable beside its effect: an EOI uncovers a request, an IPI
+    /// goes to its sender, a timer is found to have expired, LINT0 is unmasked.
+    #[inline]
+    pub(super) fn notice_request(&mut self) {
+        self.attention |= self.apic.pending_vector().is_some() || self.pic_asserted;
     }
 }
 

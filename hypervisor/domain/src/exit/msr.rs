@@ -45,12 +45,17 @@ impl<V: Vcpu> VirtualCpu<V> {
         match self.msrs.classify(number) {
             MsrClass::X2Apic => {
                 self.end_pv_eoi(domain);
+                self.sync_task_priority();
                 let now = domain.clock.at(host.tsc());
-                self.apic.read_x2apic(number, now).map_err(|_| Fault)
+                let value = self.apic.read_x2apic(number, now).map_err(|_| Fault);
+                self.notice_request();
+                value
             }
             MsrClass::TscDeadline => {
                 let now = domain.clock.at(host.tsc());
-                self.apic.read_tsc_deadline(now).map_err(|_| Fault)
+                let value = self.apic.read_tsc_deadline(now).map_err(|_| Fault);
+                self.notice_request();
+                value
             }
             MsrClass::ApicBase => Ok(self.apic.apic_base()),
             MsrClass::Hardware => self.hw.hardware_msr(number).ok_or(Fault),
@@ -74,6 +79,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         match self.msrs.classify(number) {
             MsrClass::X2Apic => {
                 self.end_pv_eoi(domain);
+                self.sync_task_priority();
                 let now = domain.clock.at(host.tsc());
                 let effect = self.apic.write_x2apic(number, value, now).map_err(|_| Fault)?;
                 self.apic_effect(domain, host, effect);
@@ -85,6 +91,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             MsrClass::ApicBase => {
                 self.end_pv_eoi(domain);
+                self.sync_task_priority();
                 let effect = self.apic.write_apic_base(value).map_err(|_| Fault)?;
                 self.apic_effect(domain, host, effect);
             }
