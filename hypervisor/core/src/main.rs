@@ -1,7 +1,7 @@
 //! Caisson: a type-1 hypervisor for x86-64.
 //!
 //! This crate ties the others together: it starts the machine ([`start`]), makes domains from the configuration blob
-//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]). It holds no
+//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]). [`drill`] crashes it on demand. It holds no
 //! `unsafe` but what hands the boot-time promises of the machine crates on, in [`start`].
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -11,6 +11,8 @@ extern crate alloc;
 
 #[cfg(target_os = "none")]
 mod console;
+#[cfg(target_os = "none")]
+mod drill;
 #[cfg(target_os = "none")]
 mod guests;
 #[cfg(target_os = "none")]

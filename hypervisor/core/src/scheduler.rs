@@ -12,13 +12,14 @@ use caisson_hwvirt::{Backend, Vcpu};
 use caisson_irqchip::VcpuSet;
 use caisson_machine::clock::{self, Clock};
 use caisson_machine::cpu;
-use caisson_machine::memory::GuestRam;
+use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::power::RunResult;
 use caisson_stage2::Format;
-use caisson_types::{DomainId, Instant};
+use caisson_types::{DomainId, Instant, PAGE_SIZE};
 
 use crate::console;
+use crate::drill::Drill;
 use crate::guests::{Guest, Live, Maker};
 
 /// How long a vCPU runs while another waits, in seconds of the TSC: 1/100.
@@ -67,6 +68,13 @@ pub(crate) struct Scheduler<B: Backend, F: Format> {
     loaded: Option<(usize, usize)>,
     slice: u64,
     clock: &'static Clock,
+    /// KiB of memory that were free before the first guest was made.
+    free_before: u64,
+}
+
+/// KiB of memory that no one owns.
+fn free_kib() -> u64 {
+    memory::frames().free_frames() * (PAGE_SIZE >> 10)
 }
 
 impl<B: Backend, F: Format> Scheduler<B, F> {
@@ -81,6 +89,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             loaded: None,
             slice: clock.tsc_hz / SLICES_PER_SECOND,
             clock,
+            free_before: free_kib(),
         };
         for (index, record) in blob.domains().enumerate() {
             let mut guest = Guest::new(record, DomainId(index as u16 + 1));
@@ -104,10 +113,13 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
     }
 
     /// Runs the guests until the last one has ended, and answers how that was.
-    pub(crate) fn run(&mut self) -> RunResult {
+    ///
+    /// A `drill` happens when the first guest has run for the first time.
+    pub(crate) fn run(&mut self, mut drill: Option<Drill>) -> RunResult {
         loop {
             self.host_work();
             if self.guests.iter().all(|g| g.live.is_none()) {
+                self.account();
                 let well = self.guests.iter().all(Guest::ended_well);
                 return if well { RunResult::Clean } else { RunResult::GuestFailed };
             }
@@ -115,12 +127,26 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
                 Some((guest, vcpu)) => {
                     self.last = (guest, vcpu);
                     let stop = self.turn(guest, vcpu);
+                    if let Some(drill) = drill.take() {
+                        drill.crash();
+                    }
                     if let Stop::Ended(ended) = stop {
                         self.end(guest, ended);
                     }
                 }
                 None => self.idle(),
             }
+        }
+    }
+
+    /// Says whether all that was free before the guests were made is free again.
+    fn account(&self) {
+        let free = free_kib();
+        let before = self.free_before;
+        if free == before {
+            log::info!("memory free at the end: {free} KiB of {before} KiB");
+        } else {
+            log::warn!("memory free at the end: {free} KiB of {before} KiB: guests left some behind, a bug");
         }
     }
 

@@ -20,6 +20,7 @@ use caisson_x86::svm::{MsrIntercept, SvmFeatures};
 use log::LevelFilter;
 
 use crate::console::{self, Shown};
+use crate::drill::Drill;
 use crate::guests::Maker;
 use crate::logger;
 use crate::scheduler::Scheduler;
@@ -188,7 +189,7 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
         microcode,
     };
     match Scheduler::<Svm, Npt>::new(svm, maker, blob) {
-        Ok(mut scheduler) => scheduler.run(),
+        Ok(mut scheduler) => scheduler.run(Drill::of(info)),
         Err(()) => {
             console::drain();
             power::finish(RunResult::Refused)
