@@ -57,7 +57,11 @@ impl DomainClock {
         }
         match self.parameters.ns_to_tsc(instant.as_nanos()) {
             u64::MAX => u64::MAX,
-            tsc => tsc.wrapping_sub(self.offset),
+            // The offset is negative as a rule, and a guest may name any time: what is beyond the host's TSC never comes.
+            tsc => {
+                let host = i128::from(tsc) - i128::from(self.offset as i64);
+                u64::try_from(host.max(0)).unwrap_or(u64::MAX)
+            }
         }
     }
 

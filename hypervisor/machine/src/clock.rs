@@ -165,7 +165,7 @@ impl Clock {
     pub fn arm(&self, deadline: u64) {
         let left = deadline.saturating_sub(tsc());
         let ticks = (u128::from(left) * u128::from(self.apic_per_tsc)) >> 32;
-        apic::arm_timer((ticks as u64).saturating_add(1).min(u64::from(u32::MAX)) as u32);
+        apic::arm_timer(ticks.min(u128::from(u32::MAX) - 1) as u32 + 1);
     }
 
     /// Disarms the timer.
