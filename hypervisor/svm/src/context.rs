@@ -60,7 +60,7 @@ impl Context {
     /// Power-on; an INIT leaves vector state alone (SDM vol. 3, table 11-1).
     pub(crate) fn reset(&mut self, init: bool) {
         self.debug = [0; 4];
-        if self.debug_loaded {
+        if self.debug_loaded && self.loaded {
             self.load_debug();
         }
         if !init {
@@ -112,6 +112,12 @@ impl Context {
     /// Loads everything onto this CPU.
     pub(crate) fn load(&mut self) {
         let at = self.area.as_ptr();
+        let zero = &0_u32;
+        // AMD's CPUs before Zen 2 leave the x87's last instruction and operand pointers as they are where the area marks
+        // no pending exception (APM vol. 2, section 11.4.4): an x87 load of Caisson's own takes another guest's away.
+        // SAFETY: CR0.EM and TS are clear, the exceptions that FILD could report are cleared before it, and the x87's
+        // state is overwritten next.
+        unsafe { asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) zero, options(nostack, readonly)) };
         // SAFETY: the area is a page of this vCPU's that holds what XSAVE or FXSAVE wrote, or reset values; Caisson uses
         // no vector state. XCR0 has been checked.
         unsafe {
