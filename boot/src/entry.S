@@ -89,8 +89,7 @@ boot_entry32:
 
     lea eax, [boot_root_physical]
     mov cr3, eax
-    mov eax, cr4
-    or eax, 1 << 5                              # PAE
+    mov eax, 1 << 5                             # PAE, and nothing that firmware left on (5-level paging, PCIDs)
     mov cr4, eax
     mov ecx, 0xc0000080                         # EFER: LME, NXE
     rdmsr
@@ -98,7 +97,7 @@ boot_entry32:
     wrmsr
     mov eax, cr0
     or eax, (1 << 31) | (1 << 16)               # PG, WP
-    and eax, ~((1 << 30) | (1 << 29))           # caches on
+    and eax, ~((1 << 30) | (1 << 29) | (1 << 3) | (1 << 2)) # caches on, x87 there (TS, EM)
     mov cr0, eax
     lgdt [boot_gdt_pointer]
     # A far jump to 64-bit code, by way of the stack: the assembler has no syntax for it in this mode.
@@ -144,7 +143,8 @@ boot_entry64:
     mov gs, ax
     movabs rsp, offset boot_stack_top
     xor ebp, ebp
-    push rbp                                    # ends the backtrace
+    push rbp                                    # ends the backtrace, and leaves the stack aligned for the call
+    push rbp
     mov rbp, rsp
     mov edi, edi                                # the upper half is undefined after the switch
     movabs rax, offset boot_main
