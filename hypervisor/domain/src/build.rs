@@ -6,7 +6,7 @@ use core::fmt;
 use caisson_firmware::{GuestLayout, InstallError};
 use caisson_hwvirt::Vcpu;
 use caisson_loader::{EntryState, LoadError, LoadRequest};
-use caisson_types::{GuestMemory, MemoryRegion, RegionKind};
+use caisson_types::{GuestMemory, MemoryRegion};
 use caisson_x86::{Attributes, DescriptorTable, Gpr, Rflags, Segment, SegmentRegister};
 
 use crate::domain::Domain;
@@ -57,17 +57,7 @@ pub fn load<M: GuestMemory, V: Vcpu>(
 ) -> Result<(), BuildError> {
     let rsdp = caisson_firmware::install(layout, &domain.memory).map_err(BuildError::Firmware)?;
     domain.chipset().rtc_mut().set_memory_size(layout.ram_below_4g(), layout.ram_above_4g());
-    let map: Vec<MemoryRegion> = layout
-        .memory_map()
-        .map(|region| MemoryRegion {
-            start: region.start,
-            len: region.size,
-            kind: match region.kind {
-                caisson_firmware::RegionKind::Ram => RegionKind::Ram,
-                caisson_firmware::RegionKind::Reserved => RegionKind::Reserved,
-            },
-        })
-        .collect();
+    let map: Vec<MemoryRegion> = layout.memory_map().collect();
     let request = LoadRequest {
         modules: image.modules,
         cmdline: image.command_line,

@@ -16,8 +16,8 @@ pub const LOCAL_APIC_ADDRESS: u32 = 0xFEE0_0000;
 /// The first address of devices that have a fixed place; the hole must start below.
 const FIXED_DEVICES: u64 = IOAPIC_ADDRESS as u64;
 
-/// The least RAM of a guest: the first MiB, which is full of legacy, and one that is its own.
-const LEAST_RAM: u64 = 2 << 20;
+/// The least RAM of a guest: the first MiB, of which the lower 639 KiB are its own.
+const LEAST_RAM: u64 = 1 << 20;
 
 /// What the virtual machine consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -28,5 +28,5 @@ mod mp;
 mod tables;
 
 pub use layout::{DEFAULT_HOLE, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError};
-pub use map::{MemoryMap, Region, RegionKind};
+pub use map::MemoryMap;
 pub use tables::{Blob, InstallError, RSDP, Tables, build, install};

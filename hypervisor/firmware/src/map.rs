@@ -6,7 +6,7 @@
 //!
 //! ACPI 6.5, section 15 ("System Address Map Interfaces").
 
-use caisson_types::Gpa;
+use caisson_types::{Gpa, MemoryRegion, RegionKind};
 
 use crate::{GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS};
 
@@ -20,52 +20,21 @@ pub(crate) const FIRMWARE: u64 = 0xE_0000;
 pub(crate) const EXTENDED: u64 = 0x10_0000;
 const FOUR_GIB: u64 = 1 << 32;
 
-/// What a range of guest-physical addresses is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum RegionKind {
-    /// RAM for the guest to use.
-    Ram,
-    /// Not to be used: firmware's data or devices.
-    Reserved,
-}
-
-impl RegionKind {
-    /// The type number of e820, multiboot and PVH memory maps, which all agree on these.
-    #[must_use]
-    pub const fn e820_type(self) -> u32 {
-        match self {
-            Self::Ram => 1,
-            Self::Reserved => 2,
-        }
-    }
-}
-
-/// A range of guest-physical addresses.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Region {
-    /// First address.
-    pub start: Gpa,
-    /// Bytes, not zero.
-    pub size: u64,
-    /// What it is.
-    pub kind: RegionKind,
-}
-
 /// The regions of the memory map: in ascending order, without overlap, at most seven.
 #[derive(Clone, Debug)]
 pub struct MemoryMap {
-    regions: [Region; 7],
+    regions: [MemoryRegion; 7],
     next: usize,
 }
 
 impl Iterator for MemoryMap {
-    type Item = Region;
+    type Item = MemoryRegion;
 
-    fn next(&mut self) -> Option<Region> {
+    fn next(&mut self) -> Option<MemoryRegion> {
         loop {
             let region = *self.regions.get(self.next)?;
             self.next += 1;
-            if region.size > 0 {
+            if region.len > 0 {
                 return Some(region);
             }
         }
@@ -78,7 +47,7 @@ impl GuestLayout<'_> {
     pub fn memory_map(&self) -> MemoryMap {
         use RegionKind::{Ram, Reserved};
         let region =
-            |start, end: u64, kind| Region { start: Gpa::new(start), size: end.saturating_sub(start), kind };
+            |start, end: u64, kind| MemoryRegion::new(Gpa::new(start), end.saturating_sub(start), kind);
         let page = |start: u32| region(u64::from(start), u64::from(start) + 0x1000, Reserved);
         let regions = [
             region(0, EBDA, Ram),
@@ -109,7 +78,7 @@ mod tests {
     fn a_small_machine() {
         let ranges: alloc::vec::Vec<_> = GuestLayout::new(256 << 20, &[0])
             .memory_map()
-            .map(|r| (r.start.as_u64(), r.start.as_u64() + r.size, r.kind.e820_type()))
+            .map(|r| (r.start.as_u64(), r.start.as_u64() + r.len, r.kind.e820_type()))
             .collect();
         assert_eq!(
             ranges,
@@ -131,10 +100,10 @@ mod tests {
             let (mut end, mut ram) = (0, 0);
             for region in layout.memory_map() {
                 let start = region.start.as_u64();
-                prop_assert!(start >= end && region.size > 0);
-                end = start + region.size;
+                prop_assert!(start >= end && region.len > 0);
+                end = start + region.len;
                 if region.kind == RegionKind::Ram {
-                    ram += region.size;
+                    ram += region.len;
                     prop_assert!(layout.backed().any(|(at, size)| start >= at.as_u64() && end <= at.as_u64() + size));
                 }
             }

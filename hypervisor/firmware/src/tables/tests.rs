@@ -27,9 +27,9 @@ fn check(layout: &GuestLayout<'_>) -> Tables {
     assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "pieces do not overlap");
     for blob in &tables.blobs {
         let reserved = layout.memory_map().any(|region| {
-            region.kind == crate::RegionKind::Reserved
+            region.kind == caisson_types::RegionKind::Reserved
                 && region.start <= blob.gpa
-                && blob.gpa.as_u64() + blob.bytes.len() as u64 <= region.start.as_u64() + region.size
+                && blob.gpa.as_u64() + blob.bytes.len() as u64 <= region.start.as_u64() + region.len
         });
         assert!(reserved || blob.name == "BIOS data area", "{} is where the guest allocates", blob.name);
         if blob.name.len() == 4 {
