@@ -8,38 +8,26 @@ use caisson_stage2::TableMemory;
 use caisson_types::{DomainId, Hpa, PAGE_SIZE};
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{FrameAllocator, PhysFrame, Size4KiB};
+use zerocopy::FromZeros;
 
 use super::{direct, frames, scrub};
 
-/// A type for which zeroed memory is a valid value, and that holds nothing but plain numbers.
-///
-/// # Safety
-/// Both must be true.
-pub unsafe trait Plain {}
-
-// SAFETY: numbers only.
-unsafe impl Plain for u8 {}
-// SAFETY: numbers only.
-unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
-// SAFETY: numbers only.
-unsafe impl Plain for caisson_x86::svm::Vmcb {}
-
 /// A value in frames of its own, known by its host-physical address: what the virtualisation hardware reads.
-pub struct PageBox<T: Plain> {
+pub struct PageBox<T: FromZeros> {
     block: Option<FrameBlock>,
     value: *mut T,
 }
 
-// SAFETY: the box owns its frames; what is in them is plain.
-unsafe impl<T: Plain + Send> Send for PageBox<T> {}
+// SAFETY: the box owns its frames and the value in them.
+unsafe impl<T: FromZeros + Send> Send for PageBox<T> {}
 // SAFETY: a shared box gives shared references to its value, and no more.
-unsafe impl<T: Plain + Sync> Sync for PageBox<T> {}
+unsafe impl<T: FromZeros + Sync> Sync for PageBox<T> {}
 
-impl<T: Plain> PageBox<T> {
+impl<T: FromZeros> PageBox<T> {
     /// A value of zeros, or `None` without memory.
     #[must_use]
     pub fn zeroed(owner: Owner) -> Option<Self> {
-        const { assert!(align_of::<T>() <= PAGE_SIZE as usize) };
+        const { assert!(align_of::<T>() <= PAGE_SIZE as usize && !core::mem::needs_drop::<T>()) };
         let order = size_of::<T>().div_ceil(PAGE_SIZE as usize).next_power_of_two().ilog2();
         let block = frames().allocate(order as u8, owner)?;
         let value = direct(block.start()).cast();
@@ -54,7 +42,7 @@ impl<T: Plain> PageBox<T> {
     }
 }
 
-impl<T: Plain> Deref for PageBox<T> {
+impl<T: FromZeros> Deref for PageBox<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
@@ -63,7 +51,7 @@ impl<T: Plain> Deref for PageBox<T> {
     }
 }
 
-impl<T: Plain> DerefMut for PageBox<T> {
+impl<T: FromZeros> DerefMut for PageBox<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above, and the box is borrowed mutably.
@@ -71,7 +59,7 @@ impl<T: Plain> DerefMut for PageBox<T> {
     }
 }
 
-impl<T: Plain> Drop for PageBox<T> {
+impl<T: FromZeros> Drop for PageBox<T> {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
             free(block);

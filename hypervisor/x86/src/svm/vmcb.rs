@@ -6,6 +6,7 @@
 use core::mem::offset_of;
 
 use bitflags::bitflags;
+use zerocopy::FromZeros;
 
 use super::exit_code::ExitCode;
 use super::intercept::Intercepts;
@@ -57,7 +58,7 @@ pub enum TlbControl {
 }
 
 /// A segment register in the save area.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, FromZeros)]
 #[repr(C)]
 pub struct VmcbSegment {
     selector: u16,
@@ -156,6 +157,7 @@ impl EventInjection {
 }
 
 /// The control area, 1 KiB (table B-1).
+#[derive(FromZeros)]
 #[repr(C)]
 struct Control {
     intercept_cr: u32,
@@ -194,6 +196,7 @@ struct Control {
 }
 
 /// The state-save area (table B-2).
+#[derive(FromZeros)]
 #[repr(C)]
 struct Save {
     es: VmcbSegment,
@@ -238,7 +241,9 @@ struct Save {
     _reserved_298: [u8; 0x968],
 }
 
-/// The VMCB of a vCPU: one page, page-aligned, which the CPU reads at VMRUN and writes at #VMEXIT.
+/// The VMCB of a vCPU: one page, page-aligned, which the CPU reads at VMRUN and writes at #VMEXIT. A new one is zeros,
+/// nothing clean.
+#[derive(FromZeros)]
 #[repr(C, align(4096))]
 pub struct Vmcb {
     control: Control,
@@ -315,91 +320,6 @@ macro_rules! segments {
 }
 
 impl Vmcb {
-    /// A VMCB of zeros, nothing clean.
-    #[must_use]
-    pub const fn new() -> Self {
-        const Z: VmcbSegment = VmcbSegment { selector: 0, attributes: 0, limit: 0, base: 0 };
-        Self {
-            control: Control {
-                intercept_cr: 0,
-                intercept_dr: 0,
-                intercept_exceptions: 0,
-                intercepts_low: 0,
-                intercepts_high: 0,
-                intercepts_5: 0,
-                _reserved_018: [0; 0x24],
-                pause_filter_threshold: 0,
-                pause_filter_count: 0,
-                port_map: 0,
-                msr_map: 0,
-                tsc_offset: 0,
-                asid: 0,
-                tlb_control: 0,
-                _reserved_05d: [0; 3],
-                virtual_interrupt: 0,
-                interrupt_shadow: 0,
-                exit_code: 0,
-                exit_info_1: 0,
-                exit_info_2: 0,
-                exit_int_info: 0,
-                nested_control: 0,
-                avic_bar: 0,
-                ghcb: 0,
-                event_injection: 0,
-                nested_cr3: 0,
-                virtualization_control: 0,
-                clean: 0,
-                _reserved_0c4: 0,
-                next_rip: 0,
-                fetched: 0,
-                instruction: [0; 15],
-                _reserved_0e0: [0; 0x320],
-            },
-            save: Save {
-                es: Z,
-                cs: Z,
-                ss: Z,
-                ds: Z,
-                fs: Z,
-                gs: Z,
-                gdtr: Z,
-                ldtr: Z,
-                idtr: Z,
-                tr: Z,
-                _reserved_0a0: [0; 0x2b],
-                cpl: 0,
-                _reserved_0cc: 0,
-                efer: 0,
-                _reserved_0d8: [0; 0x70],
-                cr4: 0,
-                cr3: 0,
-                cr0: 0,
-                dr7: 0,
-                dr6: 0,
-                rflags: 0,
-                rip: 0,
-                _reserved_180: [0; 0x58],
-                rsp: 0,
-                _shadow_stack: [0; 3],
-                rax: 0,
-                star: 0,
-                lstar: 0,
-                cstar: 0,
-                sfmask: 0,
-                kernel_gs_base: 0,
-                sysenter_cs: 0,
-                sysenter_esp: 0,
-                sysenter_eip: 0,
-                cr2: 0,
-                _reserved_248: [0; 0x20],
-                guest_pat: 0,
-                debugctl: 0,
-                _last_branch: [0; 4],
-                _reserved_298: [0; 0x968],
-            },
-        }
-    }
-
     fields! {
         /// Intercepted CR reads (bits 15:0) and writes (31:16).
         control.intercept_cr: u32, set_intercept_cr, Clean::INTERCEPTS;
@@ -594,19 +514,13 @@ impl Vmcb {
     }
 }
 
-impl Default for Vmcb {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn setters_clear_their_clean_bit() {
-        let mut vmcb = Vmcb::new();
+        let mut vmcb = Vmcb::new_zeroed();
         vmcb.mark_clean();
         vmcb.set_cr3(0x1000);
         vmcb.set_rip(5);
