@@ -24,6 +24,8 @@ use crate::guests::{Guest, Live, Maker};
 
 /// How long a vCPU runs while another waits, in seconds of the TSC: 1/100.
 const SLICES_PER_SECOND: u64 = 100;
+/// The part of a slice, as its divisor, that others' timers do not shorten.
+const UNDISTURBED: u64 = 4;
 
 /// The machine as a guest's vCPU sees it while it runs.
 struct Machine {
@@ -51,8 +53,10 @@ impl Host for Machine {
 enum Stop {
     /// It waits for an interrupt.
     Blocked,
-    /// It could go on.
+    /// It could go on, and others have their turn.
     Preempted,
+    /// The CPU has work of its own, after which the turn goes on.
+    HostWork,
     /// Its guest ended.
     Ended(Ended),
 }
@@ -211,18 +215,29 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
 
     /// Lets one vCPU run.
     fn turn(&mut self, guest: usize, index: usize) -> Stop {
-        let others = self.deadline_of_others((guest, index));
         let alone =
             self.guests.iter().filter_map(|g| g.live.as_ref()).map(|l| l.vcpus.len()).sum::<usize>() == 1;
-        let end = if alone { u64::MAX } else { cpu::tsc() + self.slice };
+        let start = cpu::tsc();
+        let end = if alone { u64::MAX } else { start + self.slice };
         self.load((guest, index));
-        let guest = &mut self.guests[guest];
-        let Some(live) = &mut guest.live else { return Stop::Preempted };
-        let Live { vcpus, domain, .. } = &mut **live;
-        let vcpu = &mut vcpus[index];
-        let has_console = guest.record.console() == caisson_config::Console::Serial;
-        let mut host = Machine { domain: guest.id, has_console };
-        run_vcpu(vcpu, domain, &mut host, self.clock, end, others)
+        loop {
+            // Others' timers end the turn early, but leave it a share, so that nobody can take the CPU away by timers.
+            let mut others = self.deadline_of_others((guest, index)).max(start + self.slice / UNDISTURBED);
+            if console::has_input() {
+                // Input that a guest had no room for is offered again.
+                others = others.min(cpu::tsc() + self.slice);
+            }
+            let guest = &mut self.guests[guest];
+            let Some(live) = &mut guest.live else { return Stop::Preempted };
+            let Live { vcpus, domain, .. } = &mut **live;
+            let vcpu = &mut vcpus[index];
+            let has_console = guest.record.console() == caisson_config::Console::Serial;
+            let mut host = Machine { domain: guest.id, has_console };
+            match run_vcpu(vcpu, domain, &mut host, self.clock, end, others) {
+                Stop::HostWork => self.host_work(),
+                stop => return stop,
+            }
+        }
     }
 
     /// Puts a vCPU's state into the CPU, in place of whichever was there.
@@ -351,8 +366,11 @@ fn own_timer<V: Vcpu>(
     stop_at: u64,
 ) -> Option<Stop> {
     let now = cpu::tsc();
-    if percpu::current().pending() != pending::TIMER || now >= stop_at {
+    if now >= stop_at {
         return Some(Stop::Preempted);
+    }
+    if percpu::current().pending() != pending::TIMER {
+        return Some(Stop::HostWork);
     }
     let _ = percpu::current().take_pending();
     let time = domain.clock.at(now);
