@@ -1,8 +1,9 @@
 //! Caisson: a type-1 hypervisor for x86-64.
 //!
 //! This crate ties the others together: it starts the machine ([`start`]), makes domains from the configuration blob
-//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]). [`drill`] crashes it on demand. It holds no
-//! `unsafe` but what hands the boot-time promises of the machine crates on, in [`start`].
+//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]);
+//! [`drill`] crashes it on demand. It holds no `unsafe` but what hands the boot-time promises of the machine crates on,
+//! in [`start`], and the fault of that drill.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -100,7 +100,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             match scheduler.maker.make(&mut scheduler.backend, &guest.record, guest.id) {
                 Ok(live) => guest.live = Some(live),
                 Err(error) => {
-                    log::error!("config: domain[{index}] ({}): {error}", guest.name());
+                    log::error!("cannot start: config: domain[{index}] ({}): {error}", guest.name());
                     return Err(());
                 }
             }
