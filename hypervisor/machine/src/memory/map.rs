@@ -7,7 +7,7 @@ use caisson_types::PAGE_SIZE;
 /// Most ranges that are kept.
 const MAX_RANGES: usize = 256;
 /// Memory below 1 MiB is left alone: the firmware's data, and where application processors start.
-const LOW_END: u64 = 1 << 20;
+pub(crate) const LOW_END: u64 = 1 << 20;
 
 pub(crate) type Ranges = ArrayVec<Range, MAX_RANGES>;
 
@@ -39,6 +39,16 @@ fn merged(mut ranges: Ranges) -> Ranges {
         }
     }
     joined
+}
+
+/// `ranges` and what else is in use as RAM, in whole pages. `None` when it has too many pieces.
+pub(crate) fn with(ranges: &Ranges, more: impl Iterator<Item = Range>) -> Option<Ranges> {
+    let mut all = ranges.clone();
+    for range in more.filter(|r| r.start < r.end) {
+        let end = range.end.checked_next_multiple_of(PAGE_SIZE)?;
+        all.try_push(Range { start: range.start & !(PAGE_SIZE - 1), end }).ok()?;
+    }
+    Some(merged(all))
 }
 
 /// `ranges` with `holes` cut out, in whole pages. `None` when it has too many pieces.
@@ -82,6 +92,14 @@ mod tests {
             without(&all, holes.into_iter()),
             Some(ranges(&[(0x10_0000, 0x11_0000), (0x11_1000, 0x1f_f000), (0x41_0000, 0x50_0000)]))
         );
+    }
+
+    #[test]
+    fn what_the_loader_filled_is_added() {
+        let all = ranges(&[(0x10_0000, 0x20_0000)]);
+        let more = [Range { start: 0x1f_0000, end: 0x20_0801 }, Range { start: 0x9_0010, end: 0x9_0020 }];
+        let expected = ranges(&[(0x9_0000, 0x9_1000), (0x10_0000, 0x20_1000)]);
+        assert_eq!(with(&all, more.into_iter()), Some(expected));
     }
 
     #[test]

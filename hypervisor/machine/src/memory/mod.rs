@@ -148,6 +148,8 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
         return Err(MemoryRefusal::TooSmall(total));
     }
     let image_range = Range { start: 0, end: image.end - KERNEL_BASE };
+    // A loader may leave its files in memory that it does not call free, or below 1 MiB: they are read for ever.
+    let mapped = map::with(&usable, info.loader_memory()).ok_or(MemoryRefusal::TooManyPieces)?;
     let free = map::without(&usable, info.loader_memory().chain([image_range]))
         .ok_or(MemoryRefusal::TooManyPieces)?;
 
@@ -158,7 +160,7 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
     // Room for the metadata and for the tables: one per GiB and level, and the 4 KiB edges of each range.
     let metadata = plan.metadata_bytes().next_multiple_of(PAGE_SIZE);
     let tables =
-        (64 + 4 * usable.len() as u64 + (total >> 30) * 2) * PAGE_SIZE + (image.end - KERNEL_BASE) / 256;
+        (64 + 4 * mapped.len() as u64 + (total >> 30) * 2) * PAGE_SIZE + (image.end - KERNEL_BASE) / 256;
     let need = metadata + tables.next_multiple_of(PAGE_SIZE);
     let home = free
         .iter()
@@ -171,7 +173,8 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
     let build = |early: &mut Early| -> Result<(), paging::NoTable> {
         // SAFETY: the boot tables are active, and `early` gives zeroed frames below their end.
         let mut builder = unsafe { paging::Builder::new(early, features.gigabyte_pages)? };
-        for range in map::without(&usable, [image_range].into_iter()).iter().flatten() {
+        let image_range = Range { start: map::LOW_END, ..image_range };
+        for range in map::without(&mapped, [image_range].into_iter()).iter().flatten() {
             builder.direct(*range)?;
         }
         builder.image(&image)?;
