@@ -99,10 +99,10 @@ mod tests {
 
     #[test]
     fn boot_words_are_quoted_for_grub() {
-        let config = grub_config(TEMPLATE, "exit-port=0xf4 log=debug;x ${y}", MODULES).unwrap();
+        let config = grub_config(TEMPLATE, "exit=isa-debug:0xf4 log=debug;x ${y}", MODULES).unwrap();
         assert_eq!(
             config,
-            "multiboot2 /boot/caisson 'exit-port=0xf4' 'log=debug;x' '${y}'\n\
+            "multiboot2 /boot/caisson 'exit=isa-debug:0xf4' 'log=debug;x' '${y}'\n\
              module2 /boot/config.blob config\nboot\n"
         );
     }

@@ -1,6 +1,6 @@
 //! How a machine run ends, and what the front door's exit code says about it.
 //!
-//! Caisson gets the boot word `exit-port=0xf4`, behind which QEMU's `isa-debug-exit` device listens: writing `r` ends
+//! Caisson gets the boot word `exit=isa-debug:0xf4`, behind which QEMU's `isa-debug-exit` device listens: writing `r` ends
 //! QEMU with exit code `(r << 1) | 1`. Caisson writes one of these when it is done:
 //!
 //! | `r` | QEMU's exit code | meaning | exit code of `cargo xtask run` |

@@ -38,10 +38,10 @@ pub fn machine_memory_mib(guests: u64, blob: u64) -> u64 {
     bytes.div_ceil(64 * MIB).saturating_mul(64)
 }
 
-/// Caisson's boot words under QEMU: `exit-port` lets it end the run with a result (see [`crate::outcome`]).
+/// Caisson's boot words under QEMU: `exit` lets it end the run with a result (see [`crate::outcome`]).
 #[must_use]
 pub fn boot_words(more: &str) -> String {
-    format!("exit-port={EXIT_PORT:#x} {more}").trim_end().to_owned()
+    format!("exit=isa-debug:{EXIT_PORT:#x} {more}").trim_end().to_owned()
 }
 
 /// Builds the machine that the arguments describe.
@@ -170,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_port_is_always_among_the_boot_words() {
-        assert_eq!(boot_words(""), "exit-port=0xf4");
-        assert_eq!(boot_words("log=debug"), "exit-port=0xf4 log=debug");
+    fn the_exit_device_is_always_among_the_boot_words() {
+        assert_eq!(boot_words(""), "exit=isa-debug:0xf4");
+        assert_eq!(boot_words("log=debug"), "exit=isa-debug:0xf4 log=debug");
     }
 }

@@ -9,6 +9,7 @@ use caisson_config::{Blob, LogLevel, MachineLimits, SelectedConsole};
 use caisson_hwvirt::{Backend, EnableError};
 use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
+use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
@@ -79,7 +80,7 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
         gdt::init();
         trap::init();
         let platform = info.rsdp.and_then(|rsdp| acpi::read(rsdp)).unwrap_or_default();
-        power::init(&platform, exit_port(info));
+        power::init(&platform, exit_device(info));
         let features = Features::detect();
         if let Err(error) = memory::init(info, &features) {
             refuse(error);
@@ -100,13 +101,10 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
     }
 }
 
-/// `exit-port=0xf4`: where a test's run ends.
-fn exit_port(info: &BootInfo) -> Option<u16> {
-    let text = info.option("exit-port")?;
-    match text.strip_prefix("0x") {
-        Some(digits) => u16::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
+/// `exit=isa-debug:0xf4`, `exit=bochs`: where a test's run ends.
+fn exit_device(info: &BootInfo) -> Option<ExitDevice> {
+    let word = info.option("exit")?;
+    word.parse().inspect_err(|error| log::warn!("exit={word}: {error}")).ok()
 }
 
 /// Finds and checks the configuration blob among the loader's modules.

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod cpu;
 pub mod crash;
 pub mod device;
+pub mod exit_device;
 pub mod gdt;
 pub mod memory;
 pub mod paging;

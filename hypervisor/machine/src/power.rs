@@ -1,12 +1,12 @@
-//! The end of a run: power-off, reset, or a test's exit port.
+//! The end of a run: power-off, reset, or a test's exit device.
 
 use spin::Once;
 
 use crate::acpi::Platform;
-use crate::cpu::{halt_forever, outb, outl, outw};
+use crate::cpu::{halt_forever, outb, outw};
+use crate::exit_device::ExitDevice;
 
-/// How a run ended, as a test's exit port reports it: QEMU's `isa-debug-exit` makes its exit status of it,
-/// 2 × code + 1.
+/// How a run ended, by the codes that a test's [`ExitDevice`] reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum RunResult {
@@ -22,22 +22,21 @@ pub enum RunResult {
 
 struct Ways {
     platform: Platform,
-    exit_port: Option<u16>,
+    exit_device: Option<ExitDevice>,
 }
 
 static WAYS: Once<Ways> = Once::new();
 
-/// Remembers how this machine is turned off, and the exit port of the boot command line, if any.
-pub fn init(platform: &Platform, exit_port: Option<u16>) {
-    WAYS.call_once(|| Ways { platform: platform.clone(), exit_port });
+/// Remembers how this machine is turned off, and the exit device of the boot command line, if any.
+pub fn init(platform: &Platform, exit_device: Option<ExitDevice>) {
+    WAYS.call_once(|| Ways { platform: platform.clone(), exit_device });
 }
 
-/// Ends the run. With an exit port the result goes there. Otherwise a run that ended well turns the machine off, and
+/// Ends the run. With an exit device the result goes there. Otherwise a run that ended well turns the machine off, and
 /// one that did not leaves it halted, so that a person can read why.
 pub fn finish(result: RunResult) -> ! {
-    if let Some(port) = WAYS.get().and_then(|w| w.exit_port) {
-        // SAFETY: the person who booted Caisson gave it this port.
-        unsafe { outl(port, result as u32) };
+    if let Some(device) = WAYS.get().and_then(|w| w.exit_device) {
+        device.end(result);
     }
     if matches!(result, RunResult::Clean | RunResult::GuestFailed) {
         off();
