@@ -10,11 +10,14 @@ use spin::Mutex;
 
 use crate::device::Registers;
 
+/// Physical addresses have at most 52 bits (APM vol. 2, section 5.3).
+const PHYSICAL_END: u64 = 1 << 52;
 const HEIGHT: RasterHeight = RasterHeight::Size16;
 const WEIGHT: FontWeight = FontWeight::Regular;
 
 struct Screen {
     info: Info,
+    /// Null until there is a mapping.
     base: *mut u8,
     columns: usize,
     rows: usize,
@@ -27,7 +30,7 @@ unsafe impl Send for Screen {}
 
 static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
 
-/// Starts to use the screen at its physical address.
+/// Starts to use the screen at its physical address, or with [`remap`] where the boot tables do not reach it.
 ///
 /// # Safety
 /// Once, with the boot tables active; [`remap`] must follow before they are left.
@@ -45,11 +48,13 @@ pub unsafe fn init(info: Info) {
             info.bits_per_pixel == 32 && u64::from(info.pitch) >= u64::from(info.width) * 4
         }
     };
-    if columns == 0 || rows == 0 || !depth_fits || info.address.saturating_add(bytes) > BOOT_MAPPED_END {
+    let end = info.address.saturating_add(bytes);
+    if columns == 0 || rows == 0 || !depth_fits || info.address == 0 || end > PHYSICAL_END {
         return;
     }
-    let mut screen = Screen { info, base: info.address as *mut u8, columns, rows, column: 0, row: 0 };
-    (0..rows).for_each(|row| screen.clear_row(row));
+    let base = if end <= BOOT_MAPPED_END { info.address as *mut u8 } else { core::ptr::null_mut() };
+    let mut screen = Screen { info, base, columns, rows, column: 0, row: 0 };
+    screen.clear();
     *SCREEN.lock() = Some(screen);
 }
 
@@ -63,14 +68,22 @@ pub unsafe fn remap() {
     let bytes = u64::from(screen.info.pitch) * u64::from(screen.info.height);
     // SAFETY: the loader says that the frame buffer is there; nobody else uses it.
     match unsafe { Registers::map(Hpa::new(screen.info.address), bytes) } {
-        Some(registers) => screen.base = registers.as_mut_ptr(),
+        Some(registers) => {
+            let is_new = screen.base.is_null();
+            screen.base = registers.as_mut_ptr();
+            if is_new {
+                screen.clear();
+            }
+        }
         None => *slot = None,
     }
 }
 
 /// Shows text.
 pub fn write(bytes: &[u8]) {
-    if let Some(screen) = SCREEN.lock().as_mut() {
+    if let Some(screen) = SCREEN.lock().as_mut()
+        && !screen.base.is_null()
+    {
         bytes.iter().for_each(|&byte| screen.put(byte));
     }
 }
@@ -101,6 +114,12 @@ impl Screen {
                 self.column += 1;
             }
             _ => {}
+        }
+    }
+
+    fn clear(&mut self) {
+        if !self.base.is_null() {
+            (0..self.rows).for_each(|row| self.clear_row(row));
         }
     }
 
