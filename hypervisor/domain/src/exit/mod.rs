@@ -42,7 +42,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::Io(io) => self.io(domain, host, &io),
             Exit::NestedFault(fault) => self.nested_fault(domain, host, fault),
             Exit::Hypercall => self.hypercall(domain),
-            Exit::ExternalInterrupt | Exit::Nmi => Outcome::HostEvent,
+            Exit::ExternalInterrupt | Exit::Nmi => self.host_event(domain),
             Exit::Halt => self.halt(domain),
             Exit::InterruptWindow | Exit::NmiWindow => {
                 self.attention = true;
@@ -147,6 +147,26 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.attention = true;
         }
         outcome
+    }
+
+    /// An event of the host's has interrupted the guest.
+    ///
+    /// Between STI and HLT the HLT is executed here: QEMU's emulated SVM forgets the interrupt shadow at VMRUN, and an
+    /// interrupt of the guest's that came in between would find it asleep ever after.
+    fn host_event<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
+        if self.hw.interrupt_shadow() && self.hw.cpl() == 0 {
+            self.halt_in_shadow(domain);
+        }
+        Outcome::HostEvent
+    }
+
+    #[cold]
+    fn halt_in_shadow<M: GuestMemory>(&mut self, domain: &Domain<M>) {
+        if let Ok(next) = instruction_end(&self.hw, &domain.memory, Opcode::Hlt) {
+            self.hw.advance_to(next);
+            self.run_state = RunState::Halted;
+            self.attention = true;
+        }
     }
 
     /// An exception that is intercepted for the host's sake only: the guest gets it.
