@@ -19,6 +19,9 @@ use caisson_types::{DomainId, VcpuId};
 
 use crate::console;
 
+/// How often it is said that a guest ended and is started again.
+const LINES_PER_SECOND: u64 = 1;
+
 /// A guest: its record in the configuration, and what exists of it.
 pub(crate) struct Guest<B: Backend, F: Format> {
     /// What the configuration says of it.
@@ -31,24 +34,28 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     pub(crate) restarts: u32,
     /// How it ended last.
     pub(crate) ended: Option<Ended>,
+    /// It is to be started again as soon as its old memory is free.
+    pub(crate) restarting: bool,
+    /// The TSC when it was last said how it ended, and how often it ended since without a word.
+    said: u64,
+    unsaid: u64,
 }
 
-/// A living guest. The vCPUs go before the tables that their hardware uses, and both before the memory.
+/// A living guest. Its end is in the order of the fields: the vCPUs go first, then the memory, and with it every frame that
+/// the domain owns, those of its stage-2 tables included. No CPU walks those any more: the vCPUs are gone, and their
+/// address-space ids are not used again before a flush.
 pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) vcpus: Vec<VirtualCpu<B::Vcpu>>,
-    tables: Option<Stage2<F>>,
+    _tables: Stage2<F>,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
 }
 
-impl<B: Backend, F: Format> Drop for Live<B, F> {
-    fn drop(&mut self) {
-        self.vcpus.clear();
-        if let Some(tables) = self.tables.take() {
-            // No CPU uses them any more: the vCPUs are gone, and their address-space ids are not used again before a
-            // flush.
-            tables.destroy(&mut DomainTables(self.domain.id));
-        }
+impl<B: Backend, F: Format> Live<B, F> {
+    /// Takes everything apart but the memory, which is still to be scrubbed.
+    fn into_memory(self) -> GuestRam {
+        drop(self.vcpus);
+        self.domain.memory
     }
 }
 
@@ -132,7 +139,7 @@ impl Maker {
             gigabyte_pages: self.features.gigabyte_pages,
         });
         let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset() };
-        let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), tables: Some(tables), domain });
+        let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), _tables: tables, domain });
         for index in 0..vcpus {
             let id = VcpuId { domain: id, index: index as u16 };
             let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
@@ -198,7 +205,7 @@ impl<B: Backend, F: Format> Guest<B, F> {
         if record.console() == Console::Serial {
             console::add_guest(id, record.name());
         }
-        Self { record, id, live: None, restarts: 0, ended: None }
+        Self { record, id, live: None, restarts: 0, ended: None, restarting: false, said: 0, unsaid: 0 }
     }
 
     /// Its name.
@@ -211,8 +218,8 @@ impl<B: Backend, F: Format> Guest<B, F> {
         self.ended == Some(Ended::PowerOff)
     }
 
-    /// Takes it apart after its end, says so, and answers whether it is to be started again.
-    pub(crate) fn end(&mut self, ended: Ended) -> bool {
+    /// Takes it apart after its end, says so, and notes whether it is to be started again. Answers with its memory.
+    pub(crate) fn end(&mut self, ended: Ended) -> Option<GuestRam> {
         console::end_line(self.id);
         let actions = self.record.on_exit();
         let (action, failed) = match ended {
@@ -227,16 +234,32 @@ impl<B: Backend, F: Format> Guest<B, F> {
             (false, OnExitAction::Restart) => "not restarted again: its limit is reached".to_string(),
             (false, OnExitAction::Destroy) => "destroyed".to_string(),
         };
+        self.say_end(ended, failed, &what, again);
+        self.ended = Some(ended);
+        self.restarts += u32::from(again);
+        self.restarting = again;
+        self.live.take().map(|live| live.into_memory())
+    }
+
+    /// Says how it ended, with its registers where it failed. A guest that ends and starts again and again is heard
+    /// [`LINES_PER_SECOND`] times a second at most.
+    fn say_end(&mut self, ended: Ended, failed: bool, what: &str, again: bool) {
+        let now = cpu::tsc();
+        if again && now.wrapping_sub(self.said) < clock::get().tsc_hz / LINES_PER_SECOND {
+            self.unsaid += 1;
+            return;
+        }
+        self.said = now;
+        let unsaid = core::mem::take(&mut self.unsaid);
+        if unsaid != 0 {
+            log::warn!("guest {}: ended {unsaid} times more since it was last heard of", self.name());
+        }
         if failed {
             log::error!("guest {}: {ended}; {what}", self.name());
             self.log_registers();
         } else {
             log::info!("guest {}: {ended}; {what}", self.name());
         }
-        self.live = None;
-        self.ended = Some(ended);
-        self.restarts += u32::from(again);
-        again
     }
 
     /// Where its vCPUs were, and the last exits of the first.

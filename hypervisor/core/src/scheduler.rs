@@ -70,6 +70,8 @@ pub(crate) struct Scheduler<B: Backend, F: Format> {
     last: (usize, usize),
     /// Guest and vCPU whose vector state and debug registers are in the CPU: they stay until another's are needed.
     loaded: Option<(usize, usize)>,
+    /// Memory of guests that have ended, scrubbed a piece at a time between turns, so that nobody waits for it.
+    dying: Vec<GuestRam>,
     slice: u64,
     clock: &'static Clock,
     /// KiB of memory that were free before the first guest was made.
@@ -91,6 +93,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             guests: Vec::new(),
             last: (0, 0),
             loaded: None,
+            dying: Vec::new(),
             slice: clock.tsc_hz / SLICES_PER_SECOND,
             clock,
             free_before: free_kib(),
@@ -122,7 +125,8 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
     pub(crate) fn run(&mut self, mut drill: Option<Drill>) -> RunResult {
         loop {
             self.host_work();
-            if self.guests.iter().all(|g| g.live.is_none()) {
+            self.bury();
+            if self.dying.is_empty() && self.guests.iter().all(|g| g.live.is_none()) {
                 self.account();
                 let well = self.guests.iter().all(Guest::ended_well);
                 return if well { RunResult::Clean } else { RunResult::GuestFailed };
@@ -138,8 +142,26 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
                         self.end(guest, ended);
                     }
                 }
-                None => self.idle(),
+                None if self.dying.is_empty() => self.idle(),
+                None => {}
             }
+        }
+    }
+
+    /// Scrubs a piece of a dead guest's memory. When that was the last of it, all that the guest had is free, and it is
+    /// started again where its record says so.
+    fn bury(&mut self) {
+        let Some(memory) = self.dying.last_mut() else { return };
+        if !memory.scrub_step() {
+            return;
+        }
+        let id = memory.domain();
+        self.dying.pop();
+        let Some(guest) = self.guests.iter_mut().find(|g| g.id == id && g.restarting) else { return };
+        guest.restarting = false;
+        match self.maker.make(&mut self.backend, &guest.record, guest.id) {
+            Ok(live) => guest.live = Some(live),
+            Err(error) => log::error!("guest {}: cannot be restarted: {error}", guest.name()),
         }
     }
 
@@ -215,8 +237,8 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
 
     /// Lets one vCPU run.
     fn turn(&mut self, guest: usize, index: usize) -> Stop {
-        let alone =
-            self.guests.iter().filter_map(|g| g.live.as_ref()).map(|l| l.vcpus.len()).sum::<usize>() == 1;
+        let vcpus = self.guests.iter().filter_map(|g| g.live.as_ref()).map(|l| l.vcpus.len()).sum::<usize>();
+        let alone = vcpus == 1 && self.dying.is_empty();
         let start = cpu::tsc();
         let end = if alone { u64::MAX } else { start + self.slice };
         self.load((guest, index));
@@ -285,20 +307,13 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         }
     }
 
-    /// Takes a guest apart, and starts it again where its record says so.
+    /// Takes a guest apart; what follows is [`Scheduler::bury`]'s.
     fn end(&mut self, index: usize, ended: Ended) {
         if self.loaded.is_some_and(|(guest, _)| guest == index) {
             // What is in the CPU is a dead guest's, and is overwritten before the next one runs.
             self.loaded = None;
         }
-        let guest = &mut self.guests[index];
-        if !guest.end(ended) {
-            return;
-        }
-        match self.maker.make(&mut self.backend, &guest.record, guest.id) {
-            Ok(live) => guest.live = Some(live),
-            Err(error) => log::error!("guest {}: cannot be restarted: {error}", guest.name()),
-        }
+        self.dying.extend(self.guests[index].end(ended));
     }
 }
 

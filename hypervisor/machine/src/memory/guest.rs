@@ -73,6 +73,12 @@ impl GuestRam {
         Some(Self { domain, extents, scrubbed: (0, 0) })
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn domain(&self) -> DomainId {
+        self.domain
+    }
+
     /// The pieces, in ascending order of guest-physical address.
     #[must_use]
     pub fn extents(&self) -> &[Extent] {
