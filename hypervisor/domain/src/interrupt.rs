@@ -14,6 +14,8 @@ enum Waiting {
     Vector(u8),
     /// The 8259 pair, which tells its vector when it is acknowledged.
     Pic,
+    /// A vector that has been acknowledged before.
+    Postponed(u8),
 }
 
 impl<V: Vcpu> VirtualCpu<V> {
@@ -38,6 +40,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
         }
         if self.reset_requested {
+            self.attention = true;
             return Readiness::Ended(Ended::Reset);
         }
         if let Some(vector) = events.startup {
@@ -52,15 +55,12 @@ impl<V: Vcpu> VirtualCpu<V> {
             return Readiness::Blocked;
         }
         self.attention = false;
-        // An exception that came of the interrupted delivery goes first.
-        if !self.hw.injecting()
-            && let Some(event) = self.interrupted.take()
-        {
+        if let Some(event) = self.interrupted.take() {
             self.hw.inject(event);
         }
         self.sync_task_priority();
         let readiness = self.deliver(domain, host);
-        self.attention |= readiness == Readiness::Blocked || self.interrupted.is_some();
+        self.attention |= readiness == Readiness::Blocked;
         readiness
     }
 
@@ -90,8 +90,9 @@ impl<V: Vcpu> VirtualCpu<V> {
                 self.attention = true;
             } else {
                 let _ = self.apic.take_nmi();
-                self.hw.set_nmi_window(false);
                 self.hw.inject(Event::Nmi);
+                // A second one waits for the handler's end.
+                self.hw.set_nmi_window(self.apic.nmi_pending());
             }
         }
         let Some(waiting) = self.waiting(domain) else {
@@ -131,6 +132,9 @@ impl<V: Vcpu> VirtualCpu<V> {
     }
 
     fn waiting<M>(&mut self, domain: &Domain<M>) -> Option<Waiting> {
+        if let Some(vector) = self.postponed {
+            return Some(Waiting::Postponed(vector));
+        }
         if let Some(vector) = self.apic.pending_vector() {
             return Some(Waiting::Vector(vector));
         }
@@ -148,6 +152,10 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     fn acknowledge<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, waiting: Waiting) -> u8 {
         match waiting {
+            Waiting::Postponed(vector) => {
+                self.postponed = None;
+                vector
+            }
             Waiting::Vector(vector) => {
                 self.apic.acknowledge(vector);
                 vector

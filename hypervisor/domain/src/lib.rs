@@ -24,8 +24,14 @@ mod build;
 mod clock;
 mod domain;
 mod exit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod interrupt;
 mod paravirt;
+#[cfg(any(test, feature = "fuzzing"))]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 
 pub use build::{BuildError, Image, Module, load};

@@ -3,12 +3,16 @@
 use core::fmt;
 
 use caisson_hwvirt::{Event, Vcpu};
-use caisson_irqchip::{ApicConfig, LocalApic};
+use caisson_irqchip::{ApicConfig, DeliveryMode, InterruptMessage, LocalApic};
 use caisson_policy::{Dynamic, MsrState};
 use caisson_types::{Gpa, GuestMemory, Instant, VcpuId};
 use caisson_x86::{Attributes, Exception, ExceptionKind, Segment, SegmentRegister};
 
 use crate::domain::{CPU_APIC_KHZ, Domain, Host};
+
+/// An NMI, on its way once more.
+const NMI: InterruptMessage =
+    InterruptMessage { delivery: DeliveryMode::Nmi, ..InterruptMessage::fixed(0, 0) };
 
 /// Why a guest had to be ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +163,8 @@ pub struct VirtualCpu<V> {
     pub(crate) pic_asserted: bool,
     /// An event whose delivery an exit interrupted.
     pub(crate) interrupted: Option<Event>,
+    /// An acknowledged interrupt on whose way the guest met an exception, which goes first.
+    pub(crate) postponed: Option<u8>,
     /// What the guest last wrote to KVM's clock MSRs.
     pub(crate) system_time: u64,
     pub(crate) wall_clock: u64,
@@ -195,6 +201,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             attention: true,
             pic_asserted: false,
             interrupted: None,
+            postponed: None,
             system_time: 0,
             wall_clock: 0,
             pv_eoi: None,
@@ -257,9 +264,15 @@ impl<V: Vcpu> VirtualCpu<V> {
     /// Raises an exception by the rules for events that meet (SDM vol. 3, table 7-5; APM vol. 2, section 8.2.9). The
     /// answer is the guest's end where a third fault follows a double fault.
     pub(crate) fn raise(&mut self, exception: Exception) -> Outcome {
-        let first = match self.interrupted {
+        let first = match self.interrupted.take() {
             Some(Event::Exception(first)) => first,
-            _ => {
+            other => {
+                // Benign whatever follows: one after the other. INTn, INT3 and INTO are executed again.
+                match other {
+                    Some(Event::Interrupt(vector)) => self.postponed = Some(vector),
+                    Some(Event::Nmi) => self.apic.receive(&NMI),
+                    _ => {}
+                }
                 self.hw.inject(Event::Exception(exception));
                 return Outcome::Resume;
             }
@@ -273,8 +286,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         {
             return Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() });
         }
-        // The first event is given up: its instruction is executed again, or the double fault takes its place.
-        self.interrupted = None;
+        // The first is given up: its instruction is executed again, or the double fault takes its place.
         let raised = if doubles { Exception::plain(ExceptionKind::DoubleFault) } else { exception };
         self.hw.inject(Event::Exception(raised));
         Outcome::Resume
@@ -285,6 +297,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.hw.reset(true);
         self.apic.init_reset();
         self.interrupted = None;
+        self.postponed = None;
         self.pv_eoi = None;
         self.pv_eoi_armed = false;
         self.run_state = RunState::WaitForSipi;

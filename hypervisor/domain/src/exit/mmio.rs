@@ -108,10 +108,11 @@ impl<V: Vcpu> VirtualCpu<V> {
     }
 
     /// Looks for what an access to the local APIC has made deliverable beside its effect: an EOI uncovers a request, an IPI
-    /// goes to its sender, a timer is found to have expired, LINT0 is unmasked.
+    /// goes to its sender, a timer is found to have expired, LINT0 is unmasked. A request that its priority holds back
+    /// counts as well: it may need another window.
     #[inline]
     pub(super) fn notice_request(&mut self) {
-        self.attention |= self.apic.pending_vector().is_some() || self.pic_asserted;
+        self.attention |= self.apic.highest_request().is_some() || self.pic_asserted;
     }
 }
 

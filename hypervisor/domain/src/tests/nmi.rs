@@ -1,0 +1,110 @@
+//! NMIs: taken, blocked, latched.
+
+use caisson_hwvirt::{Event, Exit, VcpuState};
+
+use super::with;
+use crate::testing::Machine;
+use crate::{Outcome, RunState};
+
+fn post(m: &mut Machine<'_>) {
+    let _ = m.domain.mailbox(0).post_nmi();
+}
+
+#[test]
+fn an_nmi_does_not_ask_for_if() {
+    with(1, |m| {
+        post(m);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        assert!(!m.hw().nmi_window);
+    });
+}
+
+#[test]
+fn an_nmi_goes_before_an_interrupt() {
+    with(1, |m| {
+        m.x2apic(0);
+        m.interrupts(0, true);
+        post(m);
+        assert_eq!(m.wrmsr(0, 0x83f, 0xf0), Outcome::Resume);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        m.hw().iret();
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Interrupt(0xf0)]);
+    });
+}
+
+#[test]
+fn one_waits_for_the_handlers_return_and_further_ones_are_lost() {
+    with(1, |m| {
+        post(m);
+        assert!(m.settle(0));
+        for _ in 0..5 {
+            post(m);
+            assert!(m.settle(0));
+        }
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        m.hw().iret();
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi], "one was latched");
+        m.hw().iret();
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), []);
+    });
+}
+
+#[test]
+fn two_at_once_are_two() {
+    with(1, |m| {
+        post(m);
+        post(m);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        m.hw().iret();
+        assert!(m.settle(0), "the second has its window");
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+    });
+}
+
+#[test]
+fn an_nmi_waits_for_the_shadow_and_for_another_event() {
+    with(1, |m| {
+        m.hw().set_interrupt_shadow(true);
+        post(m);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), []);
+        m.hw().set_interrupt_shadow(false);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        m.hw().iret();
+        assert_eq!(m.answer(0, Exit::Unsupported), Outcome::Resume);
+        post(m);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0)[1..], [Event::Nmi]);
+    });
+}
+
+#[test]
+fn an_interrupted_nmi_is_delivered_again_although_it_blocks() {
+    with(1, |m| {
+        post(m);
+        m.hw().obstacle = Some(Exit::ExternalInterrupt);
+        assert_eq!(m.enter(0), Ok(Exit::ExternalInterrupt));
+        assert_eq!(m.answer(0, Exit::ExternalInterrupt), Outcome::HostEvent);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+    });
+}
+
+#[test]
+fn a_blocked_nmi_does_not_wake() {
+    with(1, |m| {
+        post(m);
+        assert!(m.settle(0));
+        assert_eq!(m.halt(0), Outcome::Halted);
+        post(m);
+        assert!(!m.settle(0), "HLT in the handler");
+        assert_eq!(m.vcpus[0].run_state(), RunState::Halted);
+    });
+}
