@@ -10,7 +10,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use caisson_machine::{screen, serial};
+use caisson_machine::{memory, screen, serial};
 use caisson_types::DomainId;
 use spin::Mutex;
 
@@ -155,6 +155,14 @@ pub(crate) fn drain() {
     }
 }
 
+/// What a line of several consoles begins with: whose it is, in a colour.
+fn prefix(colour: u8, name: &str, mut write: impl FnMut(&[u8])) {
+    let (tens, ones) = (b'0' + colour / 10, b'0' + colour % 10);
+    write(&[0x1b, b'[', tens, ones, b'm', b'[']);
+    write(name.as_bytes());
+    write(b"]\x1b[0m ");
+}
+
 impl Console {
     fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
@@ -212,11 +220,7 @@ impl Console {
     }
 
     fn prefix(&mut self, colour: u8, name: &str) {
-        let tens = b'0' + colour / 10;
-        let ones = b'0' + colour % 10;
-        self.push(&[0x1b, b'[', tens, ones, b'm', b'[']);
-        self.push(name.as_bytes());
-        self.push(b"]\x1b[0m ");
+        prefix(colour, name, |bytes| self.push(bytes));
     }
 
     fn log_line(&mut self, text: &str, important: bool) {
@@ -312,10 +316,16 @@ impl LogLine {
 
     /// Shows it.
     pub(crate) fn finish(self) {
-        let mut console = CONSOLE.lock();
-        console.log_line(&self.text, self.important);
-        console.send();
-        drop(console);
+        if memory::has_heap() {
+            let mut console = CONSOLE.lock();
+            console.log_line(&self.text, self.important);
+            console.send();
+        } else {
+            // Nothing can be kept yet.
+            prefix(1, LOG_NAME, serial::write);
+            serial::write(self.text.as_bytes());
+            serial::write(b"\r\n");
+        }
         screen::write(self.text.as_bytes());
         screen::write(b"\n");
     }

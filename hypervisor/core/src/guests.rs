@@ -18,6 +18,7 @@ use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissio
 use caisson_types::{DomainId, VcpuId};
 
 use crate::console;
+use crate::logger::EVENT;
 
 /// How often it is said that a guest ended and is started again.
 const LINES_PER_SECOND: u64 = 1;
@@ -258,7 +259,7 @@ impl<B: Backend, F: Format> Guest<B, F> {
             log::error!("guest {}: {ended}; {what}", self.name());
             self.log_registers();
         } else {
-            log::info!("guest {}: {ended}; {what}", self.name());
+            log::info!(target: EVENT, "guest {}: {ended}; {what}", self.name());
         }
     }
 

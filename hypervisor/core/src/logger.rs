@@ -6,6 +6,9 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::console;
 
+/// The target of lines that are shown whatever console is selected, as warnings and errors are: a guest's end.
+pub(crate) const EVENT: &str = "event";
+
 struct Logger;
 
 static LOGGER: Logger = Logger;
@@ -19,7 +22,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut line = console::LogLine::new(record.level() <= Level::Warn);
+        let mut line = console::LogLine::new(record.level() <= Level::Warn || record.target() == EVENT);
         let tag = match record.level() {
             Level::Error => "error: ",
             Level::Warn => "warning: ",

@@ -130,9 +130,11 @@ fn write_record(
     }
     writeln!(out, "cr2 {:#018x}  cr3 {:#018x}", Cr2::read_raw(), Cr3::read().0.start_address())?;
     writeln!(out, "backtrace:")?;
-    let start = frame.map(|f| f.rip);
-    for address in start.into_iter().chain(Frames(rbp)).take(MAX_FRAMES) {
-        writeln!(out, "  {address:#018x}  {}", Name(address))?;
+    if let Some(f) = frame {
+        writeln!(out, "  {:#018x}  {}", f.rip, Name(f.rip))?;
+    }
+    for address in Frames(rbp).take(MAX_FRAMES) {
+        writeln!(out, "  {address:#018x}  {}", Caller(address))?;
     }
     writeln!(out, "last exits, oldest first:")?;
     for exit in percpu::current().recent_exits() {
@@ -170,6 +172,16 @@ impl fmt::Display for Name {
             Some((name, offset)) => write!(f, "{:#}+{offset:#x}", rustc_demangle::demangle(name)),
             None => f.write_str("?"),
         }
+    }
+}
+
+/// The function that holds the call which returns to an address. The call may be the function's last instruction, where it
+/// never returns, and then the address is another function's.
+struct Caller(u64);
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Name(self.0 - 1))
     }
 }
 

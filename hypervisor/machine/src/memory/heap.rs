@@ -25,6 +25,11 @@ unsafe impl GlobalAlloc for LockedHeap {
 #[cfg_attr(target_os = "none", global_allocator)]
 static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
 
+/// Whether there is a heap yet: nothing may be allocated before.
+pub fn is_there() -> bool {
+    HEAP.0.lock().size() > 0
+}
+
 /// Gives the heap its memory.
 ///
 /// # Safety

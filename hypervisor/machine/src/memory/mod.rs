@@ -21,6 +21,7 @@ use crate::paging;
 
 pub use frame::{DomainTables, PageBox, TableFrames};
 pub use guest::{Extent, GuestRam};
+pub use heap::is_there as has_heap;
 
 /// Where the direct map starts: the byte at host-physical address `a` is at `DIRECT_MAP + a`.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
@@ -130,6 +131,12 @@ unsafe fn scrub(at: Hpa, bytes: u64) {
     unsafe { zero(direct(at), bytes) };
 }
 
+/// `bytes` at the end of the highest of `ranges` that lies below `limit` and has as many.
+fn highest(ranges: &map::Ranges, bytes: u64, limit: u64) -> Option<Range> {
+    let fits = |r: &&Range| r.end <= limit && r.end - r.start >= bytes;
+    ranges.iter().filter(fits).max_by_key(|r| r.end).map(|r| Range { start: r.end - bytes, end: r.end })
+}
+
 /// Builds the page tables, the frame allocator and the heap. Returns the bytes of RAM that are free now.
 ///
 /// # Errors
@@ -161,15 +168,14 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
     let metadata = plan.metadata_bytes().next_multiple_of(PAGE_SIZE);
     let tables =
         (64 + 4 * mapped.len() as u64 + (total >> 30) * 2) * PAGE_SIZE + (image.end - KERNEL_BASE) / 256;
-    let need = metadata + tables.next_multiple_of(PAGE_SIZE);
-    let home = free
-        .iter()
-        .filter(|r| r.end <= BOOT_MAPPED_END && r.end - r.start >= need)
-        .max_by_key(|r| r.end)
-        .ok_or(MemoryRefusal::TooSmall(total))?;
-    let taken = Range { start: home.end - need, end: home.end };
+    // The tables are built where the boot tables reach; the metadata, which on a large machine takes gigabytes, is not
+    // touched before.
+    let tables = highest(&free, tables.next_multiple_of(PAGE_SIZE), BOOT_MAPPED_END);
+    let tables = tables.ok_or(MemoryRefusal::TooSmall(total))?;
+    let free = map::without(&free, [tables].into_iter()).ok_or(MemoryRefusal::TooManyPieces)?;
+    let taken = highest(&free, metadata, u64::MAX).ok_or(MemoryRefusal::TooSmall(total))?;
 
-    let mut early = Early { next: taken.start + metadata, end: taken.end };
+    let mut early = Early { next: tables.start, end: tables.end };
     let build = |early: &mut Early| -> Result<(), paging::NoTable> {
         // SAFETY: the boot tables are active, and `early` gives zeroed frames below their end.
         let mut builder = unsafe { paging::Builder::new(early, features.gigabyte_pages)? };
