@@ -4,7 +4,12 @@
 //!
 //! QEMU's TCG has no x2APIC and no way to lock SVM off: those paths of the start are not seen here.
 
+mod crash;
+mod lifecycle;
 mod linux;
+mod memtest;
+mod refusals;
+mod tiny;
 mod workload;
 
 use std::process::ExitCode;
@@ -13,5 +18,32 @@ use caisson_tests::runner;
 
 fn main() -> ExitCode {
     // What takes longest comes first.
-    runner::main(&[("linux", linux::alone), ("two-guests", linux::two_guests), ("shell", linux::shell)])
+    runner::main(&[
+        ("linux-uefi", linux::uefi),
+        ("two-guests", linux::two_guests),
+        ("lifecycle-ends", lifecycle::ends),
+        ("lifecycle-reboot", lifecycle::reboot),
+        ("linux", linux::alone),
+        ("linux-other-cpu", linux::other_cpu),
+        ("shell", linux::shell),
+        ("memtest", memtest::memtest),
+        ("crash-panic", crash::panic),
+        ("crash-fault", crash::fault),
+        ("crash-stack", crash::stack),
+        ("refusal-memory", refusals::memory),
+        ("refusal-no-svm", refusals::no_svm),
+        ("refusal-no-nested-paging", refusals::no_nested_paging),
+        ("refusal-no-local-apic", refusals::no_local_apic),
+        ("refusal-no-long-mode", refusals::no_long_mode),
+        ("refusal-no-module", refusals::no_module),
+        ("refusal-not-a-blob", refusals::not_a_blob),
+        ("refusal-damaged", refusals::damaged),
+        ("refusal-truncated", refusals::truncated),
+        ("refusal-overlong", refusals::overlong),
+        ("refusal-unknown-version", refusals::unknown_version),
+        ("refusal-duplicate-names", refusals::duplicate_names),
+        ("refusal-overcommitted", refusals::overcommitted),
+        ("refusal-not-a-kernel", refusals::not_a_kernel),
+        ("refusal-screen", refusals::screen),
+    ])
 }
