@@ -1,11 +1,12 @@
 //! Entry point for fuzz targets and property tests: a host made of bytes, and a guest that does what the bytes say.
 
+use caisson_types::{Gpa, GuestMemory, MemoryError, SliceMemory};
 use caisson_x86::{Efer, msr};
 
 use crate::cpuid::{CpuidSetup, CpuidTable, Dynamic, HostCaps, Paravirt, Topology};
 use crate::limits::{Cr0Context, Cr4Context};
 use crate::msr::{MsrClass, check_hardware};
-use crate::pvclock::ClockParameters;
+use crate::pvclock::{ClockParameters, TimeInfo, WallClock, enabled_address, wall_clock_address};
 use crate::{CpuidResult, MsrSetup, MsrState};
 
 /// Bytes to draw numbers from; zeros once they are used up.
@@ -102,6 +103,7 @@ pub fn drive(data: &[u8]) {
                     vcpu.xcr0 = value;
                 }
                 clock(source.u64(), value);
+                publish(value, source.u64(), source.u32());
             }
         }
     }
@@ -151,6 +153,32 @@ fn clock(hz: u64, ns: u64) {
     let parameters = ClockParameters::from_tsc_hz(hz);
     let tick = parameters.ns_to_tsc(ns);
     assert!(tick == u64::MAX || parameters.tsc_to_ns(tick) >= ns, "a timer at {ns} ns would be early");
+}
+
+/// A guest's structures at an address that the guest chooses, in two pages of RAM that hold `before`.
+fn publish(address: u64, tsc: u64, before: u32) {
+    let mut ram = [0; 0x2000];
+    let memory = SliceMemory::new(&mut ram);
+    let parameters = ClockParameters::from_tsc_hz(tsc);
+    let versions = |at: Gpa, publish: &dyn Fn() -> Result<(), MemoryError>| {
+        let _ = memory.write_u32(at, before);
+        if publish().is_ok() {
+            let after = memory.read_u32(at).unwrap_or(1);
+            assert!(after & 1 == 0 && after != before, "version {before:#x} became {after:#x}");
+        }
+    };
+    // Near the RAM's start more often than anywhere.
+    let address = if tsc & 1 == 0 { address & 0x2fff } else { address };
+    if let Ok(Some(at)) = enabled_address(address) {
+        let time = TimeInfo::new(&parameters, tsc);
+        versions(at, &|| time.publish(&memory, at));
+        assert_eq!(time.time_at(tsc), 0);
+    }
+    if let Ok(at) = wall_clock_address(address) {
+        let clock = WallClock::from_nanos(tsc);
+        assert!(clock.nanoseconds < 1_000_000_000);
+        versions(at, &|| clock.publish(&memory, at));
+    }
 }
 
 #[cfg(test)]
