@@ -5,6 +5,7 @@ use caisson_hwvirt::{Direction, IoExit, NestedFault, VcpuState};
 use caisson_types::{Gpa, GuestMemory, Gva, SliceMemory};
 use caisson_x86::{Attributes, Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentRegister};
 
+use crate::cr::{CrAccess, operand, set_operand};
 use crate::testing::FakeVcpu;
 use crate::{
     Access, AccessKind, Done, IoBus, LengthError, MmioBus, Opcode, PagingFeatures, STRING_BOUND, StepError,
@@ -116,7 +117,9 @@ pub fn drive(data: &[u8]) {
         _ => assert_eq!(copy.rip, vcpu.rip),
     }
     let before = vcpu.clone();
-    let _ = decode_cr(&mut vcpu, &memory, &features);
+    if let Ok((access, _)) = decode_cr(&mut vcpu, &memory, &features) {
+        check_cr(access, &vcpu);
+    }
     let _ = decode_dr(&vcpu, &memory, &features);
     assert_eq!(vcpu, before);
 }
@@ -159,6 +162,20 @@ fn check_step(vcpu: &FakeVcpu, memory: &SliceMemory<'_>, fault: NestedFault, fea
     }
     // Two operands, each of two parts of at most four pieces, an element.
     assert!(bus.accesses <= STRING_BOUND * 16);
+}
+
+fn check_cr(access: CrAccess, vcpu: &FakeVcpu) {
+    let (cr0, cr4) = (access.new_cr0(vcpu), access.new_cr4(vcpu));
+    assert!(cr0.is_none() || cr4.is_none());
+    if let CrAccess::Read { gpr, .. } = access {
+        assert_eq!((cr0, cr4), (None, None));
+        let mut after = vcpu.clone();
+        set_operand(&mut after, gpr, u64::MAX);
+        assert!(matches!(operand(&after, gpr), u64::MAX | 0xffff_ffff));
+    }
+    if let (CrAccess::Lmsw(_), Some(cr0)) = (access, cr0) {
+        assert!(cr0 & Cr0::PE.bits() >= vcpu.cr0() & Cr0::PE.bits(), "LMSW left protected mode");
+    }
 }
 
 const OPCODES: [Opcode; 16] = [
