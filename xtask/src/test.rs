@@ -178,11 +178,15 @@ fn counted(command: &mut Command, name: &str, report: &mut Report) -> Result<()>
     Ok(())
 }
 
-/// The counts in a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`.
+/// The counts in a line such as `test result: ok. 3 passed; 0 failed; 0 ignored; …`, or in the last line of the
+/// whole-machine tests, `3 passed, 0 failed`.
 fn result_line(line: &str) -> Option<(usize, usize)> {
-    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let counts = match line.strip_prefix("test result: ") {
+        Some(result) => result.split_once(". ")?.1,
+        None => line,
+    };
     let count = |word: &str| {
-        counts.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<usize>().ok())
+        counts.split([';', ',']).find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<usize>().ok())
     };
     Some((count("passed")?, count("failed")?))
 }
@@ -220,6 +224,8 @@ mod tests {
             "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.01s";
         assert_eq!(result_line(line), Some((12, 0)));
         assert_eq!(result_line("test result: FAILED. 1 passed; 2 failed; 0 ignored"), Some((1, 2)));
+        assert_eq!(result_line("10 passed, 3 failed"), Some((10, 3)));
+        assert_eq!(result_line("10 passed, some failed"), None);
         assert_eq!(result_line("test a ... ok"), None);
         assert_eq!(result_line("test result: ok. passed"), None);
     }
