@@ -68,6 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Software {
     /// Requested and not delivered.
     expected: VectorSet,
+    /// Requested again after the local APIC had handed the first request over, and before its delivery.
+    again: VectorSet,
     /// The handlers that it is in, innermost last.
     handlers: Vec<Event>,
     /// An NMI was sent and none delivered since.
@@ -75,11 +77,25 @@ struct Software {
 }
 
 impl Software {
+    /// Notes that `vector` is requested.
+    fn request(&mut self, m: &Machine<'_>, index: usize, vector: u8) {
+        if m.vcpus[index].postponed == Some(vector) {
+            self.again.insert(vector);
+        } else {
+            self.expected.insert(vector);
+        }
+    }
+
     /// Notes what was delivered.
     fn take(&mut self, m: &mut Machine<'_>, index: usize) {
         for event in m.delivered(index) {
             match event {
-                Event::Interrupt(vector) => assert!(self.expected.remove(vector), "{vector:#x} came twice"),
+                Event::Interrupt(vector) => {
+                    assert!(self.expected.remove(vector), "{vector:#x} came twice");
+                    if self.again.remove(vector) {
+                        self.expected.insert(vector);
+                    }
+                }
                 Event::Nmi => self.nmi = false,
                 _ => {}
             }
@@ -124,15 +140,15 @@ fn play(m: &mut Machine<'_>, software: &mut [Software; 2], step: Step) {
     let running = |m: &Machine<'_>, index: usize| m.vcpus[index].run_state() == RunState::Running;
     match step {
         Step::Post(to, vector) => {
-            software[to].expected.insert(vector);
+            software[to].request(m, to, vector);
             let _ = m.domain.mailbox(to).post_vector(vector, TriggerMode::Edge);
         }
         Step::Ipi(from, to, vector) if running(m, from) => {
-            software[to].expected.insert(vector);
+            software[to].request(m, to, vector);
             m.wrmsr(from, 0x830, (to as u64) << 32 | u64::from(vector)).resumes();
         }
         Step::SelfIpi(index, vector) if running(m, index) => {
-            software[index].expected.insert(vector);
+            software[index].request(m, index, vector);
             m.wrmsr(index, 0x83f, u64::from(vector)).resumes();
         }
         Step::Nmi(to) => {
