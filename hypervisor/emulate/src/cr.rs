@@ -68,6 +68,15 @@ impl CrAccess {
             _ => None,
         }
     }
+
+    /// The value that the guest wants in CR8, unchecked, or `None` where CR8 is not written.
+    #[must_use]
+    pub fn new_cr8(self, state: &impl VcpuState) -> Option<u64> {
+        match self {
+            Self::Write { register: 8, gpr } => Some(operand(state, gpr)),
+            _ => None,
+        }
+    }
 }
 
 /// What an instruction does to a debug register.

@@ -93,6 +93,8 @@ pub enum Exit {
     WriteCr4(Option<Gpr>),
     /// A write to CR0 that the policy wants to see.
     WriteCr0(Option<Gpr>),
+    /// A write to CR8: while an interrupt waits for it, or where the hardware does not keep it for the guest.
+    WriteCr8(Option<Gpr>),
     /// A debug register, while the guest's are not loaded.
     Debug(DebugAccess),
     /// XSETBV.

@@ -36,6 +36,7 @@ pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
         ExitCode::IRET => Exit::NmiWindow,
         ExitCode::CR4_WRITE => Exit::WriteCr4(decode_gpr(raw, features)),
         ExitCode::CR0_WRITE | ExitCode::CR0_SELECTIVE_WRITE => Exit::WriteCr0(decode_gpr(raw, features)),
+        ExitCode::CR8_WRITE => Exit::WriteCr8(decode_gpr(raw, features)),
         ExitCode(code @ 0x20..=0x3f) => Exit::Debug(DebugAccess {
             register: (code & 15) as u8,
             write: code >= ExitCode::DR0_WRITE.0,
@@ -172,6 +173,7 @@ mod tests {
             ),
             (raw(0x14, 1 << 63 | 3, 0), ASSISTS, Exit::WriteCr4(Some(Gpr::Rbx))),
             (raw(0x14, 0, 0), NONE, Exit::WriteCr4(None)),
+            (raw(0x18, 1 << 63 | 1, 0), ASSISTS, Exit::WriteCr8(Some(Gpr::Rcx))),
             (raw(0x37, 2, 0), NONE, Exit::Debug(DebugAccess { register: 7, write: true, gpr: None })),
             (raw(0x4e, 2, 0x55), NONE, Exit::Exception { vector: 14, error_code: 2, address: 0x55 }),
             (raw(0x60, 0, 0), NONE, Exit::ExternalInterrupt),

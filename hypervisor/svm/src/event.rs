@@ -4,7 +4,7 @@ use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::svm::{EventInjection, EventKind, Intercepts};
 use caisson_x86::{Cr0, Exception, ExceptionKind, Rflags};
 
-use crate::vcpu::{SvmVcpu, V_INTR_MASKING};
+use crate::vcpu::{INTERCEPTED_CR, SvmVcpu, V_INTR_MASKING};
 
 /// Fields of the virtual-interrupt word (appendix B). A pending virtual interrupt whose intercept is set exits when the
 /// guest could take it: that is the interrupt window.
@@ -13,6 +13,8 @@ const V_INTR_PRIO_SHIFT: u32 = 16;
 const V_INTR_PRIO: u64 = 0xf << V_INTR_PRIO_SHIFT;
 const V_IGN_TPR: u64 = 1 << 20;
 const V_INTR_VECTOR: u64 = 0xff << 32;
+/// Intercept of writes to CR8.
+const CR8_WRITE: u32 = 1 << (16 + 8);
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 /// What the CPU does not keep of NMIs: it delivers one that is injected, and forgets.
@@ -35,6 +37,7 @@ impl SvmVcpu {
     pub(crate) fn cancel_events(&mut self) {
         self.vmcb.set_event_injection(EventInjection::NONE);
         self.vmcb.set_virtual_interrupt(V_INTR_MASKING);
+        self.vmcb.set_intercept_cr(INTERCEPTED_CR);
         self.nmi = NmiState::default();
         let intercepts = self.vmcb.intercepts() - Intercepts::VINTR - Intercepts::IRET;
         self.vmcb.set_intercepts(intercepts);
@@ -91,13 +94,21 @@ impl SvmVcpu {
         }
     }
 
+    /// Asks for the exit at which the guest can take an interrupt: that of a virtual interrupt, or that of a write to
+    /// CR8 where the task priority holds it back.
+    ///
+    /// The CPU could compare priorities itself, but not every one does as section 15.21.4 says: QEMU's emulated one takes
+    /// an interrupt of the same priority, and aborts when a guest writes CR8 while a virtual interrupt is pending.
     pub(crate) fn set_window(&mut self, window: InterruptWindow) {
         let intercepts = self.vmcb.intercepts();
         let request = match window {
-            InterruptWindow::Closed => 0,
+            InterruptWindow::Closed | InterruptWindow::Above(_) => 0,
             InterruptWindow::Any => V_IRQ | V_INTR_PRIO | V_IGN_TPR,
-            InterruptWindow::Above(class) => V_IRQ | u64::from(class & 15) << V_INTR_PRIO_SHIFT,
         };
+        let cr = INTERCEPTED_CR | if window == InterruptWindow::Closed { 0 } else { CR8_WRITE };
+        if self.vmcb.intercept_cr() != cr {
+            self.vmcb.set_intercept_cr(cr);
+        }
         if request == 0 && !intercepts.contains(Intercepts::VINTR) {
             return;
         }

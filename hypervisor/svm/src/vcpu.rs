@@ -42,7 +42,7 @@ const INTERCEPTS: Intercepts = Intercepts::INTR
 /// #DB and #AC can be raised without end while they are delivered (CVE-2015-8104, CVE-2015-5307), #MC is the host's.
 const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// CR4 writes.
-const INTERCEPTED_CR: u32 = 1 << (16 + 4);
+pub(crate) const INTERCEPTED_CR: u32 = 1 << (16 + 4);
 /// Every debug register, until the guest's are loaded.
 pub(crate) const INTERCEPTED_DR: u32 = u32::MAX;
 /// PAUSEs before an exit, where the CPU counts them, and cycles that start the count again.

@@ -76,6 +76,24 @@ impl<V: Vcpu> VirtualCpu<V> {
         Outcome::Resume
     }
 
+    /// A write to CR8, which may let a waiting interrupt in.
+    #[inline(never)]
+    pub(super) fn write_cr8<M: GuestMemory>(&mut self, domain: &Domain<M>, gpr: Option<Gpr>) -> Outcome {
+        let (access, next) = match self.control_access(domain, 8, gpr) {
+            Ok(access) => access,
+            Err(outcome) => return outcome,
+        };
+        if let Some(value) = access.new_cr8(&self.hw) {
+            if value > 15 {
+                return self.raise(Exception::GENERAL_PROTECTION);
+            }
+            self.hw.set_cr8(value as u8);
+            self.attention = true;
+        }
+        self.hw.advance_to(next);
+        Outcome::Resume
+    }
+
     /// XSETBV (SDM vol. 2): ring 0, register 0, and a value that the policy has.
     #[inline(never)]
     pub(super) fn xsetbv<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {

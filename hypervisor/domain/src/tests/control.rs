@@ -38,6 +38,20 @@ fn cr4_takes_what_the_policy_has() {
 }
 
 #[test]
+fn cr8_takes_four_bits_and_lets_interrupts_in() {
+    with(1, |m| {
+        for (value, want, raised) in [(9, 9, None), (0, 0, None), (16, 0, PROTECTION)] {
+            m.hw().set_rip(CODE);
+            m.hw().set_gpr(Gpr::Rbx, value);
+            m.hw().ends_after(4);
+            assert_eq!(m.answer(0, Exit::WriteCr8(Some(Gpr::Rbx))), Outcome::Resume);
+            assert_eq!((m.hw().cr8, m.hw().injected.take()), (want, raised));
+            assert_eq!(m.hw().rip(), if raised.is_none() { CODE + 4 } else { CODE });
+        }
+    });
+}
+
+#[test]
 fn another_instruction_in_the_place_of_a_control_write() {
     with(1, |m| {
         m.code(0, &[0x90; 15]);

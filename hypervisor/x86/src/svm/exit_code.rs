@@ -11,6 +11,7 @@ impl ExitCode {
     pub const CR15_READ: Self = Self(0x0f);
     pub const CR0_WRITE: Self = Self(0x10);
     pub const CR4_WRITE: Self = Self(0x14);
+    pub const CR8_WRITE: Self = Self(0x18);
     pub const CR15_WRITE: Self = Self(0x1f);
     pub const DR0_READ: Self = Self(0x20);
     pub const DR15_READ: Self = Self(0x2f);
