@@ -173,12 +173,13 @@ impl Console {
     }
 
     fn send(&mut self) {
-        while let Some(&byte) = self.output.front() {
-            if !serial::try_write(byte) {
+        while !self.output.is_empty() {
+            let sent = serial::try_write(self.output.as_slices().0);
+            if sent == 0 {
                 serial::interrupt_when_sent(true);
                 return;
             }
-            self.output.pop_front();
+            self.output.drain(..sent);
         }
         serial::interrupt_when_sent(false);
     }

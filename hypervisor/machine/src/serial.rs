@@ -34,10 +34,11 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-/// Writes a byte if the line takes it at once; where there is no line it takes everything.
+/// Writes as many of `bytes` as the line takes at once (an empty transmitter takes a FIFO of them), and answers how many;
+/// where there is no line it takes everything.
 #[must_use]
-pub fn try_write(byte: u8) -> bool {
-    PORT.lock().as_mut().is_none_or(|uart| uart.try_send_byte(byte).is_ok())
+pub fn try_write(bytes: &[u8]) -> usize {
+    PORT.lock().as_mut().map_or(bytes.len(), |uart| uart.send_bytes(bytes))
 }
 
 /// Makes the UART interrupt when it can take more output, or no longer.
