@@ -5,6 +5,7 @@ use spin::Once;
 use crate::acpi::Platform;
 use crate::cpu::{halt_forever, outb, outw};
 use crate::exit_device::ExitDevice;
+use crate::serial;
 
 /// How a run ended, by the codes that a test's [`ExitDevice`] reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +36,7 @@ pub fn init(platform: &Platform, exit_device: Option<ExitDevice>) {
 /// Ends the run. With an exit device the result goes there. Otherwise a run that ended well turns the machine off, and
 /// one that did not leaves it halted, so that a person can read why.
 pub fn finish(result: RunResult) -> ! {
+    serial::flush();
     if let Some(device) = WAYS.get().and_then(|w| w.exit_device) {
         device.end(result);
     }
