@@ -6,6 +6,7 @@ use std::{fs::OpenOptions, time::Duration};
 use serde_json::{Value, json};
 
 use crate::{
+    emulator::VTX,
     error::{Error, Result},
     paths::Workspace,
     qemu::{Accelerator, Qemu},
@@ -25,7 +26,7 @@ pub enum Choice {
 }
 
 /// The CPU's ways of virtualisation, by QEMU's names, that Caisson can run on.
-const USABLE: &[&str] = &["svm"];
+const USABLE: &[&str] = if VTX { &["svm", "vmx"] } else { &["svm"] };
 
 /// What KVM on this host gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,9 +121,10 @@ mod tests {
     #[test]
     fn only_nested_virtualisation_that_caisson_uses_counts() {
         assert_eq!(judge(&json!({ "svm": true })), Kvm::Offers("svm"));
-        assert!(
-            matches!(judge(&json!({ "vmx": true, "svm": false })), Kvm::Useless(why) if why.contains("VMX"))
-        );
+        match judge(&json!({ "vmx": true, "svm": false })) {
+            Kvm::Offers(feature) => assert!(VTX && feature == "vmx"),
+            Kvm::Useless(why) => assert!(!VTX && why.contains("VMX")),
+        }
         assert!(matches!(judge(&json!({ "svm": false })), Kvm::Useless(_)));
         assert!(matches!(judge(&Value::Null), Kvm::Useless(_)));
     }

@@ -15,6 +15,7 @@ use caisson_config::source::parse_toml;
 use crate::{
     cargo,
     cli::BenchArgs,
+    emulator::{Kind, Running},
     error::{Error, Result},
     images::Images,
     outcome::Outcome,
@@ -138,7 +139,7 @@ fn under_caisson(images: &Images, what: &str, guest: &str) -> Result<String> {
     let config = parse_toml(&text, "bench").map_err(|error| Error::Failed(error.to_string()))?;
     let blob = images.blob(&config, images.workspace().root())?;
     let slot = format!("bench-{}.iso", what.replace(' ', "-"));
-    let iso = images.iso(&blob, &run::boot_words(""), images.workspace().dir("isos")?.join(slot))?;
+    let iso = images.iso(&blob, &Kind::Qemu.boot_words(""), images.workspace().dir("isos")?.join(slot))?;
     let memory =
         run::machine_memory_mib(config.domains.iter().map(|domain| domain.memory).sum(), blob.len() as u64);
     exact(images, what, memory, Boot::Iso(iso), Outcome::Clean)
@@ -150,7 +151,7 @@ fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Out
     let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
     let machine =
         Machine { exact: true, ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory.clone()) };
-    let (printed, outcome) = machine.start()?.collect(LIMIT)?;
+    let (printed, outcome) = Running::Qemu(machine.start()?).collect(LIMIT)?;
     // Nothing of it is wanted any more, and nothing depends on its going.
     let _ = std::fs::remove_dir_all(directory);
     if outcome != expected {

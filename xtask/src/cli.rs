@@ -18,7 +18,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Set everything up, build, boot in QEMU, and give the guest's console
+    /// Set everything up, build, boot in an emulator, and give the guest's console
     Run(RunArgs),
     /// Run all tests: host tests, then whole-machine tests
     Test(TestArgs),
@@ -78,7 +78,7 @@ pub struct RunArgs {
     /// No console: print what the machine prints, and exit with the guests' result
     #[arg(long)]
     pub headless: bool,
-    /// Time limit, like 90, 90s or 5m [default: 300s with --headless, otherwise none]
+    /// Time limit, like 90, 90s or 5m [default: 300s with --headless, 1800s on Bochs; otherwise none]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub timeout: Option<Duration>,
     /// Leave the run's logs under target/caisson/runs, also when it succeeds
@@ -89,21 +89,45 @@ pub struct RunArgs {
 /// The emulated machine.
 #[derive(Debug, Args)]
 pub struct MachineArgs {
-    /// Accelerator; auto takes KVM where it works and offers nested virtualisation
+    /// Emulator: QEMU (AMD-V, or the host's CPU by KVM) or Bochs (Intel VT-x)
+    #[arg(long, value_enum, default_value_t)]
+    pub machine: MachineArg,
+    /// QEMU's accelerator; auto takes KVM where it works and offers nested virtualisation
     #[arg(long, value_enum, default_value_t)]
     pub accel: AccelArg,
-    /// QEMU's CPU model [default: host on KVM, EPYC,-monitor on TCG]
+    /// The emulator's CPU model [default: host on KVM, EPYC,-monitor on TCG, corei7_haswell_4770 on Bochs]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
     /// Memory of the machine [default: what the guests and Caisson need]
     #[arg(long, value_name = "SIZE")]
     pub machine_memory: Option<Size>,
-    /// What starts the loader
+    /// What starts the loader; Bochs has only BIOS
     #[arg(long, value_enum, default_value_t)]
     pub firmware: FirmwareArg,
     /// One more argument for QEMU; may be given again
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub qemu_arg: Vec<String>,
+}
+
+/// Emulators by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MachineArg {
+    /// QEMU
+    #[default]
+    Qemu,
+    /// Bochs
+    Bochs,
+}
+
+/// Emulators whose tests are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TestMachineArg {
+    /// QEMU
+    Qemu,
+    /// Bochs
+    Bochs,
+    /// Both
+    All,
 }
 
 /// Accelerators by name.
@@ -137,6 +161,9 @@ pub struct TestArgs {
     /// Only the whole-machine tests
     #[arg(long)]
     pub machine_only: bool,
+    /// Emulators of the whole-machine tests [default: all that Caisson runs guests on]
+    #[arg(long, value_enum)]
+    pub machine: Option<TestMachineArg>,
     /// Only tests whose name contains this
     pub filter: Option<String>,
 }

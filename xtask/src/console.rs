@@ -20,9 +20,10 @@ use rustix::{
 };
 
 use crate::{
+    emulator::Running,
     error::{Context, Error, Result},
     outcome::Outcome,
-    qemu::Qemu,
+    serial::Serial,
 };
 
 /// Ctrl-A.
@@ -113,11 +114,11 @@ fn signals() -> Result<UnixStream> {
 /// goes to standard output and into `log`.
 ///
 /// # Errors
-/// When the person interrupts, or the system fails us. QEMU is ended in every case.
-pub fn attach(qemu: &mut Qemu, input: Input, limit: Option<Duration>, log: File) -> Result<Outcome> {
+/// When the person interrupts, or the system fails us. The machine is ended in every case.
+pub fn attach(machine: &mut Running, input: Input, limit: Option<Duration>, log: File) -> Result<Outcome> {
     let raw =
         if input == Input::Keyboard && io::stdin().is_terminal() { Some(RawMode::enter()?) } else { None };
-    let mut session = Session::new(qemu, input, log)?;
+    let mut session = Session::new(machine, input, log)?;
     let deadline = limit.map(|limit| (Instant::now() + limit, limit));
     let ended = session.relay(deadline);
     let unfinished_line = session.unfinished_line;
@@ -128,19 +129,19 @@ pub fn attach(qemu: &mut Qemu, input: Input, limit: Option<Duration>, log: File)
     }
     match ended {
         Ok(Some(outcome)) => {
-            qemu.kill();
+            machine.kill();
             Ok(outcome)
         }
-        Ok(None) => Ok(Outcome::of(qemu.wait_closing()?)),
+        Ok(None) => machine.end(),
         Err(error) => {
-            qemu.kill();
+            machine.kill();
             Err(error)
         }
     }
 }
 
 struct Session {
-    serial: UnixStream,
+    serial: Serial,
     signals: UnixStream,
     log: File,
     keys: Keys,
@@ -150,8 +151,8 @@ struct Session {
 }
 
 impl Session {
-    fn new(qemu: &Qemu, input: Input, log: File) -> Result<Self> {
-        let serial = qemu.serial().try_clone().cannot(|| "duplicate a socket".to_owned())?;
+    fn new(machine: &Running, input: Input, log: File) -> Result<Self> {
+        let serial = machine.serial().try_clone().cannot(|| "duplicate a socket".to_owned())?;
         serial.set_nonblocking(true).cannot(|| "set up the serial line".to_owned())?;
         Ok(Self {
             serial,
@@ -211,7 +212,7 @@ impl Session {
     /// Shows what the machine printed; false at its end.
     fn print(&mut self) -> Result<bool> {
         let mut buffer = [0; 16 << 10];
-        let length = match self.serial.read(&mut buffer) {
+        let length = match (&self.serial).read(&mut buffer) {
             Ok(0) => return Ok(false),
             Ok(length) => length,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -250,7 +251,7 @@ impl Session {
     /// Sends as much of the pending keys as the machine takes.
     fn send(&mut self) -> Result<()> {
         while !self.pending.is_empty() {
-            match self.serial.write(&self.pending) {
+            match (&self.serial).write(&self.pending) {
                 Ok(0) => break,
                 Ok(sent) => {
                     self.pending.drain(..sent);

@@ -1,7 +1,8 @@
 //! How a machine run ends, and what the front door's exit code says about it.
 //!
-//! Caisson gets the boot word `exit=isa-debug:0xf4`, behind which QEMU's `isa-debug-exit` device listens: writing `r` ends
-//! QEMU with exit code `(r << 1) | 1`. Caisson writes one of these when it is done:
+//! Caisson gets a boot word that names the emulator's way to end a run (see its `exit_device.rs`), and gives it one of
+//! these results when it is done. `exit=isa-debug:0xf4` is QEMU's `isa-debug-exit`: the result `r` ends QEMU with exit code
+//! `(r << 1) | 1`. How Bochs tells is in [`crate::bochs`].
 //!
 //! | `r` | QEMU's exit code | meaning | exit code of `cargo xtask run` |
 //! |--:|--:|---|--:|
@@ -10,12 +11,9 @@
 //! | 0x12 | 37 | Caisson refused to boot (configuration or hardware), and said why | 2 |
 //! | 0x13 | 39 | Caisson itself panicked, and left a crash record | 101 |
 //! | – | 0 | the machine reset or powered off without a result: a triple fault of Caisson's | 1 |
-//! | – | – | the time limit passed and QEMU was killed | 124 |
+//! | – | – | the time limit passed and the emulator was killed | 124 |
 
 use std::{fmt, os::unix::process::ExitStatusExt as _, process::ExitStatus, time::Duration};
-
-/// The I/O port of `isa-debug-exit`.
-pub const EXIT_PORT: u16 = 0xf4;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +28,9 @@ pub enum Outcome {
     Panicked,
     /// The machine was reset or powered off, and no result was given.
     NoResult,
-    /// QEMU ended with an exit code that is no result of Caisson's.
-    Qemu(i32),
-    /// QEMU was ended by a signal that is none of ours.
+    /// The emulator ended with an exit code that is no result of Caisson's.
+    Emulator(i32),
+    /// The emulator was ended by a signal that is none of ours.
     Signal(i32),
     /// The time limit passed.
     TimedOut(Duration),
@@ -46,12 +44,23 @@ impl Outcome {
     pub fn of(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
             (Some(0), _) => Self::NoResult,
-            (Some(33), _) => Self::Clean,
-            (Some(35), _) => Self::GuestFailed,
-            (Some(37), _) => Self::Refused,
-            (Some(39), _) => Self::Panicked,
-            (Some(code), _) => Self::Qemu(code),
+            (Some(code), _) => {
+                let result = u8::try_from(code >> 1).ok().filter(|_| code & 1 == 1);
+                result.and_then(Self::of_result).unwrap_or(Self::Emulator(code))
+            }
             (None, signal) => Self::Signal(signal.unwrap_or_default()),
+        }
+    }
+
+    /// The outcome that Caisson's result `code` means.
+    #[must_use]
+    pub fn of_result(code: u8) -> Option<Self> {
+        match code {
+            0x10 => Some(Self::Clean),
+            0x11 => Some(Self::GuestFailed),
+            0x12 => Some(Self::Refused),
+            0x13 => Some(Self::Panicked),
+            _ => None,
         }
     }
 
@@ -60,7 +69,7 @@ impl Outcome {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Clean | Self::Quit => 0,
-            Self::GuestFailed | Self::NoResult | Self::Qemu(_) | Self::Signal(_) => 1,
+            Self::GuestFailed | Self::NoResult | Self::Emulator(_) | Self::Signal(_) => 1,
             Self::Refused => 2,
             Self::Panicked => 101,
             Self::TimedOut(_) => 124,
@@ -84,12 +93,16 @@ impl fmt::Display for Outcome {
             Self::NoResult => {
                 f.write_str("the machine reset without a result: most likely a triple fault in Caisson")
             }
-            Self::Qemu(code) => {
-                write!(f, "QEMU ended with exit code {code}, which is no result of Caisson's")
+            Self::Emulator(code) => {
+                write!(f, "the emulator ended with exit code {code}, which is no result of Caisson's")
             }
-            Self::Signal(signal) => write!(f, "QEMU was killed by signal {signal}"),
+            Self::Signal(signal) => write!(f, "the emulator was killed by signal {signal}"),
             Self::TimedOut(limit) => {
-                write!(f, "no end after {} s: QEMU was killed; --timeout sets another limit", limit.as_secs())
+                write!(
+                    f,
+                    "no end after {} s: the emulator was killed; --timeout sets another limit",
+                    limit.as_secs()
+                )
             }
             Self::Quit => f.write_str("ended from the keyboard"),
         }
@@ -120,7 +133,7 @@ mod tests {
     #[test]
     fn an_end_without_a_result_is_a_failure() {
         assert_eq!(exited(0), Outcome::NoResult);
-        assert_eq!(exited(1), Outcome::Qemu(1));
+        assert_eq!(exited(1), Outcome::Emulator(1));
         assert_eq!(Outcome::of(ExitStatus::from_raw(9)), Outcome::Signal(9));
         for outcome in [exited(0), exited(1), Outcome::Signal(9), Outcome::TimedOut(Duration::from_secs(1))] {
             assert!(!outcome.is_success());

@@ -1,28 +1,33 @@
-//! The emulated machine: its command line, and a QEMU process that never outlives its owner.
+//! QEMU: its command line, its process, its monitor.
 
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Read as _},
     os::{
         fd::{AsRawFd as _, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt as _},
+        unix::net::UnixStream,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 use crate::{
+    emulator::Process,
     error::{Context, Error, Result},
-    outcome::{EXIT_PORT, Outcome},
     qmp::Qmp,
+    serial::Serial,
     tools,
 };
 
 /// The emulator's program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Caisson's boot word that names QEMU's way to end a run, [`EXIT_DEVICE`].
+pub const EXIT_WORD: &str = "exit=isa-debug:0xf4";
+
+/// The device behind the port of [`EXIT_WORD`].
+const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=4";
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +129,7 @@ impl Machine {
         let memory = self.memory_mib.to_string();
         add(&["-machine", "q35", "-accel", self.accelerator.name(), "-cpu", &self.cpu, "-m", &memory]);
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        add(&["-device", &format!("isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4")]);
+        add(&["-device", EXIT_DEVICE]);
         if self.exact {
             add(&["-icount", "shift=0,sleep=off", "-seed", "1", "-rtc", "base=2026-01-01,clock=vm"]);
             add(&["-object", &format!("memory-backend-ram,id=ram,size={memory}M,prealloc=on")]);
@@ -191,8 +196,8 @@ fn escape_commas(path: &Path) -> OsString {
 /// A running QEMU. Dropping it kills the process; so does the end, of whatever kind, of the thread that started it.
 #[derive(Debug)]
 pub struct Qemu {
-    child: Child,
-    serial: UnixStream,
+    process: Process,
+    serial: Serial,
     monitor: Option<UnixStream>,
     messages: PathBuf,
 }
@@ -218,17 +223,14 @@ impl Qemu {
             .args(["-mon", "chardev=monitor,mode=control"])
             .stdin(Stdio::from(OwnedFd::from(serial_end)))
             .stdout(Stdio::from(OwnedFd::from(duplicate)))
-            .stderr(log)
-            // A Ctrl-C at the terminal is for us: we end QEMU in an orderly way.
-            .process_group(0);
-        bind_to_parent(&mut command, monitor_end.into());
-        let child = command.spawn().cannot(|| format!("start {PROGRAM}"))?;
-        Ok(Self { child, serial, monitor: Some(monitor), messages })
+            .stderr(log);
+        let process = Process::start(command, Some(monitor_end.into()), "QEMU")?;
+        Ok(Self { process, serial: Serial::Pair(serial), monitor: Some(monitor), messages })
     }
 
     /// The first serial port.
     #[must_use]
-    pub fn serial(&self) -> &UnixStream {
+    pub fn serial(&self) -> &Serial {
         &self.serial
     }
 
@@ -242,62 +244,17 @@ impl Qemu {
         Qmp::greet(stream, Duration::from_secs(10))
     }
 
-    /// Reads all that the machine prints until it ends, and how it ended. At the limit it is killed.
-    ///
-    /// # Errors
-    /// When the system fails us.
-    pub fn collect(mut self, limit: Duration) -> Result<(String, Outcome)> {
-        let deadline = Instant::now() + limit;
-        let (mut printed, mut buffer) = (Vec::new(), [0; 4096]);
-        let outcome = loop {
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
-            else {
-                break Outcome::TimedOut(limit);
-            };
-            self.serial.set_read_timeout(Some(left)).cannot(|| "set up the serial line".to_owned())?;
-            match self.serial.read(&mut buffer) {
-                Ok(0) => break Outcome::of(self.wait_closing()?),
-                Ok(length) => printed.extend_from_slice(buffer.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    break Outcome::of(self.wait_closing()?);
-                }
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
-            }
-        };
-        Ok((String::from_utf8_lossy(&printed).into_owned(), outcome))
-    }
-
-    /// How it ended, when it has.
-    ///
-    /// # Errors
-    /// When the system does not tell.
-    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().cannot(|| "wait for QEMU".to_owned())
-    }
-
     /// Waits for its end, which is near: the serial port is closed already. One that lingers is killed.
     ///
     /// # Errors
     /// When the system does not tell.
     pub fn wait_closing(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < deadline {
-            if let Some(status) = self.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        self.kill();
-        self.child.wait().cannot(|| "wait for QEMU".to_owned())
+        self.process.wait_closing()
     }
 
     /// Ends it now.
     pub fn kill(&mut self) {
-        // It may have ended by itself; either way it is gone afterwards.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
     }
 
     /// What QEMU itself complained about, without its remarks on CPU features that TCG leaves out.
@@ -307,32 +264,6 @@ impl Qemu {
         let lines: Vec<&str> =
             text.lines().filter(|line| !line.contains("TCG doesn't support requested feature")).collect();
         lines.join("\n")
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Has the child killed when its parent ends without a chance to clean up, and lets it inherit `keep`.
-fn bind_to_parent(command: &mut Command, keep: OwnedFd) {
-    let parent = rustix::process::getpid();
-    let prepare = move || -> io::Result<()> {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // The parent may have ended just before.
-        if rustix::process::getppid() != Some(parent) {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        }
-        rustix::io::fcntl_setfd(&keep, rustix::io::FdFlags::empty())?;
-        Ok(())
-    };
-    // SAFETY: between fork and exec only async-signal-safe code may run. The closure makes three system calls, and on
-    // failure an `io::Error` that needs no allocation; it takes no lock.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(prepare);
     }
 }
 

@@ -8,20 +8,21 @@ use std::{
 };
 
 use crate::{
-    accel,
-    cli::{AccelArg, FirmwareArg, ImageArgs, MachineArgs, RunArgs},
+    accel, bochs,
+    cli::{AccelArg, FirmwareArg, ImageArgs, MachineArg, MachineArgs, RunArgs},
     config,
     console::{self, Input},
-    error::{Context, Result},
+    emulator::{Kind, Running},
+    error::{Context, Error, Result},
     images::Images,
-    outcome::{EXIT_PORT, Outcome},
+    outcome::Outcome,
     paths::{Workspace, prune},
     qemu::{Boot, Firmware, Machine},
     size::MIB,
     stamp, tools,
 };
 
-/// The limit of a headless run that sets none.
+/// The limit of a headless run that sets none, on QEMU.
 const HEADLESS_LIMIT: Duration = Duration::from_secs(300);
 
 /// How many ISOs, and logs of runs, are kept for long.
@@ -38,17 +39,59 @@ pub fn machine_memory_mib(guests: u64, blob: u64) -> u64 {
     bytes.div_ceil(64 * MIB).saturating_mul(64)
 }
 
-/// Caisson's boot words under QEMU: `exit` lets it end the run with a result (see [`crate::outcome`]).
+/// Caisson's boot words under QEMU.
 #[must_use]
 pub fn boot_words(more: &str) -> String {
-    format!("exit=isa-debug:{EXIT_PORT:#x} {more}").trim_end().to_owned()
+    Kind::Qemu.boot_words(more)
 }
 
-/// Builds the machine that the arguments describe.
+/// Which emulator the arguments ask for.
 ///
 /// # Errors
-/// When the accelerator that was asked for is of no use.
-pub fn machine(
+/// When they ask for what only another one has.
+fn kind(args: &MachineArgs) -> Result<Kind> {
+    if args.machine == MachineArg::Qemu {
+        return Ok(Kind::Qemu);
+    }
+    let only_qemu = [
+        ("--accel", args.accel != AccelArg::Auto),
+        ("--firmware uefi", args.firmware == FirmwareArg::Uefi),
+        ("--qemu-arg", !args.qemu_arg.is_empty()),
+    ];
+    match only_qemu.iter().find(|(_, given)| *given) {
+        Some((option, _)) => {
+            Err(Error::Usage(format!("{option} is QEMU's: leave it away, or take --machine qemu")))
+        }
+        None => Ok(Kind::Bochs),
+    }
+}
+
+/// Starts the machine that the arguments describe.
+///
+/// # Errors
+/// When the accelerator that was asked for is of no use, or the emulator cannot be started.
+fn start(
+    workspace: &Workspace,
+    args: &MachineArgs,
+    kind: Kind,
+    memory_mib: u64,
+    iso: PathBuf,
+    directory: PathBuf,
+) -> Result<Running> {
+    match kind {
+        Kind::Qemu => Ok(Running::Qemu(qemu(workspace, args, memory_mib, iso, directory)?.start()?)),
+        Kind::Bochs => {
+            let mut machine = bochs::Machine::new(memory_mib, iso, directory);
+            if let Some(cpu) = &args.cpu {
+                machine.cpu.clone_from(cpu);
+            }
+            eprintln!("  machine: Bochs (emulated Intel VT-x), CPU model {}", machine.cpu);
+            Ok(Running::Bochs(machine.start()?))
+        }
+    }
+}
+
+fn qemu(
     workspace: &Workspace,
     args: &MachineArgs,
     memory_mib: u64,
@@ -82,12 +125,22 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let images = Images::new(workspace.clone());
     let mut config = config::load(workspace, &args.config.config)?;
     config.apply(&args.config.guest)?;
-    tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?;
+    let kind = kind(&args.machine)?;
+    match kind {
+        Kind::Qemu => tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?,
+        Kind::Bochs => tools::ensure(tools::for_bochs())?,
+    }
     if args.headless {
         config::without_a_person(&mut config.text);
     }
+    if kind == Kind::Bochs {
+        let hurried = bochs::hurry(&mut config.text);
+        if !hurried.is_empty() {
+            eprintln!("  {}", bochs::hurry_remark(&hurried));
+        }
+    }
     let blob = config.blob(&images)?;
-    let cmdline = boot_words(&args.config.hv_cmdline);
+    let cmdline = kind.boot_words(&args.config.hv_cmdline);
     let iso = images.iso(&blob, &cmdline, iso_path(workspace, args)?)?;
 
     let memory = match args.machine.machine_memory {
@@ -97,17 +150,16 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let runs = workspace.dir("runs")?;
     prune(&runs, KEPT);
     let directory = runs.join(std::process::id().to_string());
-    let machine = machine(workspace, &args.machine, memory, iso, directory.clone())?;
     if !args.headless {
         eprintln!("  Ctrl-A x quits, Ctrl-A c switches consoles, Ctrl-A a sends Ctrl-A");
     }
-    let mut qemu = machine.start()?;
+    let mut machine = start(workspace, &args.machine, kind, memory, iso, directory.clone())?;
     let log_path = directory.join("serial.log");
     let log = File::create(&log_path).cannot(|| format!("write {}", log_path.display()))?;
     let input = if args.headless { Input::None } else { Input::Keyboard };
-    let limit = args.timeout.or(args.headless.then_some(HEADLESS_LIMIT));
-    let outcome = console::attach(&mut qemu, input, limit, log)?;
-    let messages = qemu.messages();
+    let limit = args.timeout.or(args.headless.then_some(kind.limit(HEADLESS_LIMIT)));
+    let outcome = console::attach(&mut machine, input, limit, log)?;
+    let messages = machine.messages();
     if !outcome.is_success() && !messages.is_empty() {
         eprintln!("{messages}");
     }
@@ -121,7 +173,8 @@ fn iso_path(workspace: &Workspace, args: &RunArgs) -> Result<PathBuf> {
     let directory = workspace.dir("isos")?;
     // An ISO and its stamp each.
     prune(&directory, 2 * KEPT);
-    let slot = stamp::key([format!("{:?} {}", args.config, args.headless).as_bytes()]);
+    let slot =
+        stamp::key([format!("{:?} {:?} {}", args.config, args.machine.machine, args.headless).as_bytes()]);
     Ok(directory.join(format!("{}.iso", slot.get(..12).unwrap_or(&slot))))
 }
 
@@ -169,9 +222,23 @@ mod tests {
         assert!(machine_memory_mib(u64::MAX, u64::MAX) > 0);
     }
 
+    fn machine_args(words: &[&str]) -> MachineArgs {
+        use clap::Parser as _;
+        let words = ["xtask", "run"].iter().chain(words);
+        match crate::cli::Cli::parse_from(words).command {
+            crate::cli::Command::Run(args) => args.machine,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn the_exit_device_is_always_among_the_boot_words() {
-        assert_eq!(boot_words(""), "exit=isa-debug:0xf4");
-        assert_eq!(boot_words("log=debug"), "exit=isa-debug:0xf4 log=debug");
+    fn what_only_qemu_has_is_refused_for_bochs() {
+        assert_eq!(kind(&machine_args(&[])).unwrap(), Kind::Qemu);
+        assert_eq!(kind(&machine_args(&["--machine", "bochs", "--cpu", "tigerlake"])).unwrap(), Kind::Bochs);
+        for words in [["--accel", "tcg"], ["--firmware", "uefi"], ["--qemu-arg", "-S"]] {
+            assert_eq!(kind(&machine_args(&words)).unwrap(), Kind::Qemu);
+            let words = [["--machine", "bochs"], words].concat();
+            assert_eq!(kind(&machine_args(&words)).unwrap_err().exit_code(), 2);
+        }
     }
 }

@@ -43,6 +43,25 @@ pub static OVMF: Tool =
 /// Code images of OVMF, the first that exists is used; its variable store is named alike, with `VARS`.
 pub const OVMF_CODE: &[&str] = &["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_CODE.fd"];
 
+/// Bochs, with what its machine is made of.
+pub static BOCHS: &[Tool] = &[
+    program("bochs", "bochs-bin", "emulates Intel VT-x"),
+    Tool {
+        package: "bochs-term",
+        sign: Sign::AnyOf(&[
+            "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
+            "/usr/lib/bochs/plugins/libbx_term_gui.so",
+        ]),
+        purpose: "lets Bochs run without a screen",
+    },
+    Tool { package: "bochsbios", sign: Sign::AnyOf(&[BOCHS_BIOS]), purpose: "BIOS for Bochs" },
+    Tool { package: "vgabios", sign: Sign::AnyOf(&[BOCHS_VGA_BIOS]), purpose: "VGA BIOS for Bochs" },
+];
+/// Bochs's BIOS.
+pub const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
+/// Bochs's VGA BIOS.
+pub const BOCHS_VGA_BIOS: &str = "/usr/share/vgabios/vgabios.bin";
+
 /// What makes the bootable image.
 pub static IMAGE: &[Tool] = &[
     program("grub-common", "grub-mkrescue", "makes the bootable ISO"),
@@ -66,9 +85,14 @@ pub static PACKAGES: &[Tool] = &[
     program("dpkg", "dpkg-deb", "unpacks the guests' packages"),
 ];
 
-/// What a machine run stands on; at once, so that a person who has to install by hand types one command.
+/// What a run on QEMU stands on; at once, so that a person who has to install by hand types one command.
 pub fn for_run(uefi: bool) -> impl Iterator<Item = &'static Tool> {
     IMAGE.iter().chain([&QEMU]).chain(uefi.then_some(&OVMF))
+}
+
+/// What a run on Bochs stands on.
+pub fn for_bochs() -> impl Iterator<Item = &'static Tool> {
+    IMAGE.iter().chain(BOCHS)
 }
 
 /// How this process may install packages.
