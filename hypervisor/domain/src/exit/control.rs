@@ -90,7 +90,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.hw.set_cr8(value as u8);
             self.attention = true;
         }
-        self.hw.advance_to(next);
+        self.complete(next);
         Outcome::Resume
     }
 

@@ -118,10 +118,27 @@ fn hypercalls() {
 
 #[test]
 fn single_steps_trap_after_instructions_done_for_the_guest() {
-    let exits = [Exit::Cpuid, Exit::Hypercall, Exit::CacheFlush, Exit::Pause, Exit::Halt];
+    let exits = [
+        Exit::Cpuid,
+        Exit::Hypercall,
+        Exit::CacheFlush,
+        Exit::Pause,
+        Exit::Halt,
+        Exit::ReadMsr,
+        Exit::WriteMsr,
+        Exit::WriteCr0(Some(Gpr::Rbx)),
+        Exit::WriteCr4(Some(Gpr::Rbx)),
+        Exit::WriteCr8(Some(Gpr::Rbx)),
+        Exit::Xsetbv,
+    ];
     for exit in exits {
         with(1, |m| {
             m.hw().set_rflags((Rflags::FIXED | Rflags::TF).bits());
+            m.hw().set_gpr(Gpr::Rcx, if exit == Exit::Xsetbv { 0 } else { 0xc000_0082 });
+            m.hw().set_gpr(Gpr::Rax, 7);
+            if exit == Exit::Xsetbv {
+                m.hw().set_cr4(Cr4::OSXSAVE.bits());
+            }
             m.hw().ends_after(2);
             let _ = m.answer(0, exit);
             assert_eq!(m.hw().rip(), CODE + 2);

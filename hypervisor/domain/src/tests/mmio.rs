@@ -19,6 +19,12 @@ fn the_local_apics_page() {
         assert_eq!(m.hw().rip(), CODE + 5);
         m.store(0, 0xfee0_0080, 0x7f).resumes();
         assert_eq!((m.hw().cr8, m.load(0, 0xfee0_0080)), (7, 0x7f));
+        m.hw().cr8 = 9;
+        assert_eq!(
+            (m.load(0, 0xfee0_0080), m.load(0, 0xfee0_00a0)),
+            (0x90, 0x90),
+            "CR8 moves it without an exit"
+        );
     });
 }
 

@@ -12,10 +12,16 @@ use caisson_x86::{Rflags, msr};
 
 use super::with;
 use crate::testing::{Machine, Resumes};
-use crate::{Outcome, RunState};
+use crate::{Host, Outcome, RunState};
 
 /// PV EOI words of the vCPUs.
 const WORDS: [u64; 2] = [0x8000, 0x8100];
+
+/// The vector of vCPU 0's level-triggered pin, and the pin.
+const LEVEL: u8 = 0x25;
+const PIN: u8 = 18;
+/// The vector of the timers.
+const TIMER: u8 = 0x26;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -26,6 +32,12 @@ enum Step {
     /// A vCPU sends one to itself.
     SelfIpi(usize, u8),
     Nmi(usize),
+    /// The line of a device rises; its handler lowers it.
+    Line,
+    /// A TSC deadline that has passed already.
+    Passed(usize),
+    /// A TSC deadline that comes, and is noticed by the core or by the guest's look at it.
+    Deadline(usize, bool),
     Cli(usize),
     Sti(usize),
     Cr8(usize, u8),
@@ -44,12 +56,15 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let vcpu = 0..2_usize;
-    let vector = 0x20..=0xff_u8;
+    let vector = 0x30..=0xff_u8;
     prop_oneof![
         4 => (vcpu.clone(), vector.clone()).prop_map(|(to, vector)| Step::Post(to, vector)),
         3 => (vcpu.clone(), vcpu.clone(), vector.clone()).prop_map(|(from, to, v)| Step::Ipi(from, to, v)),
         2 => (vcpu.clone(), vector).prop_map(|(vcpu, vector)| Step::SelfIpi(vcpu, vector)),
         1 => vcpu.clone().prop_map(Step::Nmi),
+        2 => Just(Step::Line),
+        1 => vcpu.clone().prop_map(Step::Passed),
+        1 => (vcpu.clone(), any::<bool>()).prop_map(|(vcpu, core)| Step::Deadline(vcpu, core)),
         2 => vcpu.clone().prop_map(Step::Cli),
         3 => vcpu.clone().prop_map(Step::Sti),
         2 => (vcpu.clone(), 0..16_u8).prop_map(|(vcpu, priority)| Step::Cr8(vcpu, priority)),
@@ -95,6 +110,9 @@ impl Software {
                     if self.again.remove(vector) {
                         self.expected.insert(vector);
                     }
+                    if vector == LEVEL {
+                        line(m, false);
+                    }
                 }
                 Event::Nmi => self.nmi = false,
                 _ => {}
@@ -120,6 +138,15 @@ impl Software {
     }
 }
 
+/// Drives the device's line.
+fn line(m: &mut Machine<'_>, level: bool) {
+    let mut chipset = m.domain.chipset();
+    chipset.set_irq(PIN, level);
+    let wake = m.domain.settle(&mut chipset);
+    drop(chipset);
+    m.host.wake(wake);
+}
+
 /// Both vCPUs up, in x2APIC mode, with PV EOI on the first and on the second where `paravirtual`.
 fn boot(m: &mut Machine<'_>, paravirtual: bool) {
     m.x2apic(0);
@@ -132,8 +159,12 @@ fn boot(m: &mut Machine<'_>, paravirtual: bool) {
         if paravirtual || index == 0 {
             m.wrmsr(index, msr::KVM_PV_EOI_EN, word | 1).resumes();
         }
+        m.wrmsr(index, 0x832, 2 << 17 | u64::from(TIMER)).resumes();
         m.interrupts(index, true);
     }
+    m.store(0, 0xfec0_0000, 0x10 + 2 * u32::from(PIN)).resumes();
+    m.store(0, 0xfec0_0010, 0x8000 | u32::from(LEVEL)).resumes();
+    m.pass(1000);
 }
 
 fn play(m: &mut Machine<'_>, software: &mut [Software; 2], step: Step) {
@@ -154,6 +185,25 @@ fn play(m: &mut Machine<'_>, software: &mut [Software; 2], step: Step) {
         Step::Nmi(to) => {
             software[to].nmi = true;
             let _ = m.domain.mailbox(to).post_nmi();
+        }
+        Step::Line if !software[0].expected.contains(LEVEL) => {
+            software[0].request(m, 0, LEVEL);
+            line(m, true);
+        }
+        Step::Passed(index) if running(m, index) => {
+            software[index].request(m, index, TIMER);
+            m.wrmsr(index, msr::TSC_DEADLINE, 1).resumes();
+        }
+        Step::Deadline(index, core) if running(m, index) => {
+            let tsc = m.rdmsr(index, msr::TSC);
+            m.wrmsr(index, msr::TSC_DEADLINE, tsc + 100).resumes();
+            m.pass(100);
+            software[index].request(m, index, TIMER);
+            if core {
+                m.timers();
+            } else {
+                assert_eq!(m.rdmsr(index, msr::TSC_DEADLINE), 0);
+            }
         }
         Step::Cli(index) if running(m, index) => m.interrupts(index, false),
         Step::Sti(index) if running(m, index) => m.interrupts(index, true),

@@ -93,6 +93,7 @@ fn init_takes_a_running_vcpu_back() {
 #[test]
 fn init_of_the_boot_vcpu_resets_the_machine() {
     both(|m| {
+        assert!(m.settle(0));
         send(m, 1, TO_0 | INIT);
         assert_eq!(m.enter(0), Err(Readiness::Ended(Ended::Reset)));
     });

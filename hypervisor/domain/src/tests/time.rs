@@ -108,6 +108,7 @@ fn tsc_deadline() {
 fn a_deadline_that_has_passed_fires_at_once() {
     timer(TSC_DEADLINE_MODE, |m| {
         m.pass(1_000_000);
+        assert!(m.settle(0));
         assert_eq!(m.wrmsr(0, msr::TSC_DEADLINE, 5), Outcome::Resume);
         assert!(m.settle(0), "without anybody looking at a clock");
         assert_eq!(vectors(&m.delivered(0)), [VECTOR as u8]);
