@@ -4,6 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use crate::{
     accel::{self, Kvm},
+    emulator::VTX,
     error::Result,
     fuzz,
     paths::Workspace,
@@ -29,9 +30,15 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
 
     let installable = privilege != Privilege::None && process::on_path("apt-get");
     let mut missing: Vec<&str> = Vec::new();
-    for tool in tools::for_run(true).chain(tools::PACKAGES) {
+    for tool in tools::for_run(true).chain(tools::BOCHS).chain(tools::PACKAGES) {
         let there = tool.is_there();
-        let optional = if tool.package == tools::OVMF.package { " (only for --firmware uefi)" } else { "" };
+        let optional = if tool.package == tools::OVMF.package {
+            " (only for --firmware uefi)"
+        } else if tools::BOCHS.iter().any(|bochs| bochs.package == tool.package) {
+            " (only for --machine bochs)"
+        } else {
+            ""
+        };
         let state = if there { version(tool) } else { format!("MISSING: {}{optional}", tool.purpose) };
         row(tool.package, &state);
         if !there && optional.is_empty() {
@@ -46,13 +53,17 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
     let emulator = tools::QEMU.is_there();
     if emulator {
         row("QEMU offers", &offered());
+        let kvm = accel::probe_kvm(workspace);
         row(
             "KVM",
-            &match accel::probe_kvm(workspace) {
+            &match &kvm {
                 Kvm::Offers(feature) => format!("works, with nested {}", feature.to_uppercase()),
                 Kvm::Useless(reason) => format!("of no use: {reason}"),
             },
         );
+        let (amd, intel) = ways(&kvm);
+        row("AMD-V", amd);
+        row("Intel VT-x", intel);
         let best = accel::choose(workspace, accel::Choice::Auto)?.1;
         row("run would take", &best);
     }
@@ -132,6 +143,20 @@ fn cpu() -> String {
         field("model name").unwrap_or("unknown CPU"),
         nested.unwrap_or_default()
     )
+}
+
+/// How AMD-V and VT-x can be had on this host.
+fn ways(kvm: &Kvm) -> (&'static str, &'static str) {
+    let amd = match kvm {
+        Kvm::Offers("svm") => "this host's CPU, in QEMU by KVM; or emulated by QEMU (--accel tcg)",
+        _ => "emulated by QEMU",
+    };
+    let intel = match kvm {
+        Kvm::Offers("vmx") => "this host's CPU, in QEMU by KVM; or emulated by Bochs (--machine bochs)",
+        _ if VTX => "emulated by Bochs (--machine bochs); on an Intel host with nested KVM, its CPU in QEMU",
+        _ => "Caisson does not run guests on it yet; emulated by Bochs (--machine bochs)",
+    };
+    (amd, intel)
 }
 
 /// The accelerators this QEMU was built with.

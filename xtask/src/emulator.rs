@@ -21,6 +21,29 @@ use crate::{
 /// test command leaves Bochs out.
 pub const VTX: bool = false;
 
+/// The emulators that the plain test command tests on.
+pub const TESTED: &[Kind] = if VTX { &Kind::ALL } else { &[Kind::Qemu] };
+
+/// The environment variable that tells the whole-machine tests their emulators: names with commas in between. Without it
+/// they take [`TESTED`].
+pub const MACHINES_VARIABLE: &str = "CAISSON_MACHINES";
+
+/// The emulators of these names, with commas in between; of none, [`TESTED`].
+///
+/// # Errors
+/// With the name that is unknown.
+pub fn parse_list(names: &str) -> Result<Vec<Kind>> {
+    let names: Vec<&str> = names.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    if names.is_empty() {
+        return Ok(TESTED.to_vec());
+    }
+    let kind = |name: &&str| {
+        let unknown = || Error::Usage(format!("{MACHINES_VARIABLE}: {name} is neither qemu nor bochs"));
+        Kind::ALL.into_iter().find(|kind| kind.name() == *name).ok_or_else(unknown)
+    };
+    names.iter().map(kind).collect()
+}
+
 /// The emulators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -240,6 +263,14 @@ mod tests {
         assert_eq!(Kind::Qemu.boot_words(""), "exit=isa-debug:0xf4");
         assert_eq!(Kind::Qemu.boot_words("log=debug"), "exit=isa-debug:0xf4 log=debug");
         assert_eq!(Kind::Bochs.boot_words("log=debug"), "exit=bochs log=debug");
+    }
+
+    #[test]
+    fn lists_of_emulators() {
+        assert_eq!(parse_list("").unwrap(), TESTED);
+        assert_eq!(parse_list("bochs").unwrap(), [Kind::Bochs]);
+        assert_eq!(parse_list("qemu, bochs").unwrap(), Kind::ALL);
+        assert!(parse_list("xen").unwrap_err().to_string().contains("xen"));
     }
 
     #[test]

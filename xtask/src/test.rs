@@ -9,7 +9,8 @@ use std::{
 
 use crate::{
     cargo::{self, Package},
-    cli::TestArgs,
+    cli::{TestArgs, TestMachineArg},
+    emulator::{self, Kind},
     error::{Context, Error, Result},
     fuzz::Fuzzer,
     images::Images,
@@ -56,7 +57,7 @@ pub fn command(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
         host_tests(workspace, &packages, filter, &mut report)?;
     }
     if !args.host_only {
-        machine_tests(workspace, &packages, filter, &mut report)?;
+        machine_tests(workspace, &packages, filter, &machines(args.machine), &mut report)?;
     }
     if !args.machine_only && filter.is_none() {
         fuzzing(workspace, &mut report)?;
@@ -126,10 +127,21 @@ fn host_tests(
     counted(&mut tests, "host tests", report)
 }
 
+/// The emulators to test on.
+fn machines(wanted: Option<TestMachineArg>) -> Vec<Kind> {
+    match wanted {
+        Some(TestMachineArg::Qemu) => vec![Kind::Qemu],
+        Some(TestMachineArg::Bochs) => vec![Kind::Bochs],
+        Some(TestMachineArg::All) => Kind::ALL.to_vec(),
+        None => emulator::TESTED.to_vec(),
+    }
+}
+
 fn machine_tests(
     workspace: &Workspace,
     packages: &[Package],
     filter: Option<&str>,
+    machines: &[Kind],
     report: &mut Report,
 ) -> Result<()> {
     if !packages.iter().any(|package| package.name == cargo::MACHINE_TESTS) {
@@ -137,7 +149,12 @@ fn machine_tests(
         return Ok(());
     }
     // Before the first test's clock runs: installing, fetching and building take their time once.
-    tools::ensure(tools::for_run(true))?;
+    if machines.contains(&Kind::Qemu) {
+        tools::ensure(tools::for_run(true))?;
+    }
+    if machines.contains(&Kind::Bochs) {
+        tools::ensure(tools::for_bochs())?;
+    }
     let images = Images::new(workspace.clone());
     images.caisson()?;
     for name in ["@linux", "@initrd", "@memtest"] {
@@ -145,6 +162,8 @@ fn machine_tests(
     }
     let mut tests = cargo::command(workspace);
     tests.args(["test", "--package", cargo::MACHINE_TESTS, "--no-fail-fast"]).args(filter);
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name()).collect();
+    tests.env(emulator::MACHINES_VARIABLE, names.join(","));
     counted(&mut tests, "whole-machine tests", report)
 }
 
