@@ -20,6 +20,8 @@ use caisson_types::{DomainId, VcpuId};
 use crate::console;
 use crate::logger::EVENT;
 
+/// A guest that restarts again and again takes one part in so many of the machine's time for being made.
+const RESTART_PART: u64 = 20;
 /// How often it is said that a guest ended and is started again.
 const LINES_PER_SECOND: u64 = 1;
 
@@ -36,7 +38,11 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     /// How it ended last.
     pub(crate) ended: Option<Ended>,
     /// It is to be started again as soon as its old memory is free.
-    pub(crate) restarting: bool,
+    restarting: bool,
+    /// The TSC from which on it may be started again, once its old memory is free.
+    pub(crate) restart_at: Option<u64>,
+    /// The earliest that may be, by what the last start cost.
+    not_before: u64,
     /// The TSC when it was last said how it ended, and how often it ended since without a word.
     said: u64,
     unsaid: u64,
@@ -128,6 +134,7 @@ impl Maker {
             },
             ..MsrSetup::default()
         };
+        let cr4 = cpuid.limits().cr4;
         let wall_clock = self.started.0 + (start - self.started.1) / clock.tsc_hz;
         let domain = Domain::new(DomainSetup {
             id,
@@ -139,7 +146,7 @@ impl Maker {
             vcpus,
             gigabyte_pages: self.features.gigabyte_pages,
         });
-        let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset() };
+        let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset(), cr4 };
         let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), _tables: tables, domain });
         for index in 0..vcpus {
             let id = VcpuId { domain: id, index: index as u16 };
@@ -206,7 +213,21 @@ impl<B: Backend, F: Format> Guest<B, F> {
         if record.console() == Console::Serial {
             console::add_guest(id, record.name());
         }
-        Self { record, id, live: None, restarts: 0, ended: None, restarting: false, said: 0, unsaid: 0 }
+        Self { record, id, live: None, restarts: 0, ended: None, restarting: false, restart_at: None, not_before: 0, said: 0, unsaid: 0 }
+    }
+
+    /// Its old memory is free.
+    pub(crate) fn buried(&mut self) {
+        if core::mem::take(&mut self.restarting) {
+            self.restart_at = Some(self.not_before);
+        }
+    }
+
+    /// It lives again, after work of `cost` TSC ticks: the next time must wait so long that such work stays a small part
+    /// of the machine's.
+    pub(crate) fn started(&mut self, live: Box<Live<B, F>>, cost: u64) {
+        self.live = Some(live);
+        self.not_before = cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART));
     }
 
     /// Its name.
@@ -265,7 +286,7 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// Where its vCPUs were, and the last exits of the first.
     fn log_registers(&self) {
-        use caisson_hwvirt::VcpuState;
+        use caisson_hwvirt::{Vcpu, VcpuState};
         use caisson_x86::{Gpr, SegmentRegister};
         let Some(live) = &self.live else { return };
         for exit in percpu::current().recent_exits().iter().filter(|exit| exit.vcpu.domain == self.id) {
@@ -273,6 +294,9 @@ impl<B: Backend, F: Format> Guest<B, F> {
         }
         for vcpu in &live.vcpus {
             let hw = &vcpu.hw;
+            if let Some(refusal) = hw.refusal() {
+                log::error!("  {}: the entry check that failed: {refusal}", vcpu.id);
+            }
             let cs = hw.segment(SegmentRegister::Cs);
             log::error!(
                 "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use caisson_boot::BootInfo;
 use caisson_config::{Blob, LogLevel, MachineLimits, SelectedConsole};
-use caisson_hwvirt::{Backend, EnableError};
+use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy};
 use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::exit_device::ExitDevice;
@@ -14,10 +14,10 @@ use caisson_machine::power::{self, RunResult};
 use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
 use caisson_stage2::Npt;
-use caisson_svm::{Policy, Svm};
+use caisson_svm::Svm;
 use caisson_types::DomainId;
 use caisson_x86::msr;
-use caisson_x86::svm::{MsrIntercept, SvmFeatures};
+use caisson_x86::svm::SvmFeatures;
 use log::LevelFilter;
 
 use crate::console::{self, Shown};
@@ -165,14 +165,7 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
         tsc_aux: features.rdtscp,
         arch_capabilities: false,
     };
-    let passthrough: Vec<(u32, MsrIntercept)> = caisson_policy::msr::passthrough(&caps)
-        .filter_map(|entry| match (entry.read, entry.write) {
-            (true, true) => Some((entry.number, MsrIntercept::None)),
-            (true, false) => Some((entry.number, MsrIntercept::Write)),
-            (false, true) => Some((entry.number, MsrIntercept::Read)),
-            (false, false) => None,
-        })
-        .collect();
+    let passthrough = passthrough(&caps);
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
     // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
     let svm = unsafe { Svm::enable(&features, without(info), &policy) }.unwrap_or_else(|error| refuse(error));
@@ -193,6 +186,13 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
             power::finish(RunResult::Refused)
         }
     }
+}
+
+/// The MSRs that guests reach without an exit.
+fn passthrough(caps: &HostCaps) -> Vec<MsrPassthrough> {
+    caisson_policy::msr::passthrough(caps)
+        .map(|entry| MsrPassthrough { number: entry.number, read: entry.read, write: entry.write })
+        .collect()
 }
 
 /// `without=nrips,decode-assists,...`: optional features that are not to be used.

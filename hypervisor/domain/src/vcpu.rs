@@ -40,6 +40,13 @@ pub enum KillReason {
         /// What the hardware says beside it.
         qualification: u64,
     },
+    /// The guest switched tasks by hardware, which VT-x leaves to software, and Caisson does not emulate.
+    TaskSwitch {
+        /// Where.
+        rip: u64,
+        /// The selector of the new task's TSS.
+        selector: u16,
+    },
     /// An exception or interrupt was being delivered with its tables or its stack outside of memory.
     LostDelivery {
         /// What was accessed.
@@ -67,6 +74,11 @@ impl fmt::Display for KillReason {
             Self::UnknownExit { reason, qualification } => {
                 write!(f, "an exit that Caisson does not know (reason {reason:#x}, {qualification:#x})")
             }
+            Self::TaskSwitch { rip, selector } => write!(
+                f,
+                "a hardware task switch to TSS {selector:#x} at rip {rip:#x}, which Caisson does not emulate on VT-x: \
+                 use a kernel without task gates"
+            ),
             Self::LostDelivery { gpa } => {
                 write!(
                     f,
@@ -234,8 +246,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     /// When the vCPU must be looked at although nothing else happens: its own timer, and on the boot vCPU the chipset's.
     #[must_use]
     pub fn next_deadline<M>(&self, domain: &Domain<M>) -> Instant {
-        let own = self.apic.next_deadline();
-        if self.index() == 0 { own.min(domain.chipset().next_deadline()) } else { own }
+        self.apic.next_deadline().min(domain.chipset().next_deadline())
     }
 
     /// Whether [`VirtualCpu::next_deadline`] may have changed since this was last asked.
@@ -245,19 +256,17 @@ impl<V: Vcpu> VirtualCpu<V> {
         core::mem::take(&mut self.deadline_changed)
     }
 
-    /// Brings its timers, and on the boot vCPU the chipset's, up to `now`.
+    /// Brings its timers, and the chipset's, up to `now`.
     pub fn advance<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, now: Instant) {
         self.settle_pv_eoi(domain);
         self.apic.advance(now);
         self.attention = true;
-        if self.index() == 0 {
-            let mut chipset = domain.chipset();
-            if chipset.next_deadline() <= now {
-                chipset.advance(now);
-                let wake = domain.settle(&mut chipset);
-                drop(chipset);
-                host.wake(wake);
-            }
+        let mut chipset = domain.chipset();
+        if chipset.next_deadline() <= now {
+            chipset.advance(now);
+            let wake = domain.settle(&mut chipset);
+            drop(chipset);
+            host.wake(wake);
         }
     }
 

@@ -15,6 +15,8 @@ pub enum EnableError {
     DisabledByFirmware,
     /// The CPU lacks nested paging (NPT, or EPT with unrestricted guest).
     NoNestedPaging,
+    /// VT-x lacks a control that Caisson cannot do without.
+    MissingControl(&'static str),
     /// No memory for the hardware's structures.
     OutOfMemory,
 }
@@ -29,20 +31,60 @@ impl fmt::Display for EnableError {
                 "hardware virtualisation is disabled and locked by the firmware: enable SVM or VT-x in its setup"
             }
             Self::NoNestedPaging => {
-                "this CPU has no nested paging (AMD NPT or Intel EPT), which Caisson needs: use a newer CPU"
+                "this CPU has no nested paging (AMD NPT, or Intel EPT with unrestricted guest), which Caisson needs: use a newer CPU"
+            }
+            Self::MissingControl(name) => {
+                return write!(f, "this CPU's VT-x lacks what Caisson needs ({name}): use a newer CPU");
             }
             Self::OutOfMemory => "too little memory for the virtualisation structures: give the machine more",
         })
     }
 }
 
+/// What a backend is told of the policy for all guests.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    /// MSRs that do not exit, or only when read or written. Every other one exits.
+    pub passthrough: &'a [MsrPassthrough],
+    /// State components that guests may enable in XCR0.
+    pub xcr0: u64,
+}
+
+/// An MSR that the guest reaches by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MsrPassthrough {
+    /// Its number.
+    pub number: u32,
+    /// Reads do not exit.
+    pub read: bool,
+    /// Writes do not exit.
+    pub write: bool,
+}
+
 /// What a vCPU is made with.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuSetup {
-    /// Root of the domain's stage-2 tables.
+    /// Root of the domain's stage-2 tables, which have four levels.
     pub stage2_root: Hpa,
     /// Added to the host's TSC to make the guest's.
     pub tsc_offset: u64,
+    /// CR4 bits that the guest may set. Where the hardware can tell them from the others, only these do not exit.
+    pub cr4: u64,
+}
+
+/// Which of the manual's checks a refused entry failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The field or fields, and what is wrong with them.
+    pub check: &'static str,
+    /// The field's value.
+    pub value: u64,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (value {:#x})", self.check, self.value)
+    }
 }
 
 /// When [`Exit::InterruptWindow`] is wanted.
@@ -118,6 +160,15 @@ pub trait Vcpu: VcpuState {
 
     /// Sets the guest's XCR0, which has been checked.
     fn set_xcr0(&mut self, value: u64);
+
+    /// After [`Exit::EntryFailure`]: which check the entry failed, where that can be told.
+    fn refusal(&self) -> Option<Refusal> {
+        None
+    }
+
+    /// Takes off this CPU what the hardware has cached of the vCPU there. To be called on the CPU where it last ran,
+    /// before it is used on another.
+    fn leave_cpu(&mut self) {}
 }
 
 /// A vendor's virtualisation, turned on on this CPU.

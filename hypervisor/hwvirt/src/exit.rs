@@ -95,6 +95,8 @@ pub enum Exit {
     WriteCr0(Option<Gpr>),
     /// A write to CR8: while an interrupt waits for it, or where the hardware does not keep it for the guest.
     WriteCr8(Option<Gpr>),
+    /// A read of CR8 where the hardware does not keep it for the guest: the register that takes it.
+    ReadCr8(Gpr),
     /// A debug register, while the guest's are not loaded.
     Debug(DebugAccess),
     /// XSETBV.
@@ -114,6 +116,11 @@ pub enum Exit {
         error_code: u32,
         /// The faulting address of a page fault.
         address: u64,
+    },
+    /// A task switch through a task gate or a TSS, which VT-x leaves to software.
+    TaskSwitch {
+        /// The selector of the new task's TSS.
+        selector: u16,
     },
     /// A triple fault.
     TripleFault,

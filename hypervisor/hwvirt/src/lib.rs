@@ -4,8 +4,8 @@
 //! to the guest's registers through [`VcpuState`]. The core answers each exit by changing that state. No vendor's word
 //! leaks above this crate.
 //!
-//! Pure: the traits and the data; the raw-exit decoders are here as well ([`svm`]), so that golden tables can be tested
-//! on any host.
+//! Pure: the traits and the data; the raw-exit decoders are here as well ([`svm`], [`vmx`]), so that golden tables can
+//! be tested on any host.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -15,8 +15,9 @@ mod event;
 mod exit;
 mod state;
 pub mod svm;
+pub mod vmx;
 
-pub use backend::{Backend, EnableError, InterruptWindow, Vcpu, VcpuSetup};
+pub use backend::{Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup};
 pub use event::Event;
 pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault};
 pub use state::VcpuState;

@@ -16,6 +16,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod apic;
 pub mod clock;
+pub mod context;
 pub mod cpu;
 pub mod crash;
 pub mod device;

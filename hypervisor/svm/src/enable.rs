@@ -3,7 +3,8 @@
 use alloc::sync::Arc;
 
 use caisson_frames::Owner;
-use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
+use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
+use caisson_machine::context::Carried;
 use caisson_machine::cpu::{Features, cpuid, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
 use caisson_types::VcpuId;
@@ -24,10 +25,8 @@ pub(crate) struct Shared {
     pub(crate) msr_map: PageBox<[u8; MSR_MAP_BYTES]>,
     /// The host's FS, GS, TR, LDTR and SYSCALL state, as VMSAVE stored it.
     pub(crate) host: PageBox<Vmcb>,
-    pub(crate) xsave: bool,
-    /// XCR0 with every state component that the CPU has and guests may use.
-    pub(crate) xcr0: u64,
-    pub(crate) rdtscp: bool,
+    /// What is swapped beside the VMCB.
+    pub(crate) carried: Carried,
     /// The CPU has IBPB (Fn8000_0008 EBX bit 12).
     pub(crate) prediction_barrier: bool,
     /// RDX after reset: the CPU's signature (Fn0000_0001 EAX).
@@ -40,14 +39,6 @@ pub struct Svm {
     asids: Arc<Asids>,
     _host_save_area: PageBox<[u8; 4096]>,
     lfence_serializes: bool,
-}
-
-/// What the backend is told about guests' policy.
-pub struct Policy<'a> {
-    /// MSRs that do not exit, or only when written.
-    pub passthrough: &'a [(u32, MsrIntercept)],
-    /// State components that guests may enable.
-    pub xcr0: u64,
 }
 
 impl Svm {
@@ -86,25 +77,19 @@ impl Svm {
             write_msr(msr::VM_HSAVE_PA, host_save_area.hpa().as_u64());
         }
         let extended_8 = if cpu.max_extended >= 0x8000_0008 { cpuid(0x8000_0008, 0).ebx } else { 0 };
-        let host_xcr0 = if cpu.xsave { u64::from(cpuid(0xd, 0).eax) } else { 0 };
         let shared = Shared {
             features: features - (without - SvmFeatures::NESTED_PAGING),
             port_map: port_map()?,
             msr_map: msr_map(policy.passthrough)?,
             host: PageBox::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?,
-            xsave: cpu.xsave,
-            xcr0: host_xcr0 & policy.xcr0,
-            rdtscp: cpu.rdtscp,
+            // SAFETY: promised by the caller; Caisson itself uses no vector state.
+            carried: unsafe { Carried::enable(cpu, policy.xcr0) },
             prediction_barrier: extended_8 & 1 << 12 != 0,
             signature: cpuid(1, 0).eax,
         };
         // SAFETY: SVM is on, and the page is Caisson's.
         unsafe {
             core::arch::asm!("vmsave rax", in("rax") shared.host.hpa().as_u64(), options(nostack, preserves_flags));
-        }
-        if shared.xsave {
-            // SAFETY: the CPU has XSAVE; Caisson itself uses no vector state.
-            unsafe { set_osxsave() };
         }
         let asids = Asids::new(cpuid(SVM_LEAF, 0).ebx);
         let lfence_serializes = make_lfence_serialize(shared.signature);
@@ -145,19 +130,6 @@ fn make_lfence_serialize(signature: u32) -> bool {
     }
 }
 
-/// Sets CR4.OSXSAVE, so that XSAVE and XSETBV can be used.
-///
-/// # Safety
-/// The CPU must have XSAVE.
-unsafe fn set_osxsave() {
-    const OSXSAVE: u64 = 1 << 18;
-    // SAFETY: promised by the caller.
-    unsafe {
-        core::arch::asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) OSXSAVE,
-                         options(nostack));
-    }
-}
-
 fn port_map() -> Result<PageBox<[u8; PORT_MAP_BYTES]>, EnableError> {
     let mut map =
         PageBox::<[u8; PORT_MAP_BYTES]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?;
@@ -165,12 +137,18 @@ fn port_map() -> Result<PageBox<[u8; PORT_MAP_BYTES]>, EnableError> {
     Ok(map)
 }
 
-fn msr_map(passthrough: &[(u32, MsrIntercept)]) -> Result<PageBox<[u8; MSR_MAP_BYTES]>, EnableError> {
+fn msr_map(passthrough: &[MsrPassthrough]) -> Result<PageBox<[u8; MSR_MAP_BYTES]>, EnableError> {
     let mut map =
         PageBox::<[u8; MSR_MAP_BYTES]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?;
     map.fill(0xff);
-    for &(msr, intercept) in passthrough {
-        if let Some(bit) = msr_map_bit(msr) {
+    for pass in passthrough {
+        let intercept = match (pass.read, pass.write) {
+            (true, true) => MsrIntercept::None,
+            (true, false) => MsrIntercept::Write,
+            (false, true) => MsrIntercept::Read,
+            (false, false) => MsrIntercept::ReadWrite,
+        };
+        if let Some(bit) = msr_map_bit(pass.number) {
             // Two bits at an even place never straddle a byte.
             map[bit / 8] &= !(3 << (bit % 8));
             map[bit / 8] |= intercept.bits() << (bit % 8);

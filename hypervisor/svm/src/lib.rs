@@ -6,11 +6,10 @@
 //! | `vcpu.rs` | a vCPU: VMCB, registers, [`caisson_hwvirt::VcpuState`] |
 //! | `run.rs` | the world switch and what an exit needs at once |
 //! | `event.rs` | injection, windows, NMI blocking |
-//! | `context.rs` | vector state, XCR0, debug registers: what is swapped at a vCPU switch |
 //! | `msr.rs` | MSRs that the VMCB or the switch carries |
 //! | `asid.rs` | address-space ids |
 //!
-//! Nothing here allocates, logs or locks once a vCPU runs.
+//! What is swapped at a vCPU switch is `caisson_machine::context`. Nothing here allocates, logs or locks once a vCPU runs.
 
 #![no_std]
 #![allow(unsafe_code)]
@@ -18,12 +17,11 @@
 extern crate alloc;
 
 mod asid;
-mod context;
 mod enable;
 mod event;
 mod msr;
 mod run;
 mod vcpu;
 
-pub use enable::{Policy, Svm};
+pub use enable::Svm;
 pub use vcpu::SvmVcpu;

@@ -22,7 +22,7 @@ impl SvmVcpu {
             msr::SYSENTER_EIP => vmcb.sysenter_eip(),
             msr::PAT => vmcb.guest_pat(),
             msr::DEBUGCTL => vmcb.debugctl(),
-            msr::TSC_AUX if self.shared.rdtscp => self.context.tsc_aux(),
+            msr::TSC_AUX if self.shared.carried.rdtscp => self.context.tsc_aux(),
             _ => return None,
         })
     }
@@ -45,7 +45,7 @@ impl SvmVcpu {
             msr::SYSENTER_EIP => self.vmcb.set_sysenter_eip(value),
             msr::PAT => self.vmcb.set_guest_pat(value),
             msr::DEBUGCTL => self.vmcb.set_debugctl(value),
-            msr::TSC_AUX if self.shared.rdtscp => self.context.set_tsc_aux(value),
+            msr::TSC_AUX if self.shared.carried.rdtscp => self.context.set_tsc_aux(value),
             _ => return false,
         }
         true

@@ -203,8 +203,8 @@ impl Vcpu for SvmVcpu {
     fn switch_out(&mut self) {
         self.context.store();
         // A guest that has stopped using breakpoints gives the registers up.
-        if self.context.debug_loaded && self.vmcb.dr7() & 0xff == 0 {
-            self.context.debug_loaded = false;
+        if self.context.debug_loaded() && self.vmcb.dr7() & 0xff == 0 {
+            self.context.release_debug();
             self.vmcb.set_intercept_dr(INTERCEPTED_DR);
         }
     }
@@ -228,5 +228,10 @@ impl Vcpu for SvmVcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
+    }
+
+    fn leave_cpu(&mut self) {
+        // Another CPU's ids are its own.
+        self.drop_asid();
     }
 }

@@ -4,13 +4,13 @@ use alloc::sync::Arc;
 
 use caisson_frames::Owner;
 use caisson_hwvirt::{VcpuSetup, VcpuState};
+use caisson_machine::context::GuestContext;
 use caisson_machine::memory::PageBox;
 use caisson_types::VcpuId;
 use caisson_x86::svm::{Intercepts, SvmFeatures, Vmcb};
 use caisson_x86::{Attributes, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister};
 
 use crate::asid::{Asid, Asids};
-use crate::context::Context;
 use crate::enable::Shared;
 
 /// What is always intercepted: physical events, and instructions whose effect is not the guest's alone.
@@ -61,7 +61,7 @@ pub struct SvmVcpu {
     pub(crate) shared: Arc<Shared>,
     pub(crate) asids: Arc<Asids>,
     pub(crate) asid: Asid,
-    pub(crate) context: Context,
+    pub(crate) context: GuestContext,
     pub(crate) nmi: crate::event::NmiState,
     /// Whether the last exit left a next RIP in the VMCB.
     pub(crate) next_rip: Option<u64>,
@@ -87,7 +87,7 @@ impl SvmVcpu {
                 vmcb.set_pause_filter_threshold(PAUSE_FILTER.1);
             }
         }
-        let context = Context::new(&shared, id.domain)?;
+        let context = GuestContext::new(shared.carried, id.domain)?;
         let mut vcpu = Self {
             id,
             vmcb,

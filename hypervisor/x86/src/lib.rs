@@ -1,5 +1,5 @@
 //! Definitions of the x86-64 architecture that Caisson's other crates share: registers, segments, exceptions, MSRs,
-//! CPUID feature bits, and (in [`svm`]) the VMCB and exit codes of AMD-V.
+//! CPUID feature bits, the VMCB and exit codes of AMD-V (in [`svm`]), and the VMCS and exit reasons of VT-x (in [`vmx`]).
 //!
 //! Pure: numbers and layouts, no instruction is executed here. "SDM" is the Intel 64 and IA-32 Architectures Software
 //! Developer's Manual, "APM" the AMD64 Architecture Programmer's Manual.
@@ -13,6 +13,7 @@ pub mod msr;
 mod register;
 mod segment;
 pub mod svm;
+pub mod vmx;
 
 pub use control::{Cr0, Cr4, Efer, Rflags, Xcr0};
 pub use exception::{Exception, ExceptionKind, Vector};

@@ -52,6 +52,10 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::WriteCr4(gpr) => self.write_cr4(domain, gpr),
             Exit::WriteCr0(gpr) => self.write_cr0(domain, gpr),
             Exit::WriteCr8(gpr) => self.write_cr8(domain, gpr),
+            Exit::ReadCr8(gpr) => {
+                self.hw.set_gpr(gpr, u64::from(self.hw.cr8()));
+                self.skip(domain, Opcode::Control, Outcome::Resume)
+            }
             Exit::Debug(_) => {
                 self.hw.load_debug_registers();
                 Outcome::Resume
@@ -62,6 +66,9 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::Unsupported => self.raise(Exception::UNDEFINED),
             Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),
             Exit::Exception { vector, error_code, .. } => self.exception(vector, error_code),
+            Exit::TaskSwitch { selector } => {
+                Outcome::Ended(Ended::Killed(KillReason::TaskSwitch { rip: self.hw.rip(), selector }))
+            }
             Exit::TripleFault => Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() }),
             Exit::Init => Outcome::HostEvent,
             Exit::EntryFailure { reason, qualification } => {

@@ -1,15 +1,14 @@
-//! What the VMCB does not carry: vector state, XCR0, debug address registers, TSC_AUX. It stays in the CPU while exits
-//! are answered, because Caisson uses none of it, and is swapped when another vCPU gets the CPU.
+//! What neither vendor's control block carries of a guest: vector state, XCR0, debug address registers, TSC_AUX. It stays
+//! in the CPU while exits are answered, because Caisson uses none of it, and is swapped when another vCPU gets the CPU.
 
 use core::arch::asm;
 
 use caisson_frames::Owner;
-use caisson_machine::cpu::{read_msr, write_msr};
-use caisson_machine::memory::PageBox;
 use caisson_types::DomainId;
 use caisson_x86::{Xcr0, msr};
 
-use crate::enable::Shared;
+use crate::cpu::{Features, cpuid, read_msr, write_msr};
+use crate::memory::PageBox;
 
 /// Bytes for an XSAVE area: x87 to AVX-512 and PKRU take 2,696 (SDM vol. 1, section 13.5).
 const AREA_BYTES: usize = 4096;
@@ -19,30 +18,60 @@ const MXCSR_OFFSET: usize = 24;
 /// x87 control word after FNINIT's reset value for FXRSTOR, at offset 0.
 const FCW_RESET: u16 = 0x0040;
 
-/// One vCPU's state beside its VMCB.
-pub(crate) struct Context {
+/// What of it this CPU has and guests may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// XCR0 with every state component; 0 without XSAVE.
+    pub xcr0: u64,
+    /// RDTSCP, and with it TSC_AUX.
+    pub rdtscp: bool,
+}
+
+impl Carried {
+    /// Sets this CPU up to carry it: CR4.OSXSAVE where there is XSAVE. `policy` is the XCR0 that guests may have.
+    ///
+    /// # Safety
+    /// Once on each CPU, while nothing uses vector state.
+    #[must_use]
+    pub unsafe fn enable(cpu: &Features, policy: u64) -> Self {
+        const OSXSAVE: u64 = 1 << 18;
+        let xcr0 = if cpu.xsave { u64::from(cpuid(0xd, 0).eax) & policy } else { 0 };
+        if xcr0 != 0 {
+            // SAFETY: the CPU has XSAVE; Caisson itself uses no vector state.
+            unsafe {
+                asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) OSXSAVE, options(nostack));
+            }
+        }
+        Self { xcr0, rdtscp: cpu.rdtscp }
+    }
+}
+
+/// One vCPU's state beside its control block.
+pub struct GuestContext {
     area: PageBox<[u8; AREA_BYTES]>,
     xcr0: u64,
     /// XCR0 while the area is saved and restored; 0 without XSAVE.
     all: u64,
     debug: [u64; 4],
-    /// DR0 to DR3 are the guest's and in the CPU: debug registers do not exit.
-    pub(crate) debug_loaded: bool,
+    /// DR0 to DR3 are the guest's and in the CPU.
+    debug_loaded: bool,
     rdtscp: bool,
     tsc_aux: u64,
     /// The vCPU is on this CPU.
     loaded: bool,
 }
 
-impl Context {
-    pub(crate) fn new(shared: &Shared, domain: DomainId) -> Option<Self> {
+impl GuestContext {
+    /// The state after power-on; `None` without memory.
+    #[must_use]
+    pub fn new(carried: Carried, domain: DomainId) -> Option<Self> {
         let mut context = Self {
             area: PageBox::zeroed(Owner::Domain(domain))?,
             xcr0: Xcr0::X87.bits(),
-            all: if shared.xsave { shared.xcr0 } else { 0 },
+            all: carried.xcr0,
             debug: [0; 4],
             debug_loaded: false,
-            rdtscp: shared.rdtscp,
+            rdtscp: carried.rdtscp,
             tsc_aux: 0,
             loaded: false,
         };
@@ -58,7 +87,7 @@ impl Context {
     }
 
     /// Power-on; an INIT leaves vector state alone (SDM vol. 3, table 11-1).
-    pub(crate) fn reset(&mut self, init: bool) {
+    pub fn reset(&mut self, init: bool) {
         self.debug = [0; 4];
         if self.debug_loaded && self.loaded {
             self.load_debug();
@@ -74,7 +103,8 @@ impl Context {
     }
 
     /// The guest's XCR0: the CPU's own while it is loaded, because QEMU's emulated SVM has no XSETBV intercept.
-    pub(crate) fn xcr0(&self) -> u64 {
+    #[must_use]
+    pub fn xcr0(&self) -> u64 {
         if self.loaded && self.all != 0 {
             // SAFETY: CR4.OSXSAVE is set where there is XSAVE.
             unsafe { xgetbv() & self.all }
@@ -84,7 +114,7 @@ impl Context {
     }
 
     /// Sets the guest's XCR0, which is a subset of what the CPU and the policy have.
-    pub(crate) fn set_xcr0(&mut self, value: u64) {
+    pub fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
         if self.loaded && self.all != 0 {
             // SAFETY: the value was checked against what the CPU has.
@@ -92,7 +122,9 @@ impl Context {
         }
     }
 
-    pub(crate) fn tsc_aux(&self) -> u64 {
+    /// TSC_AUX.
+    #[must_use]
+    pub fn tsc_aux(&self) -> u64 {
         if self.loaded && self.rdtscp {
             // SAFETY: a CPU with RDTSCP has the MSR.
             unsafe { read_msr(msr::TSC_AUX) }
@@ -101,7 +133,8 @@ impl Context {
         }
     }
 
-    pub(crate) fn set_tsc_aux(&mut self, value: u64) {
+    /// Sets TSC_AUX.
+    pub fn set_tsc_aux(&mut self, value: u64) {
         self.tsc_aux = value;
         if self.loaded && self.rdtscp {
             // SAFETY: a CPU with RDTSCP has the MSR; Caisson does not use it.
@@ -110,7 +143,7 @@ impl Context {
     }
 
     /// Loads everything onto this CPU.
-    pub(crate) fn load(&mut self) {
+    pub fn load(&mut self) {
         let at = self.area.as_ptr();
         let zero = &0_u32;
         // AMD's CPUs before Zen 2 leave the x87's last instruction and operand pointers as they are where the area marks
@@ -138,7 +171,7 @@ impl Context {
     }
 
     /// Stores everything off this CPU.
-    pub(crate) fn store(&mut self) {
+    pub fn store(&mut self) {
         self.tsc_aux = self.tsc_aux();
         self.xcr0 = self.xcr0();
         self.loaded = false;
@@ -158,8 +191,8 @@ impl Context {
         }
     }
 
-    /// Puts the guest's DR0 to DR3 into the CPU. Its DR6 and DR7 are in the VMCB.
-    pub(crate) fn load_debug(&mut self) {
+    /// Puts the guest's DR0 to DR3 into the CPU. DR6 and DR7 are the backend's.
+    pub fn load_debug(&mut self) {
         let [a, b, c, d] = self.debug;
         // SAFETY: DR7 of the host is clear, so that the addresses match nothing outside the guest.
         unsafe {
@@ -167,6 +200,23 @@ impl Context {
                  in(reg) d, options(nomem, nostack, preserves_flags));
         }
         self.debug_loaded = true;
+    }
+
+    /// Whether DR0 to DR3 are the guest's and in the CPU whenever it runs.
+    #[must_use]
+    pub fn debug_loaded(&self) -> bool {
+        self.debug_loaded
+    }
+
+    /// The guest has stopped using DR0 to DR3: they are not loaded any more.
+    pub fn release_debug(&mut self) {
+        self.debug_loaded = false;
+    }
+
+    /// Whether this is the context in the CPU.
+    #[must_use]
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
     }
 
     fn store_debug(&mut self) {

@@ -1,0 +1,38 @@
+//! What of VT-x is optional to Caisson.
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// Capabilities that are used where the CPU has them, and are never assumed. The numbers are Caisson's own.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct VmxFeatures: u32 {
+        /// TLB entries tagged with a VPID, and INVVPID to flush them.
+        const VPID = 1 << 0;
+        /// The VMX-preemption timer.
+        const PREEMPTION_TIMER = 1 << 1;
+        /// CR8 in the virtual-APIC page.
+        const TPR_SHADOW = 1 << 2;
+        /// Virtual NMIs and the NMI window.
+        const VIRTUAL_NMIS = 1 << 3;
+        /// Accessed and dirty bits in EPT entries.
+        const EPT_ACCESSED_DIRTY = 1 << 4;
+        /// EPT leaves of 1 GiB.
+        const EPT_1G = 1 << 5;
+        /// INVEPT of a single context.
+        const INVEPT_SINGLE = 1 << 6;
+        /// INVVPID of a single context.
+        const INVVPID_SINGLE = 1 << 7;
+        /// MSR bitmaps.
+        const MSR_BITMAPS = 1 << 8;
+        /// RDTSCP in guests.
+        const RDTSCP = 1 << 9;
+        /// INVPCID in guests.
+        const INVPCID = 1 << 10;
+        /// Pause-loop exiting.
+        const PAUSE_LOOP = 1 << 11;
+        /// Exits of ENCLS.
+        const ENCLS = 1 << 12;
+        /// Operands of INS and OUTS at their exits.
+        const STRING_IO = 1 << 13;
+    }
+}
