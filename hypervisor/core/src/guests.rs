@@ -213,7 +213,18 @@ impl<B: Backend, F: Format> Guest<B, F> {
         if record.console() == Console::Serial {
             console::add_guest(id, record.name());
         }
-        Self { record, id, live: None, restarts: 0, ended: None, restarting: false, restart_at: None, not_before: 0, said: 0, unsaid: 0 }
+        Self {
+            record,
+            id,
+            live: None,
+            restarts: 0,
+            ended: None,
+            restarting: false,
+            restart_at: None,
+            not_before: 0,
+            said: 0,
+            unsaid: 0,
+        }
     }
 
     /// Its old memory is free.

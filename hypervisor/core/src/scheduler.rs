@@ -31,6 +31,16 @@ const UNDISTURBED: u64 = 4;
 struct Machine {
     domain: DomainId,
     has_console: bool,
+    /// The vCPU that is running.
+    index: usize,
+    /// Another vCPU of the domain got mail since this was last false.
+    woken: bool,
+}
+
+impl Machine {
+    fn new(domain: DomainId) -> Self {
+        Self { domain, has_console: true, index: usize::MAX, woken: false }
+    }
 }
 
 impl Host for Machine {
@@ -44,8 +54,8 @@ impl Host for Machine {
     }
 
     #[inline]
-    fn wake(&mut self, _: VcpuSet) {
-        // One CPU: whoever has mail is found when this vCPU stops, and mail of the running vCPU before its next entry.
+    fn wake(&mut self, vcpus: VcpuSet) {
+        self.woken |= vcpus.into_iter().any(|index| index != self.index);
     }
 }
 
@@ -126,7 +136,8 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         loop {
             self.host_work();
             self.bury();
-            if self.dying.is_empty() && self.guests.iter().all(|g| g.live.is_none()) {
+            self.restart();
+            if self.all_ended() {
                 self.account();
                 let well = self.guests.iter().all(Guest::ended_well);
                 return if well { RunResult::Clean } else { RunResult::GuestFailed };
@@ -148,8 +159,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         }
     }
 
-    /// Scrubs a piece of a dead guest's memory. When that was the last of it, all that the guest had is free, and it is
-    /// started again where its record says so.
+    /// Scrubs a piece of a dead guest's memory. When that was the last of it, all that the guest had is free.
     fn bury(&mut self) {
         let Some(memory) = self.dying.last_mut() else { return };
         if !memory.scrub_step() {
@@ -157,12 +167,28 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         }
         let id = memory.domain();
         self.dying.pop();
-        let Some(guest) = self.guests.iter_mut().find(|g| g.id == id && g.restarting) else { return };
-        guest.restarting = false;
+        if let Some(guest) = self.guests.iter_mut().find(|g| g.id == id) {
+            guest.buried();
+        }
+    }
+
+    /// Starts a guest again whose time has come. Making it is work that nobody's slice pays for: the guest waits
+    /// until [`Guest::restart_at`].
+    fn restart(&mut self) {
+        let now = cpu::tsc();
+        let Some(guest) = self.guests.iter_mut().find(|g| g.restart_at.is_some_and(|at| at <= now)) else {
+            return;
+        };
+        guest.restart_at = None;
         match self.maker.make(&mut self.backend, &guest.record, guest.id) {
-            Ok(live) => guest.live = Some(live),
+            Ok(live) => guest.started(live, cpu::tsc().wrapping_sub(now)),
             Err(error) => log::error!("guest {}: cannot be restarted: {error}", guest.name()),
         }
+    }
+
+    /// Whether no guest lives, nor will.
+    fn all_ended(&self) -> bool {
+        self.dying.is_empty() && self.guests.iter().all(|g| g.live.is_none() && g.restart_at.is_none())
     }
 
     /// Says whether all that was free before the guests were made is free again.
@@ -188,7 +214,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         let now = cpu::tsc();
         for guest in &mut self.guests {
             let Some(live) = &mut guest.live else { continue };
-            let mut host = Machine { domain: guest.id, has_console: true };
+            let mut host = Machine::new(guest.id);
             let Live { vcpus, domain, .. } = &mut **live;
             let time = domain.clock.at(now);
             for vcpu in vcpus {
@@ -203,7 +229,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
                 let live = guests.iter().find(|g| g.id == id).and_then(|g| g.live.as_ref());
                 // Input for a guest that is gone is dropped.
                 live.is_none_or(|live| {
-                    let mut host = Machine { domain: id, has_console: true };
+                    let mut host = Machine::new(id);
                     live.domain.console_input(byte, &mut host)
                 })
             });
@@ -218,7 +244,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             at = self.after(at);
             let guest = &mut self.guests[at.0];
             let Some(live) = &mut guest.live else { continue };
-            let mut host = Machine { domain: guest.id, has_console: true };
+            let mut host = Machine::new(guest.id);
             let Live { vcpus, domain, .. } = &mut **live;
             if let Some(vcpu) = vcpus.get_mut(at.1)
                 && vcpu.prepare(domain, &mut host) != Readiness::Blocked
@@ -244,7 +270,8 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         self.load((guest, index));
         loop {
             // Others' timers end the turn early, but leave it a share, so that nobody can take the CPU away by timers.
-            let mut others = self.deadline_of_others((guest, index)).max(start + self.slice / UNDISTURBED);
+            let share = start + self.slice / UNDISTURBED;
+            let mut others = self.deadline_of_others((guest, index)).max(share);
             if console::has_input() {
                 // Input that a guest had no room for is offered again.
                 others = others.min(cpu::tsc() + self.slice);
@@ -254,8 +281,8 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
             let Live { vcpus, domain, .. } = &mut **live;
             let vcpu = &mut vcpus[index];
             let has_console = guest.record.console() == caisson_config::Console::Serial;
-            let mut host = Machine { domain: guest.id, has_console };
-            match run_vcpu(vcpu, domain, &mut host, self.clock, end, others) {
+            let mut host = Machine { has_console, index, ..Machine::new(guest.id) };
+            match run_vcpu(vcpu, domain, &mut host, self.clock, end.min(others), share) {
                 Stop::HostWork => self.host_work(),
                 stop => return stop,
             }
@@ -283,7 +310,7 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
 
     /// The host's TSC at the earliest deadline of all vCPUs but one.
     fn deadline_of_others(&self, but: (usize, usize)) -> u64 {
-        let mut earliest = u64::MAX;
+        let mut earliest = self.guests.iter().filter_map(|g| g.restart_at).min().unwrap_or(u64::MAX);
         for (g, guest) in self.guests.iter().enumerate() {
             let Some(live) = &guest.live else { continue };
             for (v, vcpu) in live.vcpus.iter().enumerate() {
@@ -317,16 +344,15 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
     }
 }
 
-/// Runs a vCPU until it blocks, its slice ends at `end`, or something else is due at `others` (both host TSC).
+/// Runs a vCPU until it blocks, or its turn ends at `stop_at`, or at `share` where it has woken another vCPU (host TSC).
 fn run_vcpu<V: Vcpu>(
     vcpu: &mut VirtualCpu<V>,
     domain: &caisson_domain::Domain<GuestRam>,
     host: &mut Machine,
     clock: &Clock,
-    end: u64,
-    others: u64,
+    mut stop_at: u64,
+    share: u64,
 ) -> Stop {
-    let stop_at = end.min(others);
     let _ = vcpu.take_deadline_changed();
     arm(vcpu, domain, clock, stop_at);
     loop {
@@ -351,6 +377,10 @@ fn run_vcpu<V: Vcpu>(
             Outcome::Yield => return Stop::Preempted,
             Outcome::Ended(ended) => return Stop::Ended(ended),
             Outcome::MachineCheck => machine_check(),
+        }
+        if core::mem::take(&mut host.woken) && share < stop_at {
+            stop_at = share;
+            arm(vcpu, domain, clock, stop_at);
         }
     }
 }

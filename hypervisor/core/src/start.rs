@@ -87,6 +87,7 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
         }
         screen::remap();
         crash::init(info);
+        crash::set_last_words(console::last_words);
         pic::disable();
         if !apic::is_present() || apic::init(&features).is_none() {
             refuse("this CPU has no local APIC, which Caisson needs for its timer: use a newer CPU");

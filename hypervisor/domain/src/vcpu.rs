@@ -243,7 +243,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         domain.apics.update(self.index(), &self.apic.routing());
     }
 
-    /// When the vCPU must be looked at although nothing else happens: its own timer, and on the boot vCPU the chipset's.
+    /// When the vCPU must be looked at although nothing else happens: its own timer, or the chipset's.
     #[must_use]
     pub fn next_deadline<M>(&self, domain: &Domain<M>) -> Instant {
         self.apic.next_deadline().min(domain.chipset().next_deadline())

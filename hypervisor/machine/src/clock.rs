@@ -161,6 +161,12 @@ pub fn get() -> &'static Clock {
     CLOCK.get().expect("the clocks are measured first")
 }
 
+/// The measured rates, or `None` before [`init`].
+#[must_use]
+pub fn try_get() -> Option<&'static Clock> {
+    CLOCK.get()
+}
+
 impl Clock {
     /// Arms the timer for the time at which the TSC reaches `deadline`: never early by more than a tick, and at once
     /// when that time has passed. A deadline beyond the timer's range fires early, and is then armed again.

@@ -25,6 +25,8 @@ struct SymbolTable {
 }
 
 static SYMBOLS: Once<SymbolTable> = Once::new();
+/// Writes the lines that still wait for the serial line.
+static LAST_WORDS: Once<fn()> = Once::new();
 static CRASHING: AtomicBool = AtomicBool::new(false);
 
 /// Remembers the symbol table.
@@ -38,6 +40,11 @@ pub unsafe fn init(info: &BootInfo) {
             unsafe { (memory::loader_bytes(symbols.symbols), memory::loader_bytes(symbols.names)) };
         SYMBOLS.call_once(|| SymbolTable { symbols, names });
     }
+}
+
+/// Names the function that writes the lines that still wait for the serial line. It must not wait for locks.
+pub fn set_last_words(write: fn()) {
+    LAST_WORDS.call_once(|| write);
 }
 
 /// Serial line and screen.
@@ -104,6 +111,11 @@ fn record(cause: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
         power::finish(RunResult::Panic);
     }
     // SAFETY: nothing else runs any more on this CPU.
+    unsafe { serial::force_unlock() };
+    if let Some(write) = LAST_WORDS.get() {
+        write();
+    }
+    // SAFETY: as above.
     unsafe {
         serial::force_unlock();
         screen::force_unlock();
