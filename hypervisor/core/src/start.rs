@@ -92,7 +92,9 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
         if !apic::is_present() || apic::init(&features).is_none() {
             refuse("this CPU has no local APIC, which Caisson needs for its timer: use a newer CPU");
         }
-        clock::init(&platform);
+        if let Err(error) = clock::init(&platform) {
+            refuse(error);
+        }
         if apic::route_isa(&platform, serial::COM1_IRQ, trap::SERIAL) {
             serial::enable_receive_interrupt();
         } else {

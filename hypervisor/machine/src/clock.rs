@@ -1,11 +1,14 @@
 //! Clocks: the TSC as the host's time, the APIC timer as its alarm, both measured at start against a clock whose rate
 //! is known.
 
+use core::fmt;
+
+use arrayvec::ArrayVec;
 use spin::Once;
 
 use crate::acpi::Platform;
 use crate::apic;
-use crate::cpu::{cpuid, inb, inl, outb, tsc};
+use crate::cpu::{PATIENCE, cpuid, inb, inl, outb, tsc, wait_until};
 use crate::device::Registers;
 
 /// The ACPI PM timer's rate (ACPI 6.4, section 4.8.3.3).
@@ -31,6 +34,19 @@ pub struct Clock {
 
 static CLOCK: Once<Clock> = Once::new();
 
+/// None of the machine's clocks counts, so that neither the TSC's rate nor the timer's can be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoReference;
+
+impl fmt::Display for NoReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "no clock of this machine counts (HPET, ACPI PM timer, 8254), against which Caisson could measure the TSC: \
+             turn one of them on in the firmware's setup",
+        )
+    }
+}
+
 /// A clock of known rate.
 enum Reference {
     Hpet(Registers, u64),
@@ -38,34 +54,46 @@ enum Reference {
     Pit,
 }
 
-/// Measures the TSC and the APIC timer against the best clock that the machine has: HPET, PM timer, or 8254.
+impl Reference {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Hpet(..) => "HPET",
+            Self::PmTimer(..) => "ACPI PM timer",
+            Self::Pit => "8254",
+        }
+    }
+}
+
+/// Measures the TSC and the APIC timer against the best clock that the machine has: HPET, PM timer, or 8254. One that
+/// stands still is passed over.
+///
+/// # Errors
+/// [`NoReference`] where all of them do.
 ///
 /// # Safety
 /// Once, on the boot CPU, after [`apic::init`], with interrupts off: the clocks must be Caisson's.
-pub unsafe fn init(platform: &Platform) -> Clock {
+pub unsafe fn init(platform: &Platform) -> Result<Clock, NoReference> {
     // SAFETY: promised by the caller.
-    let reference = unsafe { choose(platform) };
+    let references = unsafe { references(platform) };
     apic::mask_timer(true);
-    // The first round warms caches (and an emulator's translations) up.
-    let _ = measure(&reference, 1);
-    // A system-management interrupt at either end of a window spoils it: the median of three stands.
-    let mut rounds = [(); 3].map(|()| measure(&reference, WINDOW_MS));
-    rounds.sort_unstable();
-    let [_, (tsc_hz, apic_hz), _] = rounds;
+    let measured = references.iter().find_map(|reference| Some((reference.name(), median(reference)?)));
     apic::arm_timer(0);
     apic::mask_timer(false);
+    let (reference, (tsc_hz, apic_hz)) = measured.ok_or(NoReference)?;
     let tsc_hz = told_tsc_hz().unwrap_or(tsc_hz).max(1);
-    let clock = Clock {
-        tsc_hz,
-        apic_hz,
-        reference: match reference {
-            Reference::Hpet(..) => "HPET",
-            Reference::PmTimer(..) => "ACPI PM timer",
-            Reference::Pit => "8254",
-        },
-        apic_per_tsc: ((u128::from(apic_hz) << 32) / u128::from(tsc_hz)) as u64,
-    };
-    *CLOCK.call_once(|| clock)
+    let apic_per_tsc = ((u128::from(apic_hz) << 32) / u128::from(tsc_hz)) as u64;
+    Ok(*CLOCK.call_once(|| Clock { tsc_hz, apic_hz, reference, apic_per_tsc }))
+}
+
+/// TSC and APIC ticks a second.
+fn median(reference: &Reference) -> Option<(u64, u64)> {
+    // The first round warms caches (and an emulator's translations) up.
+    let _ = measure(reference, 1)?;
+    // A system-management interrupt at either end of a window spoils it: the median of three stands.
+    let mut rounds =
+        [measure(reference, WINDOW_MS)?, measure(reference, WINDOW_MS)?, measure(reference, WINDOW_MS)?];
+    rounds.sort_unstable();
+    Some(rounds[1])
 }
 
 /// The TSC's rate where a hypervisor below tells it exactly (KVM and VMware: CPUID leaf 0x40000010, in kHz).
@@ -80,7 +108,9 @@ fn told_tsc_hz() -> Option<u64> {
     }
 }
 
-unsafe fn choose(platform: &Platform) -> Reference {
+/// What there is to measure against, the best first.
+unsafe fn references(platform: &Platform) -> ArrayVec<Reference, 3> {
+    let mut references = ArrayVec::new();
     if let Some(at) = platform.hpet
         // SAFETY: ACPI names the HPET's registers, and promised by the caller.
         && let Some(registers) = unsafe { Registers::map(at, 0x100) }
@@ -90,52 +120,76 @@ unsafe fn choose(platform: &Platform) -> Reference {
         if period != 0 && period <= 100_000_000 {
             let configuration = registers.read32(0x10);
             registers.write32(0x10, configuration | 1);
-            return Reference::Hpet(registers, FEMTOSECONDS / period);
+            references.push(Reference::Hpet(registers, FEMTOSECONDS / period));
         }
     }
-    match platform.pm_timer {
-        Some((port, wide)) => Reference::PmTimer(port, if wide { 0xffff_ffff } else { 0x00ff_ffff }),
-        None => Reference::Pit,
+    if let Some((port, wide)) = platform.pm_timer {
+        references.push(Reference::PmTimer(port, if wide { 0xffff_ffff } else { 0x00ff_ffff }));
     }
+    references.push(Reference::Pit);
+    references
 }
 
-/// TSC and APIC ticks a second, measured over about `ms` milliseconds.
-fn measure(reference: &Reference, ms: u64) -> (u64, u64) {
+/// TSC and APIC ticks a second, measured over about `ms` milliseconds; `None` where the reference stands still.
+fn measure(reference: &Reference, ms: u64) -> Option<(u64, u64)> {
     apic::arm_timer(u32::MAX);
-    let ((start_tsc, start_apic), (end_tsc, end_apic), ticks, hz) = match reference {
-        Reference::Hpet(registers, hz) => counted(|| u64::from(registers.read32(0xf0)), 0xffff_ffff, *hz, ms),
+    let sample = || (tsc(), apic::timer_left());
+    let window = match reference {
+        Reference::Hpet(registers, hz) => {
+            counted(|| u64::from(registers.read32(0xf0)), 0xffff_ffff, *hz, ms, sample)
+        }
         Reference::PmTimer(port, mask) => {
             // SAFETY: ACPI names the port; reading it changes nothing.
-            counted(|| u64::from(unsafe { inl(*port) }), *mask, PM_TIMER_HZ, ms)
+            counted(|| u64::from(unsafe { inl(*port) }), *mask, PM_TIMER_HZ, ms, sample)
         }
-        Reference::Pit => pit(ms),
-    };
+        Reference::Pit => pit(ms, sample),
+    }?;
+    let Window { start, end, ticks, hz } = window;
     let rate = |count: u64| (u128::from(count) * u128::from(hz) / u128::from(ticks.max(1))) as u64;
-    (rate(end_tsc.wrapping_sub(start_tsc)), rate(u64::from(start_apic.wrapping_sub(end_apic))))
+    Some((rate(end.0.wrapping_sub(start.0)), rate(u64::from(start.1.wrapping_sub(end.1)))))
 }
 
+/// A reading of the TSC and of the APIC timer.
 type Sample = (u64, u32);
 
-/// Waits for `ms` on a counter that counts up and wraps at `mask`.
-fn counted(read: impl Fn() -> u64, mask: u64, hz: u64, ms: u64) -> (Sample, Sample, u64, u64) {
-    let first = read();
-    // Start at a tick's edge.
-    let mut now = read();
-    while now == first {
-        now = read();
-    }
-    let start = now;
-    let start_sample = (tsc(), apic::timer_left());
-    let want = hz * ms / 1000;
-    let mut ticks = 0;
-    while ticks < want {
-        ticks = read().wrapping_sub(start) & mask;
-    }
-    (start_sample, (tsc(), apic::timer_left()), ticks, hz)
+/// What was read around `ticks` of a clock of rate `hz`.
+#[derive(Debug)]
+struct Window {
+    start: Sample,
+    end: Sample,
+    ticks: u64,
+    hz: u64,
 }
 
-/// Waits on channel 2 of the 8254, whose output is bit 5 of port 0x61.
-fn pit(ms: u64) -> (Sample, Sample, u64, u64) {
+/// Waits for `ms` on a counter that counts up and wraps at `mask`; `None` where it does not.
+fn counted(
+    read: impl Fn() -> u64,
+    mask: u64,
+    hz: u64,
+    ms: u64,
+    sample: impl Fn() -> Sample,
+) -> Option<Window> {
+    // Start at a tick's edge.
+    let first = read();
+    let mut from = first;
+    if !wait_until(PATIENCE, || {
+        from = read();
+        from != first
+    }) {
+        return None;
+    }
+    let start = sample();
+    let want = hz * ms / 1000;
+    let mut ticks = 0;
+    wait_until(PATIENCE, || {
+        ticks = read().wrapping_sub(from) & mask;
+        ticks >= want
+    })
+    .then(|| Window { start, end: sample(), ticks, hz })
+}
+
+/// Waits on channel 2 of the 8254, whose output is bit 5 of port 0x61; `None` where it never rises.
+fn pit(ms: u64, sample: impl Fn() -> Sample) -> Option<Window> {
     let ticks = PIT_HZ * ms / 1000;
     // SAFETY: the 8254 and port 0x61 are Caisson's; the speaker stays off. Channel 2, mode 0, gate on.
     unsafe {
@@ -143,12 +197,17 @@ fn pit(ms: u64) -> (Sample, Sample, u64, u64) {
         outb(0x43, 0xb0);
         outb(0x42, ticks as u8);
         outb(0x42, (ticks >> 8) as u8);
-        outb(0x61, inb(0x61) & !3 | 1);
     }
-    let start = (tsc(), apic::timer_left());
     // SAFETY: as above.
-    while unsafe { inb(0x61) } & 0x20 == 0 {}
-    (start, (tsc(), apic::timer_left()), ticks, PIT_HZ)
+    let risen = || unsafe { inb(0x61) } & 0x20 != 0;
+    // The output is low until the gate opens; a port that is not there reads all ones.
+    if risen() {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { outb(0x61, inb(0x61) & !3 | 1) };
+    let start = sample();
+    wait_until(PATIENCE, risen).then(|| Window { start, end: sample(), ticks, hz: PIT_HZ })
 }
 
 /// The measured rates.
@@ -233,6 +292,8 @@ fn seconds_since_1970(year: u64, month: u64, day: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -241,5 +302,21 @@ mod tests {
         assert_eq!(seconds_since_1970(2000, 3, 1), 951_868_800);
         assert_eq!(seconds_since_1970(2026, 1, 1), 1_767_225_600);
         assert_eq!(seconds_since_1970(2026, 13, 1), 0);
+    }
+
+    #[test]
+    fn a_window_ends_when_the_counter_has_counted_enough() {
+        let counter = Cell::new(0xffff_f000_u64);
+        let read = || {
+            counter.set((counter.get() + 7) & 0xffff_ffff);
+            counter.get()
+        };
+        let window = counted(read, 0xffff_ffff, 1_000_000, 25, || (1, 2)).unwrap();
+        assert!((25_000..25_007).contains(&window.ticks), "{window:?}");
+    }
+
+    #[test]
+    fn a_counter_that_stands_still_is_given_up() {
+        assert!(counted(|| 0xffff_ffff, 0xffff_ffff, 1_000_000, 25, || (0, 0)).is_none());
     }
 }

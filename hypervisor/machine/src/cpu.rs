@@ -33,6 +33,23 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// A wait that takes longer than this many ticks of the TSC is given up: a second or more on every CPU there is.
+pub(crate) const PATIENCE: u64 = 1 << 32;
+
+/// Waits until `done`, but for no more than about `ticks` of the TSC; whether it came. It is asked once at least.
+pub(crate) fn wait_until(ticks: u64, mut done: impl FnMut() -> bool) -> bool {
+    let start = tsc();
+    loop {
+        if done() {
+            return true;
+        }
+        if tsc().wrapping_sub(start) > ticks {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Reads an MSR.
 ///
 /// # Safety
@@ -204,5 +221,21 @@ impl Features {
             invariant_tsc: extended(0x8000_0007).edx & 1 << 8 != 0,
             physical_bits: if bits == 0 { 36 } else { bits },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends() {
+        assert!(wait_until(0, || true));
+        assert!(!wait_until(1000, || false));
+        let mut asked = 0;
+        assert!(wait_until(PATIENCE, || {
+            asked += 1;
+            asked == 3
+        }));
     }
 }
