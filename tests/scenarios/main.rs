@@ -16,9 +16,19 @@ use std::process::ExitCode;
 
 use caisson_tests::runner;
 
+/// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
+const ON_BOCHS: &[&str] = &[
+    "two-guests",
+    "lifecycle-ends",
+    "lifecycle-reboot",
+    "linux",
+    "crash-panic",
+    "refusal-overcommitted",
+];
+
 fn main() -> ExitCode {
     // What takes longest comes first.
-    runner::main(&[
+    let scenarios: &[runner::Scenario] = &[
         ("linux-uefi", linux::uefi),
         ("two-guests", linux::two_guests),
         ("lifecycle-ends", lifecycle::ends),
@@ -45,5 +55,6 @@ fn main() -> ExitCode {
         ("refusal-overcommitted", refusals::overcommitted),
         ("refusal-not-a-kernel", refusals::not_a_kernel),
         ("refusal-screen", refusals::screen),
-    ])
+    ];
+    runner::main(scenarios, ON_BOCHS)
 }

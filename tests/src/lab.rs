@@ -4,13 +4,14 @@ use std::{fs::File, path::PathBuf};
 
 use caisson_config::source::{ConfigText, parse_toml};
 use xtask::{
-    config,
+    bochs, config,
+    emulator::{Kind, Running},
     error::Context as _,
     images::Images,
     iso::Iso,
     paths::Workspace,
     qemu::{Accelerator, Boot as Medium, Firmware, Machine},
-    run::{boot_words, machine_memory_mib},
+    run::machine_memory_mib,
 };
 
 use crate::{Failure, Run, Verdict};
@@ -18,16 +19,17 @@ use crate::{Failure, Run, Verdict};
 /// The serial log, in a scenario's directory.
 pub(crate) const SERIAL_LOG: &str = "serial.log";
 
-/// What is common to all scenarios.
-#[derive(Debug)]
+/// What is common to all scenarios on an emulator.
+#[derive(Clone, Debug)]
 pub struct Lab {
     workspace: Workspace,
     images: Images,
     caisson: PathBuf,
+    machine: Kind,
 }
 
 impl Lab {
-    /// Builds Caisson.
+    /// Builds Caisson, to be run on QEMU.
     ///
     /// # Errors
     /// What the compiler says.
@@ -35,7 +37,19 @@ impl Lab {
         let workspace = Workspace::find();
         let images = Images::new(workspace.clone());
         let caisson = images.caisson()?;
-        Ok(Self { workspace, images, caisson })
+        Ok(Self { workspace, images, caisson, machine: Kind::Qemu })
+    }
+
+    /// The same on another emulator.
+    #[must_use]
+    pub fn on(&self, machine: Kind) -> Self {
+        Self { machine, ..self.clone() }
+    }
+
+    /// The emulator that its machines run on.
+    #[must_use]
+    pub fn machine(&self) -> Kind {
+        self.machine
     }
 
     /// Where the scenario's files are kept: its ISO, its logs. Made when it is not there.
@@ -71,28 +85,33 @@ impl Lab {
         let memory = text.domains.iter().fold(0, |sum: u64, domain| sum.saturating_add(domain.memory));
         // Files that a scenario makes lie in its own directory.
         let directory = self.directory(scenario)?;
-        let blob = self.images.blob(text, &directory)?;
+        let mut text = text.clone();
+        if self.machine == Kind::Bochs {
+            bochs::hurry(&mut text);
+        }
+        let blob = self.images.blob(&text, &directory)?;
         Ok(Boot {
             lab: self,
             directory,
             memory_mib: machine_memory_mib(memory, blob.len() as u64),
             blob: Some(blob),
-            words: boot_words(""),
-            cpu: Accelerator::Tcg.default_cpu().to_owned(),
+            words: self.machine.boot_words(""),
+            cpu: None,
             firmware: Firmware::Bios,
             extra: Vec::new(),
         })
     }
 }
 
-/// A machine to start: QEMU's TCG with one CPU that has SVM, large enough for its guests, unless told otherwise.
+/// A machine to start: QEMU's TCG with one CPU that has SVM, or Bochs with one that has VMX; large enough for its guests,
+/// unless told otherwise.
 #[derive(Debug)]
 pub struct Boot<'a> {
     lab: &'a Lab,
     directory: PathBuf,
     blob: Option<Vec<u8>>,
     words: String,
-    cpu: String,
+    cpu: Option<String>,
     memory_mib: u64,
     firmware: Firmware,
     extra: Vec<String>,
@@ -102,7 +121,7 @@ impl Boot<'_> {
     /// Adds boot words of Caisson's.
     #[must_use]
     pub fn words(mut self, words: &str) -> Self {
-        self.words = boot_words(words);
+        self.words = self.lab.machine.boot_words(words);
         self
     }
 
@@ -116,7 +135,7 @@ impl Boot<'_> {
     /// Another CPU model than the usual one.
     #[must_use]
     pub fn cpu(mut self, cpu: &str) -> Self {
-        cpu.clone_into(&mut self.cpu);
+        self.cpu = Some(cpu.to_owned());
         self
     }
 
@@ -127,7 +146,7 @@ impl Boot<'_> {
         self
     }
 
-    /// Started by UEFI.
+    /// Started by UEFI, which only QEMU has.
     #[must_use]
     pub fn uefi(mut self) -> Self {
         self.firmware = Firmware::Uefi;
@@ -170,13 +189,34 @@ impl Boot<'_> {
             output: output.clone(),
         };
         iso.make(&self.lab.workspace)?;
-        let mut machine =
-            Machine::new(Accelerator::Tcg, self.memory_mib, Medium::Iso(output), self.directory.clone());
-        machine.cpu = self.cpu;
-        machine.firmware = self.firmware;
-        machine.extra = self.extra.iter().map(Into::into).collect();
+        let machine = match self.lab.machine {
+            Kind::Qemu => Running::Qemu(self.qemu_machine(output).start()?),
+            Kind::Bochs => Running::Bochs(self.bochs_machine(output)?.start()?),
+        };
         let path = self.directory.join(SERIAL_LOG);
         let log = File::create(&path).cannot(|| format!("write {}", path.display()))?;
-        Ok(Run::new(machine.start()?, log))
+        Ok(Run::new(machine, log))
+    }
+
+    fn qemu_machine(&self, iso: PathBuf) -> Machine {
+        let mut machine =
+            Machine::new(Accelerator::Tcg, self.memory_mib, Medium::Iso(iso), self.directory.clone());
+        if let Some(cpu) = &self.cpu {
+            machine.cpu.clone_from(cpu);
+        }
+        machine.firmware = self.firmware;
+        machine.extra = self.extra.iter().map(Into::into).collect();
+        machine
+    }
+
+    fn bochs_machine(&self, iso: PathBuf) -> Verdict<bochs::Machine> {
+        if self.firmware != Firmware::Bios || !self.extra.is_empty() {
+            return Err(Failure::new("this scenario asks for what only QEMU has: leave it out on Bochs"));
+        }
+        let mut machine = bochs::Machine::new(self.memory_mib, iso, self.directory.clone());
+        if let Some(cpu) = &self.cpu {
+            machine.cpu.clone_from(cpu);
+        }
+        Ok(machine)
     }
 }

@@ -7,25 +7,26 @@ use std::{
 };
 
 use regex_lite::Regex;
-use xtask::{outcome::Outcome, qemu::Qemu, qmp::Qmp};
+use xtask::{emulator::Running, outcome::Outcome, qmp::Qmp};
 
 use crate::{
     Failure, Verdict,
     transcript::{From, Line, Match, Transcript},
 };
 
-/// A running machine. Dropping it ends it.
+/// A running machine. Dropping it ends it. Seconds of time limits are those of QEMU's translator; on a slower emulator
+/// the limits are longer ([`xtask::emulator::Kind::limit`]).
 #[derive(Debug)]
 pub struct Run {
-    qemu: Qemu,
+    machine: Running,
     transcript: Transcript,
     log: File,
     outcome: Option<Outcome>,
 }
 
 impl Run {
-    pub(crate) fn new(qemu: Qemu, log: File) -> Self {
-        Self { qemu, transcript: Transcript::default(), log, outcome: None }
+    pub(crate) fn new(machine: Running, log: File) -> Self {
+        Self { machine, transcript: Transcript::default(), log, outcome: None }
     }
 
     /// Waits until `from` says a line that the regular expression `pattern` matches, behind the last line of theirs that
@@ -53,7 +54,7 @@ impl Run {
         find: fn(&mut Transcript, From<'_>, &Regex) -> Option<Match>,
     ) -> Verdict<Match> {
         let regex = regex(pattern)?;
-        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let deadline = self.deadline(seconds);
         loop {
             if let Some(found) = find(&mut self.transcript, from, &regex) {
                 return Ok(found);
@@ -73,7 +74,7 @@ impl Run {
     /// # Errors
     /// When the machine has ended.
     pub fn send(&mut self, keys: &str) -> Verdict {
-        let sent = self.qemu.serial().write_all(keys.as_bytes());
+        let sent = self.machine.serial().write_all(keys.as_bytes());
         sent.map_err(|error| self.failure(format!("cannot type {keys:?}: {error}")))
     }
 
@@ -82,7 +83,7 @@ impl Run {
     /// # Errors
     /// When it ends otherwise, or takes longer than `seconds`.
     pub fn end(&mut self, seconds: u64, expected: Outcome) -> Verdict {
-        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let deadline = self.deadline(seconds);
         while self.outcome.is_none() {
             if Instant::now() >= deadline {
                 return Err(self.failure(format!("no end within {seconds} s")));
@@ -137,13 +138,17 @@ impl Run {
     /// QEMU's monitor; it can be asked for once.
     ///
     /// # Errors
-    /// When QEMU has ended.
+    /// When QEMU has ended, or this is another emulator.
     pub fn monitor(&mut self) -> Verdict<Qmp> {
-        Ok(self.qemu.monitor()?)
+        Ok(self.machine.monitor()?)
+    }
+
+    fn deadline(&self, seconds: u64) -> Instant {
+        Instant::now() + self.machine.kind().limit(Duration::from_secs(seconds))
     }
 
     fn failure(&self, reason: String) -> Failure {
-        let messages = self.qemu.messages();
+        let messages = self.machine.messages();
         Failure::new(if messages.is_empty() { reason } else { format!("{reason}\n{messages}") })
     }
 
@@ -151,11 +156,8 @@ impl Run {
     fn read(&mut self, deadline: Instant) -> Verdict {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut buffer = [0; 16 << 10];
-        let read = self
-            .qemu
-            .serial()
-            .set_read_timeout(Some(left))
-            .and_then(|()| self.qemu.serial().read(&mut buffer));
+        let mut serial = self.machine.serial();
+        let read = serial.set_read_timeout(Some(left)).and_then(|()| serial.read(&mut buffer));
         match read {
             Ok(0) => self.closed(),
             Ok(length) => {
@@ -177,7 +179,7 @@ impl Run {
     }
 
     fn closed(&mut self) -> Verdict {
-        self.outcome = Some(Outcome::of(self.qemu.wait_closing()?));
+        self.outcome = Some(self.machine.end()?);
         Ok(())
     }
 }

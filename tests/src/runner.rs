@@ -11,6 +11,8 @@ use std::{
     time::Instant,
 };
 
+use xtask::emulator::{Kind, MACHINES_VARIABLE, parse_list};
+
 use crate::{Lab, Verdict, lab::SERIAL_LOG, transcript::Transcript};
 
 /// How many run at once when the command line does not say: an emulated machine keeps one CPU of the host's busy, and
@@ -20,8 +22,39 @@ const AT_ONCE: usize = 2;
 /// How many lines of the log a failure shows.
 const SHOWN_LINES: usize = 20;
 
+/// What the name of a scenario ends with when it runs on Bochs.
+const ON_BOCHS: &str = "-on-bochs";
+
 /// A scenario: its name, and what it does.
 pub type Scenario = (&'static str, fn(&Lab, &str) -> Verdict);
+
+/// A scenario on an emulator.
+#[derive(Clone, Debug)]
+struct Job {
+    name: String,
+    scenario: fn(&Lab, &str) -> Verdict,
+    machine: Kind,
+}
+
+/// The jobs on these emulators. On Bochs, which is slow, only the scenarios named in `on_bochs` run, and first.
+fn jobs(scenarios: &[Scenario], on_bochs: &[&str], machines: &[Kind]) -> Vec<Job> {
+    let wanted = |machine: Kind| {
+        scenarios.iter().filter(move |(name, _)| {
+            machines.contains(&machine) && (machine == Kind::Qemu || on_bochs.contains(name))
+        })
+    };
+    let bochs = wanted(Kind::Bochs).map(|&(name, scenario)| Job {
+        name: format!("{name}{ON_BOCHS}"),
+        scenario,
+        machine: Kind::Bochs,
+    });
+    let qemu = wanted(Kind::Qemu).map(|&(name, scenario)| Job {
+        name: name.to_owned(),
+        scenario,
+        machine: Kind::Qemu,
+    });
+    bochs.chain(qemu).collect()
+}
 
 /// What the command line asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,20 +91,26 @@ impl Options {
     }
 }
 
-/// Runs those of `scenarios` that the command line asks for, the first ones first. Scenarios that take long should come
-/// first, so that none of them is left over for the end.
+/// Runs those of `scenarios` that the command line asks for, the first ones first, on the emulators that the environment
+/// names ([`MACHINES_VARIABLE`]); on Bochs only those named in `on_bochs`. Scenarios that take long should come first, so
+/// that none of them is left over for the end.
 #[must_use]
-pub fn main(scenarios: &[Scenario]) -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
-        Ok(options) => options,
+pub fn main(scenarios: &[Scenario], on_bochs: &[&str]) -> ExitCode {
+    let machines = parse_list(&std::env::var(MACHINES_VARIABLE).unwrap_or_default());
+    let arguments = machines
+        .map_err(|error| error.to_string())
+        .and_then(|machines| Ok((machines, Options::parse(std::env::args().skip(1))?)));
+    let (machines, options) = match arguments {
+        Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(2);
         }
     };
-    let wanted: Vec<&Scenario> = scenarios.iter().filter(|(name, _)| options.wants(name)).collect();
+    let mut wanted = jobs(scenarios, on_bochs, &machines);
+    wanted.retain(|job| options.wants(&job.name));
     if options.list {
-        wanted.iter().for_each(|(name, _)| println!("{name}"));
+        wanted.iter().for_each(|job| println!("{}", job.name));
         return ExitCode::SUCCESS;
     }
     if wanted.is_empty() {
@@ -92,12 +131,15 @@ pub fn main(scenarios: &[Scenario]) -> ExitCode {
 }
 
 /// Runs them; gives how many failed.
-fn run_all(lab: &Lab, scenarios: &[&Scenario], at_once: usize) -> usize {
+fn run_all(lab: &Lab, jobs: &[Job], at_once: usize) -> usize {
     let (next, failed, output) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(()));
     thread::scope(|scope| {
-        for _ in 0..at_once.min(scenarios.len()) {
+        for _ in 0..at_once.min(jobs.len()) {
             scope.spawn(|| {
-                while let Some((name, scenario)) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(Job { name, scenario, machine }) =
+                    jobs.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let lab = &lab.on(*machine);
                     let start = Instant::now();
                     forget_log(lab, name);
                     let verdict = scenario(lab, name);
@@ -158,6 +200,17 @@ mod tests {
         assert!(options.wants("refusal-no-svm") && options.wants("two-linux") && !options.wants("shell"));
         assert!(parse(&[]).unwrap().wants("anything"));
         assert!(parse(&["--list"]).unwrap().list);
+    }
+
+    #[test]
+    fn each_emulator_gets_its_scenarios() {
+        let scenarios: [Scenario; 2] = [("a", |_, _| Ok(())), ("b", |_, _| Ok(()))];
+        let names = |machines: &[Kind]| -> Vec<String> {
+            jobs(&scenarios, &["b"], machines).into_iter().map(|job| job.name).collect()
+        };
+        assert_eq!(names(&[Kind::Qemu]), ["a", "b"]);
+        assert_eq!(names(&[Kind::Bochs]), ["b-on-bochs"]);
+        assert_eq!(names(&Kind::ALL), ["b-on-bochs", "a", "b"]);
     }
 
     #[test]

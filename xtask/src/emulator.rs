@@ -98,6 +98,15 @@ pub enum Running {
 }
 
 impl Running {
+    /// Which emulator it runs on.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Qemu(_) => Kind::Qemu,
+            Self::Bochs(_) => Kind::Bochs,
+        }
+    }
+
     /// The first serial port.
     #[must_use]
     pub fn serial(&self) -> &Serial {

@@ -39,12 +39,6 @@ pub fn machine_memory_mib(guests: u64, blob: u64) -> u64 {
     bytes.div_ceil(64 * MIB).saturating_mul(64)
 }
 
-/// Caisson's boot words under QEMU.
-#[must_use]
-pub fn boot_words(more: &str) -> String {
-    Kind::Qemu.boot_words(more)
-}
-
 /// Which emulator the arguments ask for.
 ///
 /// # Errors
