@@ -1,8 +1,8 @@
 //! The terminal between a person and the serial line, and the plain relay of headless runs.
 //!
-//! On a terminal every key goes to the machine as it is typed, but for the prefix Ctrl-A: `Ctrl-A x` quits and
-//! `Ctrl-A a` sends a Ctrl-A. Any other key after it is passed on together with the Ctrl-A, for Caisson switches between
-//! consoles itself (`Ctrl-A c`). What the machine prints is passed through byte for byte.
+//! On a terminal every key goes to the machine as it is typed, but for the prefix Ctrl-A: `Ctrl-A x` quits. Any
+//! other key after it is passed on together with the Ctrl-A, for Caisson switches between consoles itself (`Ctrl-A c`) and
+//! sends a Ctrl-A to a guest (`Ctrl-A a`). What the machine prints is passed through byte for byte.
 //!
 //! One thread waits in `poll` for the keyboard, the serial line and signals at once; nothing is polled in a loop.
 
@@ -58,7 +58,6 @@ impl Keys {
                 }
                 (false, _) => out.push(key),
                 (true, b'x' | b'X') => return true,
-                (true, b'a' | PREFIX) => out.push(PREFIX),
                 (true, _) => out.extend([PREFIX, key]),
             }
             self.after_prefix = false;
@@ -296,8 +295,8 @@ mod tests {
     #[test]
     fn the_prefix_quits_doubles_or_passes_on() {
         assert_eq!(feed(&[b"hi\x01xlost"]), (b"hi".to_vec(), true));
-        assert_eq!(feed(&[b"\x01a!"]), (b"\x01!".to_vec(), false));
-        assert_eq!(feed(&[b"\x01\x01!"]), (b"\x01!".to_vec(), false));
+        assert_eq!(feed(&[b"\x01a!"]), (b"\x01a!".to_vec(), false));
+        assert_eq!(feed(&[b"\x01\x01!"]), (b"\x01\x01!".to_vec(), false));
         assert_eq!(feed(&[b"\x01c\x01t"]), (b"\x01c\x01t".to_vec(), false));
     }
 

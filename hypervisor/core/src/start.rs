@@ -172,7 +172,7 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
     // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
     let svm = unsafe { Svm::enable(&features, without(info), &policy) }.unwrap_or_else(|error| refuse(error));
-    log::info!("{}: nested paging, {:?}", Svm::NAME, svm.used() - SvmFeatures::NESTED_PAGING);
+    log::info!("{}: {}", Svm::NAME, svm.used());
     // SAFETY: every AMD CPU with SVM has the patch level in this MSR; reading it has no effect.
     let microcode = unsafe { cpu::read_msr(msr::BIOS_SIGN_ID) };
     let maker = Maker {

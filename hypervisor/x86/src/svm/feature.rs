@@ -1,5 +1,7 @@
 //! What CPUID Fn8000_000A EDX announces.
 
+use core::fmt::{self, Write};
+
 use bitflags::bitflags;
 
 bitflags! {
@@ -34,5 +36,38 @@ bitflags! {
         const VGIF = 1 << 16;
         /// Virtual NMI.
         const VNMI = 1 << 25;
+    }
+}
+
+/// The features by name, as in `nested-paging, nrip-save`; unknown bits are left out.
+impl fmt::Display for SvmFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, _)) in self.iter_names().enumerate() {
+            f.write_str(if index == 0 { "" } else { ", " })?;
+            for c in name.chars() {
+                f.write_char(if c == '_' { '-' } else { c.to_ascii_lowercase() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::fmt::Write;
+
+    #[test]
+    fn features_are_told_by_name() {
+        struct Expect(&'static str);
+        impl Write for Expect {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+                Ok(())
+            }
+        }
+        let mut expect = Expect("nested-paging, nrip-save");
+        assert!(write!(expect, "{}", SvmFeatures::NESTED_PAGING | SvmFeatures::NRIP_SAVE).is_ok());
+        assert_eq!(expect.0, "");
     }
 }
