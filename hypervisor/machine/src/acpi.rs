@@ -1,8 +1,10 @@
 //! What ACPI tells about the machine, by the `acpi` crate, copied into one structure at start.
 //!
 //! The tables are read while the entry code's page tables map the first 4 GiB at their own addresses; firmware keeps
-//! them there. Their contents are the firmware's: nothing in them is trusted to be there.
+//! them there, and one that does not is named in the log. Their contents are the firmware's: nothing in them is trusted
+//! to be there.
 
+use core::cell::Cell;
 use core::pin::Pin;
 use core::ptr::NonNull;
 
@@ -49,6 +51,9 @@ pub struct SoftOff {
     pub pm1b: Option<u16>,
     /// SLP_TYPa and SLP_TYPb of the S5 state.
     pub sleep_type: (u8, u8),
+    /// SMI_CMD and ACPI_ENABLE: the port and what is written to it to take the PM1 registers over from the firmware
+    /// (section 4.8.3.2.1, SCI_EN). `None` where they are always the operating system's.
+    pub enable: Option<(u16, u8)>,
 }
 
 /// The reset register (ACPI 6.4, section 4.8.3.6), where it is a port.
@@ -92,18 +97,24 @@ pub struct Platform {
     pub ecam: ArrayVec<Ecam, 8>,
 }
 
-/// The first 4 GiB, at their own addresses. What lies above reads as an empty page.
+/// The first 4 GiB, at their own addresses. What lies above reads as an empty page, and its address is kept.
 #[derive(Clone, Copy)]
-struct Identity;
+struct Identity<'a> {
+    /// The first table that was out of reach, or 0.
+    missed: &'a Cell<u64>,
+}
 
 #[repr(align(4096))]
 struct Nothing([u8; 4096]);
 static NOTHING: Nothing = Nothing([0; 4096]);
 
-impl AcpiHandler for Identity {
+impl AcpiHandler for Identity<'_> {
     unsafe fn map_physical_region<T>(&self, physical: usize, size: usize) -> PhysicalMapping<Self, T> {
         let end = (physical as u64).saturating_add(size as u64);
         let mapped = physical != 0 && end <= BOOT_MAPPED_END;
+        if !mapped && self.missed.get() == 0 {
+            self.missed.set(physical as u64);
+        }
         let at = if mapped { physical as *mut T } else { NOTHING.0.as_ptr().cast_mut().cast() };
         // SAFETY: the boot tables map the region, or it is the empty page.
         unsafe { PhysicalMapping::new(physical, NonNull::new_unchecked(at), size, size, *self) }
@@ -112,25 +123,62 @@ impl AcpiHandler for Identity {
     fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
 }
 
-/// Reads the tables behind the root pointer at host-physical address `rsdp`; `None` where they cannot be read.
+/// Reads the tables behind the root pointer at host-physical address `rsdp`; `None` where they cannot be read. A table
+/// out of reach is worth one line in the log.
 ///
 /// # Safety
 /// The boot tables must be active, and the root pointer must be the loader's.
 #[must_use]
 pub unsafe fn read(rsdp: u64) -> Option<Platform> {
+    let missed = Cell::new(0);
+    let mut absent = ArrayVec::<&str, 8>::new();
     // SAFETY: promised by the caller.
-    let tables = unsafe { AcpiTables::from_rsdp(Identity, rsdp as usize) }.ok()?;
+    let platform = unsafe { read_tables(rsdp, Identity { missed: &missed }, &mut absent) };
+    if missed.get() != 0 {
+        log::warn!(
+            "ACPI: the table at {:#x} is left out, because it is not in the first 4 GiB; not found: {absent:?}",
+            missed.get()
+        );
+    }
+    platform
+}
+
+/// The same, with the names of what is not found left in `absent`.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn read_tables(
+    rsdp: u64,
+    memory: Identity<'_>,
+    absent: &mut ArrayVec<&'static str, 8>,
+) -> Option<Platform> {
+    // SAFETY: promised by the caller.
+    let tables = unsafe { AcpiTables::from_rsdp(memory, rsdp as usize) };
+    let tables = tables.inspect_err(|_| absent.push("RSDT")).ok()?;
     let mut platform = Platform::default();
-    if let Ok(madt) = tables.find_table::<Madt>() {
-        read_madt(madt.get(), &mut platform);
+    match tables.find_table::<Madt>() {
+        Ok(madt) => read_madt(madt.get(), &mut platform),
+        Err(_) => absent.push("MADT"),
     }
-    if let Ok(fadt) = tables.find_table::<Fadt>() {
-        read_fadt(&fadt, &tables, &mut platform);
+    match tables.find_table::<Fadt>() {
+        Ok(fadt) => {
+            if read_fadt(&fadt, &tables, &mut platform).is_none() {
+                absent.push("DSDT");
+            }
+        }
+        Err(_) => absent.push("FADT"),
     }
-    if let Ok(hpet) = HpetInfo::new(&tables) {
-        platform.hpet = Some(Hpa::new(hpet.base_address as u64)).filter(|at| at.as_u64() != 0);
+    match HpetInfo::new(&tables) {
+        Ok(hpet) => {
+            platform.hpet = Some(Hpa::new(hpet.base_address as u64)).filter(|at| at.as_u64() != 0);
+        }
+        Err(_) => absent.push("HPET"),
     }
-    if let Ok(mcfg) = tables.find_table::<Mcfg>() {
+    let mcfg = tables.find_table::<Mcfg>();
+    if mcfg.is_err() {
+        absent.push("MCFG");
+    }
+    if let Ok(mcfg) = mcfg {
         for entry in mcfg.entries().iter().take(platform.ecam.capacity()) {
             platform.ecam.push(Ecam {
                 address: Hpa::new(entry.base_address),
@@ -177,7 +225,8 @@ fn port(address: &GenericAddress) -> Option<u16> {
     (address.address_space == AddressSpace::SystemIo).then(|| u16::try_from(address.address).ok())?
 }
 
-fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity>, platform: &mut Platform) {
+/// `None` where the DSDT, on which turning the machine off depends, is out of reach.
+fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity<'_>>, platform: &mut Platform) -> Option<()> {
     let flags = fadt.flags;
     if let Ok(Some(timer)) = fadt.pm_timer_block() {
         platform.pm_timer = port(&timer).map(|port| (port, flags.pm_timer_is_32_bit()));
@@ -187,27 +236,38 @@ fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity>, platform: &mut Platform
     {
         platform.reset = port(&register).map(|port| ResetPort { port, value: fadt.reset_value });
     }
-    let Ok(pm1a) = fadt.pm1a_control_block() else { return };
-    let pm1b = fadt.pm1b_control_block().ok().flatten();
-    let Ok(dsdt) = tables.dsdt() else { return };
+    let dsdt = tables.dsdt().ok()?;
     let end = dsdt.address as u64 + u64::from(dsdt.length);
     if dsdt.address == 0 || end > BOOT_MAPPED_END {
-        return;
+        return None;
     }
     // SAFETY: the boot tables map the DSDT's code, which nothing writes.
     let code = unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
-    if let (Some(pm1a), Some(sleep_type)) = (port(&pm1a), s5_sleep_type(code)) {
-        platform.soft_off = Some(SoftOff { pm1a, pm1b: pm1b.as_ref().and_then(port), sleep_type });
+    let pm1a = fadt.pm1a_control_block().ok().as_ref().and_then(port);
+    let pm1b = fadt.pm1b_control_block().ok().flatten().as_ref().and_then(port);
+    // Where there is no SMI_CMD or no ACPI_ENABLE, the machine is in ACPI mode for good.
+    let smi_command = u16::try_from(fadt.smi_cmd_port).ok();
+    let enable =
+        smi_command.map(|port| (port, fadt.acpi_enable)).filter(|&(port, value)| port != 0 && value != 0);
+    if let (Some(pm1a), Some(sleep_type)) = (pm1a, s5_sleep_type(code)) {
+        platform.soft_off = Some(SoftOff { pm1a, pm1b, sleep_type, enable });
     }
+    Some(())
 }
 
 /// Finds `Name (_S5, Package () { SLP_TYPa, SLP_TYPb, ... })` in AML code, and its two values. The object is static
 /// on every machine that can be turned off, so that no interpreter is needed (ACPI 6.4, sections 7.4.2 and 20.2.5).
 fn s5_sleep_type(aml: &[u8]) -> Option<(u8, u8)> {
+    const NAME: &[u8; 4] = b"_S5_";
+    // The name also stands where the object is only referred to.
+    let places = aml.windows(NAME.len()).enumerate().filter(|(_, window)| window == NAME);
+    places.filter_map(|(at, _)| s5_package(aml.get(at + NAME.len()..)?)).next()
+}
+
+/// The two values of the package that starts `aml`.
+fn s5_package(aml: &[u8]) -> Option<(u8, u8)> {
     const PACKAGE: u8 = 0x12;
-    let name = aml.windows(4).position(|w| w == b"_S5_")?;
-    let rest = aml.get(name + 4..)?;
-    let (&PACKAGE, rest) = rest.split_first()? else { return None };
+    let (&PACKAGE, rest) = aml.split_first()? else { return None };
     // PkgLength: the top two bits of the first byte tell how many bytes follow; then the number of elements.
     let length_bytes = 1 + usize::from(rest.first()? >> 6);
     let mut elements = rest.get(length_bytes + 1..)?;
@@ -237,5 +297,13 @@ mod tests {
         assert_eq!(s5_sleep_type(b"\x08_S5_\x12"), None);
         assert_eq!(s5_sleep_type(b"\x08_S5_\x14\x06"), None);
         assert_eq!(s5_sleep_type(b""), None);
+    }
+
+    #[test]
+    fn s5_is_found_behind_references_to_it() {
+        let code = b"External _S5_\x08 If (_S5_\x70_S5_\x08_S5_\x12\x06\x04\x0a\x07\x0a\x06\x00\x00";
+        assert_eq!(s5_sleep_type(code), Some((7, 6)));
+        assert_eq!(s5_sleep_type(b"_S5__S5_\x12\x06\x04\x01"), Some((1, 0)));
+        assert_eq!(s5_sleep_type(b"\x14_S5__S5__S5_"), None);
     }
 }

@@ -13,6 +13,7 @@ use crate::trap;
 /// Registers, by their xAPIC offset; the x2APIC MSR is 0x800 + offset / 16.
 mod register {
     pub(super) const ID: u32 = 0x20;
+    pub(super) const VERSION: u32 = 0x30;
     pub(super) const TASK_PRIORITY: u32 = 0x80;
     pub(super) const EOI: u32 = 0xb0;
     pub(super) const SPURIOUS: u32 = 0xf0;
@@ -91,8 +92,18 @@ pub unsafe fn init(features: &Features) -> Option<()> {
         ACCESS.call_once(|| access);
     }
     let apic = access();
-    for lvt in [register::LVT_THERMAL, register::LVT_COUNTERS, register::LVT_LINT0, register::LVT_ERROR] {
-        apic.write(lvt, MASKED);
+    // The number of the last LVT entry: the counters' is there from 4 on, the thermal sensor's from 5 (SDM vol. 3,
+    // section 12.4.8). In x2APIC mode a write to one that is not there faults.
+    let last_lvt = apic.read(register::VERSION) >> 16 & 0xff;
+    for (lvt, number) in [
+        (register::LVT_LINT0, 0),
+        (register::LVT_ERROR, 0),
+        (register::LVT_COUNTERS, 4),
+        (register::LVT_THERMAL, 5),
+    ] {
+        if last_lvt >= number {
+            apic.write(lvt, MASKED);
+        }
     }
     apic.write(register::LVT_LINT1, DELIVER_NMI);
     apic.write(register::TASK_PRIORITY, 0);

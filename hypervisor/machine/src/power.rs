@@ -3,7 +3,7 @@
 use spin::Once;
 
 use crate::acpi::Platform;
-use crate::cpu::{halt_forever, outb, outw};
+use crate::cpu::{PATIENCE, halt_forever, inw, outb, outw, wait_until};
 use crate::exit_device::ExitDevice;
 use crate::serial;
 
@@ -47,12 +47,23 @@ pub fn finish(result: RunResult) -> ! {
 }
 
 /// ACPI soft-off: SLP_TYP and SLP_EN into the PM1 control registers (ACPI 6.4, section 4.8.3.2.1).
+///
+/// The registers do nothing before the firmware has handed them over, which SCI_EN tells.
 fn off() {
+    const SCI_ENABLE: u16 = 1 << 0;
     const SLEEP_ENABLE: u16 = 1 << 13;
     let Some(soft_off) = WAYS.get().and_then(|w| w.platform.soft_off) else { return };
     let value = |sleep_type: u8| u16::from(sleep_type & 7) << 10 | SLEEP_ENABLE;
-    // SAFETY: the ports are the firmware's PM1 control registers; the machine is Caisson's to turn off.
+    // SAFETY: the ports are the firmware's PM1 control registers and SMI_CMD; the machine is Caisson's to turn off.
     unsafe {
+        let handed_over = || inw(soft_off.pm1a) & SCI_ENABLE != 0;
+        if let Some((port, value)) = soft_off.enable
+            && !handed_over()
+        {
+            outb(port, value);
+            // Firmware that never says so gets its chance all the same.
+            let _ = wait_until(PATIENCE, handed_over);
+        }
         outw(soft_off.pm1a, value(soft_off.sleep_type.0));
         if let Some(pm1b) = soft_off.pm1b {
             outw(pm1b, value(soft_off.sleep_type.1));

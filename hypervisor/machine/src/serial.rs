@@ -7,6 +7,8 @@ use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::{IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
+use crate::cpu::{PATIENCE, wait_until};
+
 /// COM1's first port.
 const COM1: u16 = 0x3f8;
 /// COM1's ISA interrupt.
@@ -14,23 +16,40 @@ pub const COM1_IRQ: u8 = 4;
 
 /// Whether the UART interrupts when it can take more.
 static SENDING: AtomicBool = AtomicBool::new(false);
-/// `None` until [`init`], and where there is no UART.
+/// `None` until [`init`], where there is no UART, and once it has stopped sending.
 static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
 
 /// Sets COM1 to 115200 baud, 8N1, if it is there.
 pub fn init() {
     // SAFETY: COM1 is Caisson's alone; guests see a virtual one.
     let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else { return };
+    // What the firmware has left in the transmitter goes out first; a line on which nothing moves is none.
+    let idle = |uart: &mut Uart16550<PioBackend>| uart.lsr().contains(LSR::TRANSMITTER_EMPTY);
+    if !uart.check_present() || !wait_until(PATIENCE, || idle(&mut uart)) {
+        return;
+    }
     let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
     if uart.init(config).is_ok() {
         *PORT.lock() = Some(uart);
     }
 }
 
-/// Writes all of `bytes`, waiting for the line where it must.
-pub fn write(bytes: &[u8]) {
-    if let Some(uart) = PORT.lock().as_mut() {
-        uart.send_bytes_exact(bytes);
+/// Writes all of `bytes`, waiting for the line where it must. A line that does not take a byte for a second or more is
+/// given up.
+pub fn write(mut bytes: &[u8]) {
+    let mut port = PORT.lock();
+    let Some(uart) = port.as_mut() else { return };
+    while !bytes.is_empty() {
+        let mut sent = 0;
+        let moves = wait_until(PATIENCE, || {
+            sent = uart.send_bytes(bytes);
+            sent != 0
+        });
+        if !moves {
+            *port = None;
+            return;
+        }
+        bytes = bytes.get(sent..).unwrap_or_default();
     }
 }
 
@@ -44,11 +63,11 @@ pub fn try_write(bytes: &[u8]) -> usize {
 /// Waits until all that was written has left the UART, before it loses its power: at most a few times what a full FIFO
 /// takes, as a broken line must not keep a run from ending.
 pub fn flush() {
-    /// Reads of a register, each about a microsecond; 17 bytes at 115200 baud take 1.5 ms.
-    const PATIENCE: u32 = 20_000;
+    /// Ticks of the TSC: ten times what 17 bytes at 115200 baud take on the fastest CPU.
+    const DRAIN: u64 = 1 << 26;
     // Who ends after a failure may have failed while writing.
     if let Some(uart) = PORT.try_lock().as_deref_mut().and_then(Option::as_mut) {
-        let _ = (0..PATIENCE).find(|_| uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
+        let _ = wait_until(DRAIN, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
     }
 }
 

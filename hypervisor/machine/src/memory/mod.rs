@@ -27,6 +27,8 @@ pub use heap::is_there as has_heap;
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 /// log2 of the heap's size in pages: 4 MiB.
 const HEAP_ORDER: u8 = 10;
+/// Scrubbing more than this takes so long that a person should know what is going on: about a second.
+const LONG_SCRUB: u64 = 8 << 30;
 /// RAM that Caisson needs beside guests', in bytes.
 const MINIMUM: u64 = 16 << 20;
 
@@ -201,6 +203,10 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
         SetupError::TooManyFrames { .. } => MemoryRefusal::TooManyPieces,
         SetupError::MetadataTooSmall { .. } => MemoryRefusal::TooSmall(total),
     })?;
+    let to_scrub = free.iter().map(|r| r.end - r.start).sum::<u64>();
+    if to_scrub > LONG_SCRUB {
+        log::info!("scrubbing {} GiB of memory", to_scrub >> 30);
+    }
     for range in map::without(&free, [taken].into_iter()).iter().flatten() {
         let start = range.start.next_multiple_of(PAGE_SIZE);
         let end = range.end & !(PAGE_SIZE - 1);
