@@ -30,6 +30,11 @@ unsafe impl Send for Screen {}
 
 static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
 
+/// Bytes of a frame buffer's pixel: three or four, of 8 bits a colour each.
+fn pixel_bytes(info: &Info) -> usize {
+    usize::from(info.bits_per_pixel / 8)
+}
+
 /// Starts to use the screen at its physical address, or with [`remap`] where the boot tables do not reach it.
 ///
 /// # Safety
@@ -45,7 +50,8 @@ pub unsafe fn init(info: Info) {
     let depth_fits = match info.kind {
         ScreenKind::Text => info.pitch as usize >= columns * 2,
         ScreenKind::Rgb { .. } => {
-            info.bits_per_pixel == 32 && u64::from(info.pitch) >= u64::from(info.width) * 4
+            matches!(info.bits_per_pixel, 24 | 32)
+                && info.pitch as usize >= info.width as usize * pixel_bytes(&info)
         }
     };
     let end = info.address.saturating_add(bytes);
@@ -136,15 +142,28 @@ impl Screen {
             }
             ScreenKind::Rgb { red, green, blue } => {
                 let Some(glyph) = get_raster(char::from(byte), WEIGHT, HEIGHT) else { return };
+                let bytes = pixel_bytes(&self.info);
                 for (y, line) in glyph.rows().enumerate() {
-                    let at = (row * HEIGHT.val() + y) * self.info.pitch as usize + column * glyph.width() * 4;
+                    let start = (row * HEIGHT.val() + y) * self.info.pitch as usize;
                     for (x, &level) in line.iter().enumerate() {
                         let level = u32::from(level);
                         let pixel = level << (red & 31) | level << (green & 31) | level << (blue & 31);
-                        // SAFETY: the pixel is on the screen, as above.
-                        unsafe { self.base.add(at + x * 4).cast::<u32>().write_volatile(pixel) };
+                        self.set_pixel(start + (column * glyph.width() + x) * bytes, pixel);
                     }
                 }
+            }
+        }
+    }
+
+    /// Sets the pixel at byte `at` of the screen.
+    fn set_pixel(&self, at: usize, pixel: u32) {
+        if self.info.bits_per_pixel == 32 {
+            // SAFETY: the pixel is on the screen: its column and row are below the screen's size.
+            unsafe { self.base.add(at).cast::<u32>().write_volatile(pixel) };
+        } else {
+            for (i, byte) in pixel.to_le_bytes().into_iter().take(3).enumerate() {
+                // SAFETY: as above, one of the pixel's three bytes.
+                unsafe { self.base.add(at + i).write_volatile(byte) };
             }
         }
     }
