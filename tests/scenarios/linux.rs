@@ -1,10 +1,12 @@
 //! Debian's kernel, unmodified, with our initial RAM disk.
 
-use caisson_tests::{From, Lab, Verdict, ensure};
+use std::time::Duration;
+
+use caisson_tests::{From, Lab, Run, Verdict, ensure};
 use xtask::outcome::Outcome;
 
 use crate::{
-    lifecycle,
+    lifecycle, screen,
     workload::{self, BOOT, STEP},
 };
 
@@ -50,6 +52,19 @@ pub(crate) fn two_guests(lab: &Lab, name: &str) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
+/// With its only guest waiting for a key, the machine's CPU is halted nearly always when one looks.
+fn sleeps_while_idle(run: &mut Run) -> Verdict {
+    const LOOKS: usize = 40;
+    let mut monitor = run.monitor()?;
+    let mut halted = 0;
+    for _ in 0..LOOKS {
+        run.listen(Duration::from_millis(50))?;
+        halted += usize::from(screen::is_halted(&mut monitor)?);
+    }
+    ensure!(halted > LOOKS / 2, "the CPU was halted in {halted} of {LOOKS} looks");
+    Ok(())
+}
+
 /// A person at the serial line.
 pub(crate) fn shell(lab: &Lab, name: &str) -> Verdict {
     const PROMPT: &str = r"# $";
@@ -73,6 +88,8 @@ pub(crate) fn shell(lab: &Lab, name: &str) -> Verdict {
     run.send("uname -r; cat /sys/hypervisor/type /sys/class/dmi/id/sys_vendor 2>/dev/null\r")?;
     run.expect(From::Raw, STEP, r"^\d+\.\d+\.\d+\S*$")?;
     run.expect_prompt(From::Raw, STEP, PROMPT)?;
+
+    sleeps_while_idle(&mut run)?;
 
     // Around all consoles; what the guest prints while its console is not selected has its name before it.
     run.send("\x01c")?;

@@ -9,6 +9,7 @@ mod lifecycle;
 mod linux;
 mod memtest;
 mod refusals;
+mod screen;
 mod tiny;
 mod workload;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ("linux", linux::alone),
         ("linux-other-cpu", linux::other_cpu),
         ("shell", linux::shell),
+        ("refusal-uefi-screen", refusals::uefi_screen),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
         ("refusal-duplicate-names", refusals::duplicate_names),
         ("refusal-overcommitted", refusals::overcommitted),
         ("refusal-not-a-kernel", refusals::not_a_kernel),
-        ("refusal-screen", refusals::screen),
+        ("refusal-screen", refusals::bios_screen),
     ];
     runner::main(scenarios, ON_BOCHS)
 }

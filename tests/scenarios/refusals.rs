@@ -3,11 +3,11 @@
 use std::fs;
 
 use caisson_tests::{Boot, Failure, From, Lab, Run, Verdict, ensure};
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use xtask::outcome::Outcome;
 
 use crate::{
+    screen,
     tiny::Tiny,
     workload::{BOOT, STEP},
 };
@@ -186,7 +186,7 @@ pub(crate) fn no_long_mode(lab: &Lab, name: &str) -> Verdict {
         BOOT,
         "^Caisson: this CPU lacks 64-bit mode or no-execute pages: use an x86-64 CPU$",
     )?;
-    on_screen(
+    screen::text(
         &mut run,
         lab,
         name,
@@ -195,35 +195,25 @@ pub(crate) fn no_long_mode(lab: &Lab, name: &str) -> Verdict {
 }
 
 /// Without an exit port a refused start leaves its line on the screen, and the machine halted.
-pub(crate) fn screen(lab: &Lab, name: &str) -> Verdict {
+pub(crate) fn bios_screen(lab: &Lab, name: &str) -> Verdict {
     let mut run =
-        small(lab, name)?.without_exit_port().cpu("EPYC,-monitor,-npt").qemu("-vga", "std").start()?;
+        small(lab, name)?.without_exit_device().cpu("EPYC,-monitor,-npt").qemu("-vga", "std").start()?;
     let line = run.expect(From::Caisson, BOOT, "^error: cannot start: .*$")?;
-    on_screen(&mut run, lab, name, line.group(0))?;
+    screen::text(&mut run, lab, name, line.group(0))?;
     one_line(&run)
 }
 
-/// Checks that `line` is on the text screen, and the CPU halted.
-fn on_screen(run: &mut Run, lab: &Lab, name: &str, line: &str) -> Verdict {
-    let mut monitor = run.monitor()?;
-    let dump = lab.directory(name)?.join("screen.bin");
-    let mut state = String::new();
-    // The serial line is ahead of the halt, and in some places of the screen.
-    for _ in 0..STEP {
-        let memory = json!({"val": 0xb_8000, "size": 80 * 25 * 2, "filename": dump});
-        monitor.execute("pmemsave", &memory)?;
-        let cells = fs::read(&dump).map_err(|error| Failure::new(error.to_string()))?;
-        let text: String = cells.iter().step_by(2).map(|&byte| char::from(byte)).collect();
-        let registers =
-            monitor.execute("human-monitor-command", &json!({"command-line": "info registers"}))?;
-        let halted = registers.as_str().is_some_and(|text| text.contains("HLT=1"));
-        if halted && text.contains(line) {
-            return Ok(());
-        }
-        state = format!("halted: {halted}, on the screen: {:?}", text.trim());
-        run.listen(std::time::Duration::from_secs(1))?;
-    }
-    Err(Failure::new(format!("{line:?} is not on the screen of a halted machine: {state}")))
+/// Under UEFI the screen is a frame buffer, and the line is drawn on it.
+pub(crate) fn uefi_screen(lab: &Lab, name: &str) -> Verdict {
+    let mut run = small(lab, name)?
+        .uefi()
+        .without_exit_device()
+        .cpu("EPYC,-monitor,-svm")
+        .qemu("-vga", "std")
+        .start()?;
+    let line = run.expect(From::Caisson, BOOT, "^error: cannot start: .*$")?;
+    screen::pixels(&mut run, lab, name, line.group(0))?;
+    one_line(&run)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

@@ -125,9 +125,9 @@ impl Boot<'_> {
         self
     }
 
-    /// Leaves the exit port out: what ends stays on the screen, and the machine halted.
+    /// Leaves the exit device out: what ends stays on the screen, and the machine halted.
     #[must_use]
-    pub fn without_exit_port(mut self) -> Self {
+    pub fn without_exit_device(mut self) -> Self {
         self.words.clear();
         self
     }
