@@ -138,7 +138,7 @@ impl Source<'_> {
     /// An exit, with what the hardware tells of it.
     fn exit(&mut self, rip: u64) -> Exit {
         let gpr = |byte: u8| (byte & 1 != 0).then(|| Gpr::from_encoding(byte >> 1));
-        match self.u8() % 25 {
+        match self.u8() % 27 {
             0 => Exit::Cpuid,
             1 | 2 => Exit::ReadMsr,
             3..=5 => Exit::WriteMsr,
@@ -164,6 +164,8 @@ impl Source<'_> {
             21 => Exit::Unsupported,
             22 => Exit::ReadCounter,
             23 => Exit::WriteCr8(gpr(self.u8())),
+            24 => Exit::ReadCr8(Gpr::from_encoding(self.u8())),
+            25 => Exit::TaskSwitch { selector: self.number(2) as u16 },
             _ => Exit::Exception { vector: [1, 17][usize::from(self.u8() & 1)], error_code: 0, address: 0 },
         }
     }

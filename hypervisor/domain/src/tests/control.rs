@@ -52,6 +52,17 @@ fn cr8_takes_four_bits_and_lets_interrupts_in() {
 }
 
 #[test]
+fn cr8_is_read_where_the_hardware_does_not_keep_it() {
+    with(1, |m| {
+        m.hw().cr8 = 11;
+        m.hw().set_gpr(Gpr::R9, u64::MAX);
+        m.hw().ends_after(5);
+        assert_eq!(m.answer(0, Exit::ReadCr8(Gpr::R9)), Outcome::Resume);
+        assert_eq!((m.hw().gpr(Gpr::R9), m.hw().rip()), (11, CODE + 5));
+    });
+}
+
+#[test]
 fn another_instruction_in_the_place_of_a_control_write() {
     with(1, |m| {
         m.code(0, &[0x90; 15]);

@@ -177,7 +177,11 @@ fn any_vcpu_keeps_the_chipsets_time_and_the_boot_vcpu_gets_its_interrupts() {
         assert!(m.vcpus[0].take_deadline_changed(), "the core must hear of it");
         let due = m.vcpus[0].next_deadline(&m.domain);
         assert!(due > at(999_000) && due < at(1_002_000), "{due:?}");
-        assert_eq!(m.vcpus[1].next_deadline(&m.domain), due, "whichever vCPU programmed it, its run ends in time");
+        assert_eq!(
+            m.vcpus[1].next_deadline(&m.domain),
+            due,
+            "whichever vCPU programmed it, its run ends in time"
+        );
         m.interrupts(0, true);
         for _ in 0..3 {
             m.pass(1_000_000);
