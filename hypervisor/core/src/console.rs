@@ -91,6 +91,10 @@ pub(crate) fn has_input() -> bool {
 
 /// Waits until everything is on the line, or the line is found dead: before the machine is turned off.
 pub(crate) fn drain() {
+    if !memory::has_heap() {
+        // Nothing was kept.
+        return;
+    }
     let start = cpu::tsc();
     let limit = clock::try_get().map_or(u64::MAX, |clock| clock.tsc_hz * PATIENCE);
     while with(|mux| !mux.waiting().is_empty()) && cpu::tsc().wrapping_sub(start) < limit {}
