@@ -7,7 +7,11 @@ use std::{
 };
 
 use regex_lite::Regex;
-use xtask::{emulator::Running, outcome::Outcome, qmp::Qmp};
+use xtask::{
+    emulator::{Kind, Running},
+    outcome::Outcome,
+    qmp::Qmp,
+};
 
 use crate::{
     Failure, Verdict,
@@ -97,6 +101,12 @@ impl Run {
         }
     }
 
+    /// How the machine ended, when it has.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome
+    }
+
     /// Reads what the machine says for so long, whatever it is.
     ///
     /// # Errors
@@ -133,6 +143,12 @@ impl Run {
     pub fn count(&self, from: From<'_>, pattern: &str) -> Verdict<usize> {
         let regex = regex(pattern)?;
         Ok(self.lines(from).filter(|line| regex.is_match(&line.text)).count())
+    }
+
+    /// The emulator that it runs on.
+    #[must_use]
+    pub fn machine(&self) -> Kind {
+        self.machine.kind()
     }
 
     /// QEMU's monitor; it can be asked for once.
