@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use caisson_tests::{From, Lab, Run, Verdict, ensure};
-use xtask::outcome::Outcome;
+use xtask::{emulator::Kind, outcome::Outcome};
 
 use crate::{
     lifecycle, screen,
@@ -32,6 +32,26 @@ pub(crate) fn other_cpu(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
+/// Three vCPUs take turns on the machine's one CPU.
+pub(crate) fn smp(lab: &Lab, name: &str) -> Verdict {
+    let mut run = lab
+        .boot(
+            name,
+            r#"
+            [[domain]]
+            name = "linux"
+            memory = "256M"
+            vcpus = 3
+            kernel = "@linux"
+            initrd = "@initrd"
+            cmdline = "console=ttyS0 panic=-1 caisson.test=smoke"
+            "#,
+        )?
+        .start()?;
+    workload::check_smp(&mut run, From::Raw, 3)?;
+    run.end(STEP, Outcome::Clean)
+}
+
 /// Two at once, to the same end; every line belongs to one of them.
 pub(crate) fn two_guests(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot_config(name, "two-guests")?.start()?;
@@ -45,8 +65,9 @@ pub(crate) fn two_guests(lab: &Lab, name: &str) -> Verdict {
     for guest in ["red", "blue"] {
         let ends = run.count(From::Caisson, &format!("guest {guest}: powered off; destroyed"))?;
         ensure!(ends == 1, "{guest} ended {ends} times");
-        // Kernel lines are whole: each begins with its time.
-        ensure!(run.count(From::Guest(guest), r"^\[ *\d+\.\d{6}\] ")? > 100, "{guest} printed little");
+        // Kernel lines are whole: each begins with its time. On Bochs the kernel is told to be quiet.
+        let least = if lab.machine() == Kind::Qemu { 100 } else { 0 };
+        ensure!(run.count(From::Guest(guest), r"^\[ *\d+\.\d{6}\] ")? > least, "{guest} printed little");
         run.never(From::Guest(guest), r".\[ *\d+\.\d{6}\] |\[(red|blue|caisson)\] ")?;
     }
     lifecycle::all_memory_came_back(&run)

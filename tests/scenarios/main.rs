@@ -5,6 +5,7 @@
 //! QEMU's TCG has no x2APIC and no way to lock SVM off: those paths of the start are not seen here.
 
 mod crash;
+mod front_door;
 mod lifecycle;
 mod linux;
 mod memtest;
@@ -18,14 +19,8 @@ use std::process::ExitCode;
 use caisson_tests::runner;
 
 /// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
-const ON_BOCHS: &[&str] = &[
-    "two-guests",
-    "lifecycle-ends",
-    "lifecycle-reboot",
-    "linux",
-    "crash-panic",
-    "refusal-overcommitted",
-];
+const ON_BOCHS: &[&str] =
+    &["two-guests", "lifecycle-ends", "lifecycle-reboot", "linux", "crash-panic", "refusal-overcommitted"];
 
 fn main() -> ExitCode {
     // What takes longest comes first.
@@ -35,8 +30,12 @@ fn main() -> ExitCode {
         ("lifecycle-ends", lifecycle::ends),
         ("lifecycle-reboot", lifecycle::reboot),
         ("linux", linux::alone),
+        ("linux-smp", linux::smp),
         ("linux-other-cpu", linux::other_cpu),
         ("shell", linux::shell),
+        ("front-door-headless-run", front_door::headless_run),
+        ("front-door-broken-config", front_door::broken_config),
+        ("front-door-good-configs", front_door::good_configs),
         ("refusal-uefi-screen", refusals::uefi_screen),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),

@@ -52,12 +52,27 @@ impl Lab {
         self.machine
     }
 
+    /// The source tree and its target directory.
+    #[must_use]
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
     /// Where the scenario's files are kept: its ISO, its logs. Made when it is not there.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn directory(&self, scenario: &str) -> Verdict<PathBuf> {
         Ok(self.workspace.dir(&format!("scenarios/{scenario}"))?)
+    }
+
+    /// The names of the guests in one of the configs that come with Caisson.
+    ///
+    /// # Errors
+    /// When there is no such config.
+    pub fn guests_of(&self, config: &str) -> Verdict<Vec<String>> {
+        let loaded = config::load(&self.workspace, config)?;
+        Ok(loaded.text.domains.into_iter().map(|domain| domain.name).collect())
     }
 
     /// A machine for the scenario of this name, with one of the configs that come with Caisson. Guests with our initial

@@ -1,0 +1,53 @@
+//! The commands that the README promises, as a person types them.
+
+use std::process::{Command, Output};
+
+use caisson_tests::{Failure, Lab, Verdict, ensure};
+use xtask::cargo;
+
+/// Runs `cargo xtask` with these words, without a keyboard.
+fn xtask(lab: &Lab, words: &[&str]) -> Verdict<Output> {
+    let mut command: Command = cargo::command(lab.workspace());
+    command.arg("xtask").args(words).stdin(std::process::Stdio::null());
+    command.output().map_err(|error| Failure::new(format!("cargo xtask {}: {error}", words.join(" "))))
+}
+
+/// A config that is wrong is refused in one line that names the field.
+pub(crate) fn broken_config(lab: &Lab, _: &str) -> Verdict {
+    let ran = xtask(lab, &["config", "check", "guest-images/configs/broken.toml"])?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.code() == Some(2), "exit code {:?}, not 2: {said}", ran.status.code());
+    ensure!(said.lines().count() == 1, "not one line: {said}");
+    for part in ["guest-images/configs/broken.toml:", "domain[1].memory", "\"12Q\""] {
+        ensure!(said.contains(part), "{part} is not in {said}");
+    }
+    Ok(())
+}
+
+/// The configs that come with Caisson are good.
+pub(crate) fn good_configs(lab: &Lab, _: &str) -> Verdict {
+    let folder = lab.workspace().source("guest-images/configs");
+    let entries =
+        folder.read_dir().map_err(|error| Failure::new(format!("{}: {error}", folder.display())))?;
+    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name == "broken" {
+            continue;
+        }
+        let ran = xtask(lab, &["config", "check", &name])?;
+        ensure!(ran.status.success(), "{name}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+    Ok(())
+}
+
+/// A headless run prints what the guest says, and ends with its result.
+pub(crate) fn headless_run(lab: &Lab, _: &str) -> Verdict {
+    let cmdline = "console=ttyS0 panic=-1 caisson.test=cpu,hash";
+    let ran = xtask(lab, &["run", "--headless", "--accel", "tcg", "--memory", "256M", "--cmdline", cmdline])?;
+    let (said, told) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    ensure!(ran.status.code() == Some(0), "exit code {:?}, not 0: {told}", ran.status.code());
+    for part in ["caisson-guest: user space is up", "caisson-test: done", "reboot: Power down"] {
+        ensure!(said.contains(part), "{part} is not in what the guest said: {said}");
+    }
+    Ok(())
+}
