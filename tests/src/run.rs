@@ -87,24 +87,27 @@ impl Run {
     /// # Errors
     /// When it ends otherwise, or takes longer than `seconds`.
     pub fn end(&mut self, seconds: u64, expected: Outcome) -> Verdict {
+        match self.ended(seconds)? {
+            outcome if outcome == expected => Ok(()),
+            outcome => Err(self.failure(format!("ended with {outcome:?}, not {expected:?}"))),
+        }
+    }
+
+    /// Waits for the machine's end; answers how it ended.
+    ///
+    /// # Errors
+    /// When that takes longer than `seconds`.
+    pub fn ended(&mut self, seconds: u64) -> Verdict<Outcome> {
         let deadline = self.deadline(seconds);
-        while self.outcome.is_none() {
+        loop {
+            if let Some(outcome) = self.outcome {
+                return Ok(outcome);
+            }
             if Instant::now() >= deadline {
                 return Err(self.failure(format!("no end within {seconds} s")));
             }
             self.read(deadline)?;
         }
-        match self.outcome {
-            Some(outcome) if outcome == expected => Ok(()),
-            Some(outcome) => Err(self.failure(format!("ended with {outcome:?}, not {expected:?}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// How the machine ended, when it has.
-    #[must_use]
-    pub fn outcome(&self) -> Option<Outcome> {
-        self.outcome
     }
 
     /// Reads what the machine says for so long, whatever it is.
