@@ -52,6 +52,33 @@ impl Default for Regs {
     }
 }
 
+impl Regs {
+    /// The register with this encoding.
+    #[must_use]
+    pub fn get(&self, encoding: usize) -> u64 {
+        let r = self;
+        let all = [
+            r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+            r.r14, r.r15,
+        ];
+        all[encoding]
+    }
+
+    /// Sets the register with this encoding.
+    pub fn set(&mut self, encoding: usize, value: u64) {
+        let r = self;
+        let all = [
+            &mut r.rax, &mut r.rcx, &mut r.rdx, &mut r.rbx, &mut r.rsp, &mut r.rbp, &mut r.rsi, &mut r.rdi,
+            &mut r.r8, &mut r.r9, &mut r.r10, &mut r.r11, &mut r.r12, &mut r.r13, &mut r.r14, &mut r.r15,
+        ];
+        for (index, register) in all.into_iter().enumerate() {
+            if index == encoding {
+                *register = value;
+            }
+        }
+    }
+}
+
 /// Bytes of the code area: two pages, so that a snippet can lie across their border, and one for the way back.
 const CODE_LEN: usize = 3 * 4096;
 
