@@ -97,6 +97,10 @@ pub(crate) struct Maker {
     pub(crate) features: Features,
     /// What can be carried for a guest on this host.
     pub(crate) caps: HostCaps,
+    /// Stage-2 tables may have leaves of 1 GiB.
+    pub(crate) stage2_gigabytes: bool,
+    /// Guests can use INVPCID where the CPU has it.
+    pub(crate) invpcid: bool,
     /// LFENCE serialises.
     pub(crate) lfence_serializes: bool,
     /// Seconds since 1970 when Caisson started, and the TSC then.
@@ -174,7 +178,7 @@ impl Maker {
     /// The guest's RAM in stage-2 tables of its own, by the largest pages.
     fn map<F: Format>(&self, id: DomainId, memory: &GuestRam) -> Result<Stage2<F>, Stage2Error> {
         let frames = &mut DomainTables(id);
-        let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.features.gigabyte_pages))?;
+        let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.stage2_gigabytes))?;
         for extent in memory.extents() {
             let mapped = tables.map(
                 frames,
@@ -201,7 +205,11 @@ impl Maker {
             apic_khz: CPU_APIC_KHZ,
         };
         CpuidTable::build(&setup, |leaf, subleaf| {
-            let r = cpu::cpuid(leaf, subleaf);
+            const INVPCID: u32 = 1 << 10;
+            let mut r = cpu::cpuid(leaf, subleaf);
+            if (leaf, subleaf) == (7, 0) && !self.invpcid {
+                r.ebx &= !INVPCID;
+            }
             CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
         })
     }

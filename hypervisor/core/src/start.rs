@@ -13,11 +13,13 @@ use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
-use caisson_stage2::Npt;
+use caisson_stage2::{Ept, Format, Npt};
 use caisson_svm::Svm;
 use caisson_types::DomainId;
+use caisson_vmx::Vmx;
 use caisson_x86::msr;
 use caisson_x86::svm::SvmFeatures;
+use caisson_x86::vmx::VmxFeatures;
 use log::LevelFilter;
 
 use crate::console::{self, Shown};
@@ -156,33 +158,80 @@ fn apply_settings(blob: &Blob<'static>) {
 
 /// Turns the vendor's virtualisation on and runs the guests.
 fn run(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
-    if features.svm { run_svm(info, features, blob) } else { refuse(EnableError::NotSupported) }
+    if features.svm {
+        run_svm(info, features, blob)
+    } else if features.vmx {
+        run_vmx(info, features, blob)
+    } else {
+        refuse(EnableError::NotSupported)
+    }
 }
 
-#[allow(unsafe_code)]
-fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
-    let caps = HostCaps {
+/// What every backend carries.
+fn carried(features: &Features) -> HostCaps {
+    HostCaps {
         physical_bits: features.physical_bits.min(STAGE2_BITS),
         xcr0: CARRIED_XCR0,
         spec_ctrl: false,
         tsc_aux: features.rdtscp,
         arch_capabilities: false,
-    };
+    }
+}
+
+#[allow(unsafe_code)]
+fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+    let (without, _) = without(info);
+    let caps = carried(&features);
     let passthrough = passthrough(&caps);
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
     // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
-    let svm = unsafe { Svm::enable(&features, without(info), &policy) }.unwrap_or_else(|error| refuse(error));
+    let svm = unsafe { Svm::enable(&features, without, &policy) }.unwrap_or_else(|error| refuse(error));
     log::info!("{}: {}", Svm::NAME, svm.used());
     // SAFETY: every AMD CPU with SVM has the patch level in this MSR; reading it has no effect.
     let microcode = unsafe { cpu::read_msr(msr::BIOS_SIGN_ID) };
     let maker = Maker {
         features,
         caps,
+        stage2_gigabytes: features.gigabyte_pages,
+        invpcid: true,
         lfence_serializes: svm.lfence_serializes(),
         started: (clock::wall_clock(), cpu::tsc()),
         microcode,
     };
-    match Scheduler::<Svm, Npt>::new(svm, maker, blob) {
+    run_guests::<Svm, Npt>(info, svm, maker, blob)
+}
+
+#[allow(unsafe_code)]
+fn run_vmx(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+    let (_, without) = without(info);
+    let available = Vmx::features(&features) - without;
+    let tsc_aux = features.rdtscp && available.contains(VmxFeatures::RDTSCP);
+    let caps = HostCaps { tsc_aux, ..carried(&features) };
+    let passthrough = passthrough(&caps);
+    let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
+    // SAFETY: once, on the only CPU in use; the host's segments, descriptor tables and page tables do not change any more.
+    let vmx = unsafe { Vmx::enable(&features, without, &policy) }.unwrap_or_else(|error| refuse(error));
+    log::info!("{}: {}", Vmx::NAME, vmx.used());
+    let maker = Maker {
+        features,
+        caps,
+        stage2_gigabytes: vmx.used().contains(VmxFeatures::EPT_1G),
+        invpcid: vmx.used().contains(VmxFeatures::INVPCID),
+        // On Intel's CPUs LFENCE always does.
+        lfence_serializes: true,
+        started: (clock::wall_clock(), cpu::tsc()),
+        microcode: vmx.microcode(),
+    };
+    run_guests::<Vmx, Ept>(info, vmx, maker, blob)
+}
+
+fn run_guests<B: Backend, F: Format>(
+    info: &BootInfo,
+    backend: B,
+    maker: Maker,
+    blob: &Blob<'static>,
+) -> RunResult {
+    match Scheduler::<B, F>::new(backend, maker, blob) {
         Ok(mut scheduler) => scheduler.run(Drill::of(info)),
         Err(()) => {
             console::drain();
@@ -198,18 +247,19 @@ fn passthrough(caps: &HostCaps) -> Vec<MsrPassthrough> {
         .collect()
 }
 
-/// `without=nrips,decode-assists,...`: optional features that are not to be used.
-fn without(info: &BootInfo) -> SvmFeatures {
-    let mut features = SvmFeatures::empty();
+/// `without=decode-assists,vpid,...`: optional features that are not to be used, of either vendor, by the names under
+/// which the log tells them.
+fn without(info: &BootInfo) -> (SvmFeatures, VmxFeatures) {
+    let (mut svm, mut vmx) = (SvmFeatures::empty(), VmxFeatures::empty());
     for word in info.option("without").unwrap_or("").split(',').filter(|w| !w.is_empty()) {
-        match word {
-            "nrips" => features |= SvmFeatures::NRIP_SAVE,
-            "decode-assists" => features |= SvmFeatures::DECODE_ASSISTS,
-            "flush-by-asid" => features |= SvmFeatures::FLUSH_BY_ASID,
-            "clean-bits" => features |= SvmFeatures::CLEAN_BITS,
-            "pause-filter" => features |= SvmFeatures::PAUSE_FILTER,
-            _ => log::warn!("without={word}: no such feature"),
+        match (SvmFeatures::named(word), VmxFeatures::named(word)) {
+            (None, None) if word == "nrips" => svm |= SvmFeatures::NRIP_SAVE,
+            (None, None) => log::warn!("without={word}: no such feature"),
+            (of_svm, of_vmx) => {
+                svm |= of_svm.unwrap_or(SvmFeatures::empty());
+                vmx |= of_vmx.unwrap_or(VmxFeatures::empty());
+            }
         }
     }
-    features
+    (svm, vmx)
 }

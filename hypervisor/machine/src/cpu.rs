@@ -1,6 +1,6 @@
 //! Instructions that Rust has no word for, as safe functions where any use is safe.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 use core::arch::x86_64::__cpuid_count;
 
 use x86_64::instructions::interrupts;
@@ -63,6 +63,41 @@ pub unsafe fn read_msr(msr: u32) -> u64 {
         asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nostack, preserves_flags));
     }
     u64::from(high) << 32 | u64::from(low)
+}
+
+/// Reads an MSR that the CPU may lack: `None` where RDMSR raises #GP. For start-up only, once traps are set up.
+///
+/// # Safety
+/// Reading the MSR must have no side effect that matters.
+#[must_use]
+pub unsafe fn probe_msr(msr: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: promised by the caller; the fault is caught.
+    let there = unsafe { probe(msr, &raw mut value) };
+    (there != 0).then_some(value)
+}
+
+/// RDMSR into `value`; 1 where the CPU has it.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn probe(msr: u32, value: *mut u64) -> u64 {
+    naked_asm!("mov ecx, edi", "jmp {}", sym probe_access)
+}
+
+/// The RDMSR of [`probe`], its first instruction.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn probe_access() {
+    naked_asm!("rdmsr", "shl rdx, 32", "or rax, rdx", "mov [rsi], rax", "mov eax, 1", "ret")
+}
+
+/// Where [`probe`] ends after a fault.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn probe_failed() {
+    naked_asm!("xor eax, eax", "ret")
+}
+
+/// For a #GP at `rip`: where to go on, when it is that of [`probe_msr`].
+pub(crate) fn probe_recovery(rip: u64) -> Option<u64> {
+    (rip == probe_access as *const () as u64).then_some(probe_failed as *const () as u64)
 }
 
 /// Writes an MSR.

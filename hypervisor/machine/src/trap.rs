@@ -10,7 +10,7 @@ use x86_64::VirtAddr;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use crate::percpu::{self, pending};
-use crate::{apic, crash, gdt};
+use crate::{apic, cpu, crash, gdt};
 
 /// Vector of the one-shot timer.
 pub const TIMER: u8 = 0xf0;
@@ -23,6 +23,7 @@ pub const PIC_SPURIOUS: u8 = 0xe0;
 
 const NMI: u64 = 2;
 const DOUBLE_FAULT: u64 = 8;
+const GENERAL_PROTECTION: u64 = 13;
 const MACHINE_CHECK: u64 = 18;
 
 /// The registers at a trap, as the stubs push them.
@@ -113,6 +114,7 @@ global_asm!(
 extern "C" fn trap_handler(frame: &mut TrapFrame) {
     match frame.vector {
         NMI => percpu::current().set_pending(pending::NMI),
+        GENERAL_PROTECTION if let Some(rip) = cpu::probe_recovery(frame.rip) => frame.rip = rip,
         0..32 => crash::exception(frame),
         vector if vector == u64::from(TIMER) => interrupt(pending::TIMER),
         vector if vector == u64::from(SERIAL) => interrupt(pending::SERIAL),

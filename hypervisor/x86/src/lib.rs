@@ -10,6 +10,7 @@
 pub mod control;
 pub mod exception;
 pub mod msr;
+mod names;
 mod register;
 mod segment;
 pub mod svm;

@@ -1,8 +1,10 @@
 //! What CPUID Fn8000_000A EDX announces.
 
-use core::fmt::{self, Write};
+use core::fmt;
 
 use bitflags::bitflags;
+
+use crate::names;
 
 bitflags! {
     /// CPUID Fn8000_000A EDX (APM vol. 3, appendix E.4.9): SVM features beyond the base.
@@ -42,13 +44,15 @@ bitflags! {
 /// The features by name, as in `nested-paging, nrip-save`; unknown bits are left out.
 impl fmt::Display for SvmFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (name, _)) in self.iter_names().enumerate() {
-            f.write_str(if index == 0 { "" } else { ", " })?;
-            for c in name.chars() {
-                f.write_char(if c == '_' { '-' } else { c.to_ascii_lowercase() })?;
-            }
-        }
-        Ok(())
+        names::write(f, self.iter_names().map(|(name, _)| name))
+    }
+}
+
+impl SvmFeatures {
+    /// The feature that is written so by [`fmt::Display`].
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        Self::all().iter_names().find(|(name, _)| names::is(name, word)).map(|(_, feature)| feature)
     }
 }
 

@@ -1,6 +1,10 @@
 //! What of VT-x is optional to Caisson.
 
+use core::fmt;
+
 use bitflags::bitflags;
+
+use crate::names;
 
 bitflags! {
     /// Capabilities that are used where the CPU has them, and are never assumed. The numbers are Caisson's own.
@@ -34,5 +38,31 @@ bitflags! {
         const ENCLS = 1 << 12;
         /// Operands of INS and OUTS at their exits.
         const STRING_IO = 1 << 13;
+    }
+}
+
+impl fmt::Display for VmxFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        names::write(f, self.iter_names().map(|(name, _)| name))
+    }
+}
+
+impl VmxFeatures {
+    /// The feature that is written so by [`fmt::Display`].
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        Self::all().iter_names().find(|(name, _)| names::is(name, word)).map(|(_, feature)| feature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_found_by_name() {
+        assert_eq!(VmxFeatures::named("vpid"), Some(VmxFeatures::VPID));
+        assert_eq!(VmxFeatures::named("preemption-timer"), Some(VmxFeatures::PREEMPTION_TIMER));
+        assert_eq!(VmxFeatures::named("nrips"), None);
     }
 }

@@ -1,0 +1,88 @@
+//! CR0 and CR4: which bits are the guest's, and what it reads in the others (SDM vol. 3, sections 25.6.6 and 26.1.3).
+//!
+//! The guest owns every bit that changes nothing outside of it, paging and protection among them, so that the CPU itself
+//! makes all checks, keeps EFER.LMA and loads page-directory pointers. Caisson owns what VMX operation fixes, what would
+//! act on the host (CD, NW, MCE), and what the guest's CPUID does not announce.
+
+use caisson_hwvirt::VcpuState;
+use caisson_x86::{CpuMode, Cr0, Cr4, Efer, Gpr};
+
+use crate::vcpu::VmxVcpu;
+use crate::vmcs::Register;
+
+/// CR0 bits that the guest does not own: NE is fixed in VMX operation, and caches are the host's.
+pub(crate) const CR0_HOST: u64 = Cr0::NE.bits() | Cr0::CD.bits() | Cr0::NW.bits();
+/// CR4 bits that a guest may set and does not own: a machine check is the host's.
+const CR4_VIRTUAL: u64 = Cr4::MCE.bits();
+/// Access types of the exit qualification (table 28-3).
+const MOV_TO: u64 = 0;
+
+impl VmxVcpu {
+    /// The CR4 bits that the guest owns, out of those that it may set.
+    pub(crate) const fn owned_cr4(allowed: u64) -> u64 {
+        allowed & !(CR4_VIRTUAL | Cr4::VMXE.bits() | Cr4::SMXE.bits())
+    }
+
+    pub(crate) fn guest_cr0(&self) -> u64 {
+        self.vmcs.get(Register::Cr0) & !CR0_HOST | self.vmcs.get(Register::Cr0Shadow) & CR0_HOST
+    }
+
+    pub(crate) fn write_guest_cr0(&mut self, value: u64) {
+        let fixed = self.shared.caps.cr0.0 & !(Cr0::PE | Cr0::PG).bits();
+        self.vmcs.set(Register::Cr0, value & !CR0_HOST | fixed);
+        self.vmcs.set(Register::Cr0Shadow, value & CR0_HOST);
+    }
+
+    pub(crate) fn guest_cr4(&self) -> u64 {
+        let owned = self.cr4_owned;
+        self.vmcs.get(Register::Cr4) & owned | self.vmcs.get(Register::Cr4Shadow) & !owned
+    }
+
+    pub(crate) fn write_guest_cr4(&mut self, value: u64) {
+        let owned = self.cr4_owned;
+        let host = self.shared.caps.cr4.0 | Cr4::VMXE.bits() | self.shared.host.cr4 & CR4_VIRTUAL;
+        self.vmcs.set(Register::Cr4, value & owned | host);
+        self.vmcs.set(Register::Cr4Shadow, value & !owned);
+    }
+
+    /// Answers a MOV to CR0 or CR4 that sets an owned bit of the host's and at once starts or changes PAE paging: the page
+    /// directory pointers are the CPU's to load, so it shall execute the instruction itself, with the shadow as the guest
+    /// wants it. `false`: the exit is the core's to answer.
+    pub(crate) fn leave_to_cpu(&mut self) -> bool {
+        let qualification = self.vmcs.get(Register::Qualification);
+        if qualification >> 4 & 3 != MOV_TO {
+            return false;
+        }
+        let gpr = Gpr::from_encoding((qualification >> 8) as u8);
+        let (pg, pe) = (Cr0::PG.bits(), Cr0::PE.bits());
+        let (cr0, cr4, efer) = (self.guest_cr0(), self.guest_cr4(), self.vmcs.get(Register::Efer));
+        let mut value = self.gpr(gpr);
+        if self.mode() != CpuMode::Long64 {
+            value &= 0xffff_ffff;
+        }
+        match qualification & 15 {
+            0 => {
+                let starts_pae = cr0 & pg == 0
+                    && value & pg != 0
+                    && cr4 & Cr4::PAE.bits() != 0
+                    && efer & Efer::LME.bits() == 0;
+                let caches = (Cr0::CD | Cr0::NW).bits();
+                let valid = value >> 32 == 0 && value & pe != 0 && value & caches != Cr0::NW.bits();
+                if starts_pae && valid {
+                    self.vmcs.set(Register::Cr0Shadow, value & CR0_HOST);
+                }
+                starts_pae && valid
+            }
+            4 => {
+                let owned = self.cr4_owned;
+                let pae = cr0 & pg != 0 && efer & Efer::LMA.bits() == 0 && value & Cr4::PAE.bits() != 0;
+                let valid = value & !(owned | CR4_VIRTUAL) == 0;
+                if pae && valid {
+                    self.vmcs.set(Register::Cr4Shadow, value & !owned);
+                }
+                pae && valid
+            }
+            _ => false,
+        }
+    }
+}

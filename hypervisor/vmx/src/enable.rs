@@ -1,0 +1,298 @@
+//! Turning VMX on (SDM vol. 3, sections 24.6 to 24.8), and what all vCPUs share.
+
+use alloc::sync::Arc;
+use core::arch::asm;
+
+use caisson_frames::Owner;
+use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
+use caisson_machine::clock;
+use caisson_machine::context::Carried;
+use caisson_machine::cpu::{Features, cpuid, probe_msr, read_msr, write_msr};
+use caisson_machine::memory::PageBox;
+use caisson_types::VcpuId;
+use caisson_x86::vmx::{Capabilities, EptVpid, REGION_BYTES, VmxFeatures, msr_bitmap_bits};
+use caisson_x86::{Cr4, msr};
+
+use crate::caps::Controls;
+use crate::vcpu::VmxVcpu;
+use crate::vmcs::Cpu;
+use crate::vpid;
+
+/// IA32_FEATURE_CONTROL (SDM vol. 3, section 24.7): locked until reset; VMX outside SMX.
+const FEATURE_LOCK: u64 = 1 << 0;
+const FEATURE_VMX: u64 = 1 << 2;
+/// How often a second the preemption timer gives the host a chance while a guest runs without exits.
+const TICKS_PER_SECOND: u64 = 500;
+
+/// The host's state that every exit loads; it does not change after start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostState {
+    pub(crate) cr0: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) efer: u64,
+    pub(crate) pat: u64,
+    pub(crate) cs: u16,
+    pub(crate) ss: u16,
+    pub(crate) tr: u16,
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    pub(crate) tr_base: u64,
+    pub(crate) gdt_base: u64,
+    pub(crate) idt_base: u64,
+}
+
+/// What all vCPUs share: read by the CPU, never written after start.
+pub(crate) struct Shared {
+    pub(crate) features: VmxFeatures,
+    pub(crate) caps: Capabilities,
+    pub(crate) controls: Controls,
+    /// Which MSRs exit.
+    pub(crate) msr_bitmap: PageBox<[u8; REGION_BYTES]>,
+    pub(crate) host: HostState,
+    /// What is swapped beside the VMCS.
+    pub(crate) carried: Carried,
+    /// The CPU has IBPB (leaf 7 EDX bit 26).
+    pub(crate) prediction_barrier: bool,
+    /// RDX after reset: the CPU's signature (leaf 1 EAX).
+    pub(crate) signature: u32,
+    /// What the preemption timer counts down from at each entry.
+    pub(crate) preemption_ticks: u32,
+    pub(crate) physical_bits: u8,
+}
+
+/// VT-x, turned on on this CPU.
+pub struct Vmx {
+    shared: Arc<Shared>,
+    cpu: Arc<Cpu>,
+    _vmxon: PageBox<[u8; REGION_BYTES]>,
+}
+
+impl Vmx {
+    /// The optional features that the capability MSRs announce; none without VMX.
+    #[must_use]
+    pub fn features(cpu: &Features) -> VmxFeatures {
+        if cpu.vmx { capabilities().features() } else { VmxFeatures::empty() }
+    }
+
+    /// Turns VMX on on this CPU, with every optional feature that the capability MSRs announce and that is not in
+    /// `without`.
+    ///
+    /// # Errors
+    /// [`EnableError`] in words for the person at the machine.
+    ///
+    /// # Safety
+    /// Once on each CPU, after traps, paging and clocks have been set up. The host's segments, descriptor tables and page
+    /// tables must not change afterwards.
+    pub unsafe fn enable(
+        cpu: &Features,
+        without: VmxFeatures,
+        policy: &Policy<'_>,
+    ) -> Result<Self, EnableError> {
+        if !cpu.vmx {
+            return Err(EnableError::NotSupported);
+        }
+        // SAFETY: the CPU has VMX.
+        unsafe { allow_vmx()? };
+        let caps = capabilities();
+        if !caps.has_nested_paging() {
+            return Err(EnableError::NoNestedPaging);
+        }
+        let mut without = without;
+        if !caps.ept_vpid.contains(EptVpid::INVEPT_ALL) {
+            without -= VmxFeatures::INVEPT_SINGLE;
+        }
+        let features = caps.features() - without;
+        let controls = Controls::choose(&caps, features)?;
+        // SAFETY: promised by the caller; Caisson itself uses no vector state.
+        let carried = unsafe { Carried::enable(cpu, policy.xcr0) };
+        let rdtscp = carried.rdtscp && features.contains(VmxFeatures::RDTSCP);
+        let mut vmxon = zeroed()?;
+        vmxon[..4].copy_from_slice(&caps.basic.revision().to_le_bytes());
+        let msr_bitmap = msr_bitmap(policy.passthrough)?;
+        // SAFETY: VMX is allowed, the region is Caisson's for as long as VMX is on and holds the revision.
+        unsafe { start(&caps, vmxon.hpa().as_u64())? };
+        // SAFETY: VMX is on.
+        unsafe {
+            if features.contains(VmxFeatures::VPID) {
+                vpid::invalidate_all_vpids();
+            }
+            if caps.ept_vpid.contains(EptVpid::INVEPT_ALL) {
+                vpid::invalidate_all_ept();
+            }
+        }
+        let leaf_7 = if cpu.max_leaf >= 7 { cpuid(7, 0).edx } else { 0 };
+        let ticks = (clock::get().tsc_hz / TICKS_PER_SECOND) >> caps.misc.preemption_timer_shift();
+        let shared = Shared {
+            features,
+            caps,
+            controls,
+            msr_bitmap,
+            host: HostState::current(),
+            carried: Carried { rdtscp, ..carried },
+            prediction_barrier: leaf_7 & 1 << 26 != 0,
+            signature: cpuid(1, 0).eax,
+            preemption_ticks: ticks.clamp(1, u64::from(u32::MAX)) as u32,
+            physical_bits: cpu.physical_bits,
+        };
+        Ok(Self { shared: Arc::new(shared), cpu: Arc::new(Cpu::new()), _vmxon: vmxon })
+    }
+
+    /// The microcode's revision, as RDMSR of IA32_BIOS_SIGN_ID gives it (SDM vol. 3, section 10.11.7.1); 0 where an
+    /// emulated CPU lacks the MSR.
+    #[must_use]
+    pub fn microcode(&self) -> u64 {
+        // SAFETY: the MSR only tells; CPUID leaf 1 loads it, if there is a revision, after software has cleared it.
+        unsafe {
+            if probe_msr(msr::BIOS_SIGN_ID).is_none() {
+                return 0;
+            }
+            write_msr(msr::BIOS_SIGN_ID, 0);
+            let _ = cpuid(1, 0);
+            read_msr(msr::BIOS_SIGN_ID)
+        }
+    }
+
+    /// The optional features that are in use.
+    #[must_use]
+    pub fn used(&self) -> VmxFeatures {
+        self.shared.features
+    }
+}
+
+/// What the capability MSRs of this CPU say, which has VMX.
+fn capabilities() -> Capabilities {
+    // SAFETY: a CPU with VMX has the MSRs that are asked for; reading changes nothing.
+    Capabilities::read(|number| unsafe { read_msr(number) })
+}
+
+/// Allows VMX in IA32_FEATURE_CONTROL, and locks it where the firmware has left it open.
+///
+/// # Safety
+/// The CPU has VMX.
+unsafe fn allow_vmx() -> Result<(), EnableError> {
+    // SAFETY: every CPU with VMX has the MSR.
+    let control = unsafe { read_msr(msr::FEATURE_CONTROL) };
+    if control & FEATURE_LOCK == 0 {
+        // SAFETY: it is not locked, and the CPU has VMX.
+        unsafe { write_msr(msr::FEATURE_CONTROL, control | FEATURE_LOCK | FEATURE_VMX) };
+    } else if control & FEATURE_VMX == 0 {
+        return Err(EnableError::DisabledByFirmware);
+    }
+    Ok(())
+}
+
+/// Enters VMX operation: CR0 and CR4 as the CPU asks for, then VMXON.
+///
+/// # Safety
+/// VMX is allowed, and the region at `vmxon` is the caller's for as long as VMX is on.
+unsafe fn start(caps: &Capabilities, vmxon: u64) -> Result<(), EnableError> {
+    let failed: u8;
+    // SAFETY: the fixed bits are protection and paging, which are on, NE and VMXE; no feature that Caisson uses is among
+    // those that VMX operation forbids. Promised by the caller for the rest.
+    unsafe {
+        asm!(
+            "mov {t}, cr0", "or {t}, {must_0}", "and {t}, {may_0}", "mov cr0, {t}",
+            "mov {t}, cr4", "or {t}, {must_4}", "and {t}, {may_4}", "mov cr4, {t}",
+            "vmxon [{vmxon}]",
+            "setbe {failed}",
+            t = out(reg) _, must_0 = in(reg) caps.cr0.0, may_0 = in(reg) caps.cr0.1,
+            must_4 = in(reg) caps.cr4.0 | Cr4::VMXE.bits(), may_4 = in(reg) caps.cr4.1,
+            vmxon = in(reg) &vmxon, failed = out(reg_byte) failed, options(nostack),
+        );
+    }
+    if failed == 0 { Ok(()) } else { Err(EnableError::MissingControl("VMXON failed")) }
+}
+
+/// The MSR bitmap: every access exits but those that pass.
+fn msr_bitmap(passthrough: &[MsrPassthrough]) -> Result<PageBox<[u8; REGION_BYTES]>, EnableError> {
+    let mut map = zeroed()?;
+    map.fill(0xff);
+    for pass in passthrough {
+        if let Some((read, write)) = msr_bitmap_bits(pass.number) {
+            for (passes, bit) in [(pass.read, read), (pass.write, write)] {
+                if passes {
+                    map[bit / 8] &= !(1 << (bit % 8));
+                }
+            }
+        }
+    }
+    Ok(map)
+}
+
+fn zeroed() -> Result<PageBox<[u8; REGION_BYTES]>, EnableError> {
+    PageBox::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)
+}
+
+/// The operand of SGDT and SIDT.
+#[repr(C, packed)]
+#[derive(Default)]
+struct TablePointer {
+    limit: u16,
+    base: u64,
+}
+
+impl HostState {
+    /// What this CPU works with now.
+    fn current() -> Self {
+        let (cr0, cr3, cr4): (u64, u64, u64);
+        let (cs, ss, tr): (u16, u16, u16);
+        let (mut gdt, mut idt) = (TablePointer::default(), TablePointer::default());
+        // SAFETY: reads registers, and stores two table registers into locals of their size.
+        unsafe {
+            asm!("mov {}, cr0", "mov {}, cr3", "mov {}, cr4", out(reg) cr0, out(reg) cr3, out(reg) cr4,
+                 options(nomem, nostack, preserves_flags));
+            asm!("mov {0:x}, cs", "mov {1:x}, ss", "str {2:x}", out(reg) cs, out(reg) ss, out(reg) tr,
+                 options(nomem, nostack, preserves_flags));
+            asm!("sgdt [{}]", "sidt [{}]", in(reg) &raw mut gdt, in(reg) &raw mut idt,
+                 options(nostack, preserves_flags));
+        }
+        let gdt_base = gdt.base;
+        // SAFETY: the task register holds a selector of the GDT in use, where a 64-bit TSS descriptor has 16 bytes.
+        let descriptor = unsafe { ((gdt_base + u64::from(tr & !7)) as *const [u64; 2]).read_unaligned() };
+        // SAFETY: every CPU with 64-bit mode has these MSRs; reading changes nothing.
+        let [efer, pat, fs_base, gs_base] =
+            [msr::EFER, msr::PAT, msr::FS_BASE, msr::GS_BASE].map(|number| unsafe { read_msr(number) });
+        Self {
+            cr0,
+            cr3,
+            cr4,
+            efer,
+            pat,
+            cs,
+            ss,
+            tr,
+            fs_base,
+            gs_base,
+            tr_base: task_base(descriptor),
+            gdt_base,
+            idt_base: idt.base,
+        }
+    }
+}
+
+/// The base in a 64-bit TSS descriptor (SDM vol. 3, figure 8-4).
+const fn task_base([low, high]: [u64; 2]) -> u64 {
+    low >> 16 & 0xff_ffff | (low >> 56) << 24 | high << 32
+}
+
+impl Backend for Vmx {
+    type Vcpu = VmxVcpu;
+
+    const NAME: &'static str = "VT-x";
+
+    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<VmxVcpu, EnableError> {
+        VmxVcpu::new(self.shared.clone(), self.cpu.clone(), id, setup).ok_or(EnableError::OutOfMemory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_base_has_four_parts() {
+        let descriptor = [0x1200_8b34_5678_0067, 0x9abc_def0];
+        assert_eq!(task_base(descriptor), 0x9abc_def0_1234_5678);
+    }
+}

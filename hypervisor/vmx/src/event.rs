@@ -1,0 +1,221 @@
+//! Events: injection, windows, and the blocking of NMIs (SDM vol. 3, sections 25.8.3, 26.3 and 27.6).
+
+use caisson_hwvirt::vmx::{decode_interrupted, encode_event};
+use caisson_hwvirt::{Event, InterruptWindow};
+use caisson_x86::vmx::{
+    EventInfo, EventType, ExitReason, Interruptibility, PendingDebug, ProcessorControls, VmxFeatures, field,
+};
+use caisson_x86::{Cr0, ExceptionKind, Rflags};
+
+use crate::vcpu::VmxVcpu;
+use crate::vmcs::Register;
+
+/// DR7.GD: an access to a debug register raises #DB.
+const DR7_GENERAL_DETECT: u64 = 1 << 13;
+/// Of the qualification of an EPT violation: an IRET had unblocked NMIs (table 28-7).
+const UNBLOCKED_NMIS: u64 = 1 << 12;
+/// Bits of DR6 that a #DB sets: breakpoints, register access, single step.
+const DR6_CAUSES: u64 = 0x600f;
+const DR6_BREAKPOINTS: u64 = 0xf;
+/// The task-priority register in the virtual-APIC page.
+pub(crate) const VIRTUAL_TPR: usize = 0x80;
+
+/// NMIs on a CPU without virtual NMIs: it delivers one that is injected, and forgets. The end of its handler cannot be
+/// seen; NMIs are taken to be blocked until the guest can take an interrupt again.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct NmiState {
+    /// An NMI was delivered, and the guest has not had interrupts on since.
+    blocked: bool,
+    /// The core waits for the end of blocking.
+    window: bool,
+}
+
+impl VmxVcpu {
+    fn virtual_nmis(&self) -> bool {
+        self.shared.features.contains(VmxFeatures::VIRTUAL_NMIS)
+    }
+
+    pub(crate) fn interruptibility(&self) -> Interruptibility {
+        Interruptibility::from_bits_retain(self.vmcs.get(Register::Interruptibility) as u32)
+    }
+
+    pub(crate) fn set_interruptibility(&mut self, state: Interruptibility) {
+        self.vmcs.set(Register::Interruptibility, u64::from(state.bits()));
+    }
+
+    pub(crate) fn cancel_events(&mut self) {
+        self.injection = None;
+        self.nmi = NmiState::default();
+        self.window = InterruptWindow::Closed;
+        self.vmcs.set(Register::ProcessorControls, u64::from(self.shared.controls.processor));
+        if self.task_priority.is_some() {
+            self.vmcs.set(Register::TprThreshold, 0);
+        }
+    }
+
+    pub(crate) fn inject_event(&mut self, event: Event) {
+        let mut protected = true;
+        match event {
+            Event::Nmi if !self.virtual_nmis() => self.nmi.blocked = true,
+            Event::Exception(exception) => {
+                protected = self.vmcs.get(Register::Cr0) & Cr0::PE.bits() != 0;
+                match exception.kind {
+                    ExceptionKind::PageFault => self.context.set_cr2(exception.address),
+                    ExceptionKind::Debug => {
+                        let dr7 = self.vmcs.get(Register::Dr7);
+                        self.vmcs.set(Register::Dr7, dr7 & !DR7_GENERAL_DETECT);
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        self.injection = Some(encode_event(event, protected));
+    }
+
+    /// The event whose delivery the last exit interrupted.
+    #[inline]
+    pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
+        if !self.reason.may_interrupt_delivery() {
+            return None;
+        }
+        let info = EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32);
+        if info.is_valid() { self.decode_interrupted(info) } else { None }
+    }
+
+    #[cold]
+    fn decode_interrupted(&mut self, info: EventInfo) -> Option<Event> {
+        let code = if info.has_error_code() { self.vmcs.read(field::INTERRUPTED_ERROR_CODE) } else { 0 };
+        let event = decode_interrupted(info, code, self.context.cr2());
+        if event == Some(Event::Nmi) {
+            // Its delivery has blocked NMIs, and it is to be delivered again.
+            self.set_interruptibility(self.interruptibility() - Interruptibility::NMI);
+            self.nmi.blocked = false;
+        }
+        event
+    }
+
+    /// An IRET that exits for a fault of its own has unblocked NMIs by then, although it will be executed again
+    /// (section 28.2.3).
+    pub(crate) fn block_nmis_again(&mut self) {
+        let interrupted = EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32);
+        if interrupted.is_valid() || !self.virtual_nmis() {
+            return;
+        }
+        let unblocked = if self.reason.basic() == ExitReason::EPT_VIOLATION {
+            self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0
+        } else {
+            let event = self.exit_event();
+            event.unblocked_nmis()
+                && event.kind() != Some(EventType::Nmi)
+                && event.vector() != ExceptionKind::DoubleFault as u8
+        };
+        if unblocked {
+            self.set_interruptibility(self.interruptibility() | Interruptibility::NMI);
+        }
+    }
+
+    /// #DB: the CPU leaves DR6 to software, which will deliver the exception.
+    pub(crate) fn debug_exception(&mut self) {
+        let event = self.exit_event();
+        if event.kind() == Some(EventType::PrivilegedSoftwareException) {
+            // INT1 is delivered with the RIP behind it.
+            let length = self.vmcs.get(Register::InstructionLength);
+            let rip = self.vmcs.get(Register::Rip);
+            self.vmcs.set(Register::Rip, rip.wrapping_add(length));
+            return;
+        }
+        let causes = self.vmcs.get(Register::Qualification) & DR6_CAUSES;
+        let dr6 = self.context.dr6();
+        self.context.set_dr6(dr6 & !DR6_BREAKPOINTS | causes);
+        self.agree_on_single_step();
+    }
+
+    /// In the shadow of STI or MOV SS an entry wants a pending single step just where RFLAGS.TF is set (section
+    /// 27.3.1.5).
+    pub(crate) fn agree_on_single_step(&mut self) {
+        if self.interruptibility().intersects(Interruptibility::STI | Interruptibility::MOV_SS) {
+            let step = PendingDebug::SINGLE_STEP.bits();
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG) & !step;
+            let steps = self.vmcs.get(Register::Rflags) & Rflags::TF.bits() != 0;
+            self.vmcs.write(field::GUEST_PENDING_DEBUG, if steps { pending | step } else { pending });
+        }
+    }
+
+    /// The shadow has ended with the instruction that Caisson executed for the guest; so has the step that it put off.
+    pub(crate) fn end_shadow(&mut self) {
+        let state = self.interruptibility();
+        let shadow = Interruptibility::STI | Interruptibility::MOV_SS;
+        if state.intersects(shadow) {
+            self.set_interruptibility(state - shadow);
+            if self.vmcs.get(Register::Rflags) & Rflags::TF.bits() != 0 {
+                let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+                self.vmcs.write(field::GUEST_PENDING_DEBUG, pending & !PendingDebug::SINGLE_STEP.bits());
+            }
+        }
+    }
+
+    pub(crate) fn set_window(&mut self, window: InterruptWindow) {
+        self.window = window;
+        self.place_windows();
+    }
+
+    pub(crate) fn nmis_blocked(&self) -> bool {
+        if self.virtual_nmis() {
+            self.interruptibility().contains(Interruptibility::NMI)
+        } else {
+            self.nmi.blocked
+        }
+    }
+
+    pub(crate) fn want_nmi_window(&mut self, on: bool) {
+        if self.nmi.window != on {
+            self.nmi.window = on;
+            self.place_windows();
+        }
+    }
+
+    /// The exit of the NMI window, or of the interrupt window where there is none. `true` where the core waits for it.
+    pub(crate) fn nmi_window_opened(&mut self) -> bool {
+        self.nmi.blocked = false;
+        let waited = self.nmi.window;
+        self.want_nmi_window(false);
+        waited
+    }
+
+    /// Puts both windows into the VMCS.
+    fn place_windows(&mut self) {
+        let mut controls = ProcessorControls::from_bits_retain(self.shared.controls.processor);
+        if self.context.debug_loaded() {
+            controls -= ProcessorControls::MOV_DR;
+        }
+        if self.window == InterruptWindow::Any {
+            controls |= ProcessorControls::INTERRUPT_WINDOW;
+        }
+        if self.nmi.window {
+            controls |= if self.virtual_nmis() {
+                ProcessorControls::NMI_WINDOW
+            } else {
+                ProcessorControls::INTERRUPT_WINDOW
+            };
+        }
+        self.vmcs.set(Register::ProcessorControls, u64::from(controls.bits()));
+        self.place_threshold();
+    }
+
+    /// The task priority below which the guest's CR8 exits. An entry refuses one above the guest's own (section 27.2.1.1).
+    pub(crate) fn place_threshold(&mut self) {
+        if let Some(page) = &self.task_priority {
+            let class = match self.window {
+                InterruptWindow::Above(class) => class.min(page[VIRTUAL_TPR] >> 4),
+                InterruptWindow::Closed | InterruptWindow::Any => 0,
+            };
+            self.vmcs.set(Register::TprThreshold, u64::from(class));
+        }
+    }
+
+    /// Debug registers exit, or no longer.
+    pub(crate) fn place_debug_exits(&mut self) {
+        self.place_windows();
+    }
+}

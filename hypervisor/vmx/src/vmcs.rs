@@ -1,0 +1,294 @@
+//! A VMCS: typed VMREAD and VMWRITE, which one is current, and the registers that are kept between an exit and the next
+//! entry (SDM vol. 3, section 25.11).
+//!
+//! Residency: a VMCS that has been loaded on a CPU may be cached there. [`Cpu`] knows which one is current; every access
+//! makes its own one current first, and [`Vmcs::leave`] writes a VMCS back to memory before it goes to another CPU or
+//! its frames go back.
+//!
+//! [`Register`]s are read when they are first asked for after an exit, and written before the next entry if they have
+//! changed. Everything else is read and written where it stands.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::arch::asm;
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use caisson_frames::Owner;
+use caisson_machine::memory::PageBox;
+use caisson_types::Hpa;
+use caisson_x86::vmx::{Access, Field, REGION_BYTES, ReadWrite, Width, field};
+
+use crate::vpid::Vpids;
+
+/// No VMCS is current.
+const NONE: u64 = u64::MAX;
+
+/// What belongs to one CPU in VMX operation.
+pub(crate) struct Cpu {
+    /// Address of the current VMCS.
+    current: AtomicU64,
+    pub(crate) vpids: Vpids,
+}
+
+impl Cpu {
+    pub(crate) const fn new() -> Self {
+        Self { current: AtomicU64::new(NONE), vpids: Vpids::new() }
+    }
+}
+
+/// A field that is kept between an exit and the next entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Register {
+    Rip,
+    Rsp,
+    Rflags,
+    Cr0,
+    Cr3,
+    Cr4,
+    Efer,
+    Interruptibility,
+    CsRights,
+    SsRights,
+    Dr7,
+    // Read-only.
+    Qualification,
+    InterruptedEvent,
+    InstructionLength,
+    // What only software changes: an exit leaves it as it is.
+    ProcessorControls,
+    Cr0Shadow,
+    Cr4Shadow,
+    TprThreshold,
+}
+
+const REGISTERS: usize = 18;
+/// The first register that only software changes.
+const KEPT: u32 = !0 << Register::ProcessorControls as u8;
+const READ_ONLY: u32 = 1 << Register::Qualification as u8
+    | 1 << Register::InterruptedEvent as u8
+    | 1 << Register::InstructionLength as u8;
+
+/// The fields of the registers, in their order.
+const FIELDS: [u32; REGISTERS] = [
+    field::GUEST_RIP.encoding(),
+    field::GUEST_RSP.encoding(),
+    field::GUEST_RFLAGS.encoding(),
+    field::GUEST_CR0.encoding(),
+    field::GUEST_CR3.encoding(),
+    field::GUEST_CR4.encoding(),
+    field::GUEST_EFER.encoding(),
+    field::GUEST_INTERRUPTIBILITY.encoding(),
+    field::GUEST_CS_RIGHTS.encoding(),
+    field::GUEST_SS_RIGHTS.encoding(),
+    field::GUEST_DR7.encoding(),
+    field::EXIT_QUALIFICATION.encoding(),
+    field::INTERRUPTED_EVENT.encoding(),
+    field::INSTRUCTION_LENGTH.encoding(),
+    field::PROCESSOR_CONTROLS.encoding(),
+    field::CR0_SHADOW.encoding(),
+    field::CR4_SHADOW.encoding(),
+    field::TPR_THRESHOLD.encoding(),
+];
+
+const _: () = assert!(Register::TprThreshold as usize + 1 == REGISTERS);
+
+/// Basic exit reasons that are told apart in the counts.
+pub(crate) const COUNTED: usize = 72;
+
+/// Exits of one reason, and what the next entry had cost since.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Count {
+    pub(crate) exits: u64,
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+}
+
+/// A vCPU's VMCS.
+pub(crate) struct Vmcs {
+    region: PageBox<[u8; REGION_BYTES]>,
+    cpu: Arc<Cpu>,
+    launched: Cell<bool>,
+    values: [Cell<u64>; REGISTERS],
+    valid: Cell<u32>,
+    dirty: Cell<u32>,
+    reads: Cell<u32>,
+    writes: Cell<u32>,
+    counts: Box<RefCell<[Count; COUNTED]>>,
+}
+
+impl Vmcs {
+    /// A clear VMCS of the CPU's `revision`; `None` without memory.
+    pub(crate) fn new(cpu: Arc<Cpu>, revision: u32, owner: Owner) -> Option<Self> {
+        let mut region = PageBox::<[u8; REGION_BYTES]>::zeroed(owner)?;
+        region[..4].copy_from_slice(&revision.to_le_bytes());
+        let vmcs = Self {
+            region,
+            cpu,
+            launched: Cell::new(false),
+            values: [const { Cell::new(0) }; REGISTERS],
+            valid: Cell::new(0),
+            dirty: Cell::new(0),
+            reads: Cell::new(0),
+            writes: Cell::new(0),
+            counts: Box::new(RefCell::new([Count::default(); COUNTED])),
+        };
+        vmcs.clear();
+        Some(vmcs)
+    }
+
+    fn hpa(&self) -> Hpa {
+        self.region.hpa()
+    }
+
+    /// Makes this VMCS the current one of this CPU.
+    #[inline]
+    pub(crate) fn make_current(&self) {
+        if self.cpu.current.load(Ordering::Relaxed) != self.hpa().as_u64() {
+            self.load();
+        }
+    }
+
+    #[cold]
+    fn load(&self) {
+        let address = self.hpa().as_u64();
+        // SAFETY: the region is this VMCS's own and holds the CPU's revision; it is on no other CPU.
+        unsafe { asm!("vmptrld [{}]", in(reg) &address, options(nostack)) };
+        self.cpu.current.store(address, Ordering::Relaxed);
+    }
+
+    /// Writes the VMCS back to its region and makes it clear: not launched, and on no CPU.
+    fn clear(&self) {
+        let address = self.hpa().as_u64();
+        // SAFETY: the region is this VMCS's own. Where it is current the CPU has none afterwards.
+        unsafe { asm!("vmclear [{}]", in(reg) &address, options(nostack)) };
+        if self.cpu.current.load(Ordering::Relaxed) == address {
+            self.cpu.current.store(NONE, Ordering::Relaxed);
+        }
+        self.launched.set(false);
+    }
+
+    /// Takes the VMCS off this CPU, with all that is kept of it.
+    pub(crate) fn leave(&self) {
+        self.write_back();
+        self.valid.set(self.valid.get() & KEPT);
+        self.clear();
+    }
+
+    /// Whether VMRESUME enters it, and not VMLAUNCH.
+    #[inline]
+    pub(crate) fn is_launched(&self) -> bool {
+        self.launched.get()
+    }
+
+    /// It has been entered.
+    #[inline]
+    pub(crate) fn set_launched(&self) {
+        self.launched.set(true);
+    }
+
+    #[inline]
+    fn read_raw(&self, encoding: u32) -> u64 {
+        self.make_current();
+        self.reads.set(self.reads.get().wrapping_add(1));
+        let value: u64;
+        // SAFETY: a VMCS is current. A field that the CPU lacks leaves the register as it was.
+        unsafe {
+            asm!("vmread {}, {}", inout(reg) 0u64 => value, in(reg) u64::from(encoding), options(nomem, nostack));
+        }
+        value
+    }
+
+    #[inline]
+    fn write_raw(&self, encoding: u32, value: u64) {
+        self.make_current();
+        self.writes.set(self.writes.get().wrapping_add(1));
+        // SAFETY: a VMCS is current, and it is this vCPU's own: what the value does is done to its guest. Host fields and
+        // addresses are written once, when the vCPU is made.
+        unsafe {
+            asm!("vmwrite {}, {}", in(reg) u64::from(encoding), in(reg) value, options(nomem, nostack));
+        }
+    }
+
+    /// Reads a field that is not kept.
+    #[inline]
+    pub(crate) fn read<W: Width, A: Access>(&self, field: Field<W, A>) -> W::Value {
+        W::from_raw(self.read_raw(field.encoding()))
+    }
+
+    /// Writes a field that is not kept.
+    #[inline]
+    pub(crate) fn write<W: Width>(&self, field: Field<W, ReadWrite>, value: W::Value) {
+        self.write_raw(field.encoding(), W::into_raw(value));
+    }
+
+    /// A kept register.
+    #[inline]
+    pub(crate) fn get(&self, register: Register) -> u64 {
+        let (index, bit) = (register as usize, 1 << register as u32);
+        if self.valid.get() & bit == 0 {
+            self.values[index].set(self.read_raw(FIELDS[index]));
+            self.valid.set(self.valid.get() | bit);
+        }
+        self.values[index].get()
+    }
+
+    /// Sets a kept register for the next entry.
+    #[inline]
+    pub(crate) fn set(&self, register: Register, value: u64) {
+        let (index, bit) = (register as usize, 1u32 << register as u32);
+        debug_assert!(bit & READ_ONLY == 0, "the exit's information is the CPU's to write");
+        if self.valid.get() & bit == 0 || self.values[index].get() != value {
+            self.values[index].set(value);
+            self.valid.set(self.valid.get() | bit);
+            self.dirty.set(self.dirty.get() | bit);
+        }
+    }
+
+    /// Whether a kept register will be written before the next entry.
+    #[inline]
+    pub(crate) fn is_dirty(&self, register: Register) -> bool {
+        self.dirty.get() & 1 << register as u32 != 0
+    }
+
+    /// Writes the kept registers that have changed.
+    #[inline]
+    pub(crate) fn write_back(&self) {
+        let mut dirty = self.dirty.replace(0);
+        while dirty != 0 {
+            let index = dirty.trailing_zeros() as usize;
+            dirty &= dirty - 1;
+            self.write_raw(FIELDS[index], self.values[index].get());
+        }
+    }
+
+    /// The guest has run: what it can change is asked for anew.
+    #[inline]
+    pub(crate) fn exited(&self) {
+        self.valid.set(self.valid.get() & KEPT);
+    }
+
+    /// Books the accesses since the last call on the exit that they followed.
+    #[inline]
+    pub(crate) fn book(&self, reason: u16) {
+        let (reads, writes) = (self.reads.replace(0), self.writes.replace(0));
+        if let Some(count) = self.counts.borrow_mut().get_mut(usize::from(reason)) {
+            count.exits += 1;
+            count.reads += u64::from(reads);
+            count.writes += u64::from(writes);
+        }
+    }
+
+    /// The accesses by basic exit reason.
+    pub(crate) fn counts(&self) -> [Count; COUNTED] {
+        *self.counts.borrow()
+    }
+}
+
+impl Drop for Vmcs {
+    fn drop(&mut self) {
+        // The CPU must not write to frames that have gone back.
+        self.clear();
+    }
+}
