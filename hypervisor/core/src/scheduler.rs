@@ -14,7 +14,7 @@ use caisson_machine::clock::{self, Clock};
 use caisson_machine::cpu;
 use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::percpu::{self, pending};
-use caisson_machine::power::RunResult;
+use caisson_machine::power::{self, RunResult};
 use caisson_stage2::Format;
 use caisson_types::{DomainId, Instant, PAGE_SIZE};
 
@@ -377,6 +377,7 @@ fn run_vcpu<V: Vcpu>(
             Outcome::Yield => return Stop::Preempted,
             Outcome::Ended(ended) => return Stop::Ended(ended),
             Outcome::MachineCheck => machine_check(),
+            Outcome::MachineReset => machine_reset(),
         }
         if core::mem::take(&mut host.woken) && share < stop_at {
             stop_at = share;
@@ -432,4 +433,11 @@ fn machine_check() -> ! {
     {
         panic!("the machine reported a hardware error (#MC) while a guest ran: look at its event log")
     }
+}
+
+/// Somebody pulls the machine's INIT line, which cannot be turned down: it goes down cleanly instead of at random.
+fn machine_reset() -> ! {
+    log::error!("the machine was told to reset (INIT): resetting it, guests and all");
+    console::drain();
+    power::reset()
 }

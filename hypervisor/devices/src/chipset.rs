@@ -31,6 +31,9 @@ pub const PIT_PIN: u8 = 2;
 /// The real-time clock's interrupt line.
 pub const RTC_IRQ: u8 = 8;
 
+/// The interrupt line of x87 errors.
+pub const COPROCESSOR_IRQ: u8 = 13;
+
 const LINE_STATUS: u16 = COM1 + uart::offset::LINE_STATUS;
 const KEYBOARD_IRQ: u8 = 1;
 const MOUSE_IRQ: u8 = 12;
@@ -94,7 +97,7 @@ impl Chipset {
         self.reset = ResetControl::new();
         self.pci = PciConfig::new();
         self.pages = [0; 16];
-        for line in [PIT_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, pm::SCI_IRQ, MOUSE_IRQ] {
+        for line in [PIT_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, pm::SCI_IRQ, MOUSE_IRQ, COPROCESSOR_IRQ] {
             self.interrupts.set(line, false);
         }
         self.interrupts.reset();
@@ -182,6 +185,13 @@ impl Chipset {
     /// I/O APIC. Lines of the chipset's own devices are theirs.
     pub fn set_irq(&mut self, line: u8, level: bool) {
         self.interrupts.set(line, level);
+    }
+
+    /// An x87 instruction has met an error that the guest takes by interrupt: raises [`COPROCESSOR_IRQ`] until the
+    /// guest writes port 0xF0, as a PC's latch behind FERR# does (Intel 440FX PCIset, PIIX3, "Coprocessor Error Register").
+    /// The other half of that write, IGNNE#, which lets errors be ignored, has no counterpart in a virtual CPU.
+    pub fn coprocessor_error(&mut self) {
+        self.interrupts.set(COPROCESSOR_IRQ, true);
     }
 
     /// Whether the console can take a byte of input.
@@ -371,6 +381,10 @@ impl Chipset {
                 false
             }
             0x92 => self.reset.write_port_92(value),
+            0xF0 => {
+                self.interrupts.set(COPROCESSOR_IRQ, false);
+                false
+            }
             reset::CONTROL => self.reset.write_control(value),
             _ => {
                 let off = self.pm.write(port, value, now);

@@ -125,6 +125,15 @@ impl<M> Domain<M> {
     /// Delivers what a call to the chipset has left behind, and answers which vCPUs must be woken: messages of the
     /// I/O APIC, and the output of the 8259 pair, which goes to the boot vCPU.
     pub fn settle(&self, chipset: &mut Chipset) -> VcpuSet {
+        let mut wake = self.deliver_messages(chipset);
+        if chipset.pic_output() && self.mailboxes[0].post_work(WORK_PIC) {
+            wake.insert(0);
+        }
+        wake
+    }
+
+    /// Delivers the messages of the I/O APIC, and answers which vCPUs must be woken.
+    pub(crate) fn deliver_messages(&self, chipset: &mut Chipset) -> VcpuSet {
         let mut wake = VcpuSet::EMPTY;
         while let Some(message) = chipset.pop_message() {
             let receivers = self.apics.resolve(&message);
@@ -134,9 +143,6 @@ impl<M> Domain<M> {
             for index in self.post_to(receivers, &message) {
                 wake.insert(index);
             }
-        }
-        if chipset.pic_output() && self.mailboxes[0].post_work(WORK_PIC) {
-            wake.insert(0);
         }
         wake
     }

@@ -55,8 +55,10 @@ impl<V: Vcpu> VirtualCpu<V> {
             return Readiness::Blocked;
         }
         self.attention = false;
-        if let Some(event) = self.interrupted.take() {
-            self.hw.inject(event);
+        match self.interrupted.take() {
+            Some(Event::Exception(exception)) => self.inject_exception(exception),
+            Some(event) => self.hw.inject(event),
+            None => {}
         }
         self.sync_task_priority();
         let readiness = self.deliver(domain, host);
@@ -76,6 +78,8 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     /// Delivers an NMI or an interrupt, or asks for the moment at which the guest can take it.
     fn deliver<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
+        let open = self.hw.rflags() & Rflags::IF.bits() != 0;
+        let mut nmi_in_shadow = false;
         if self.apic.nmi_pending() {
             // A HLT inside the NMI handler is not ended by the NMI that the handler blocks.
             if !self.hw.nmi_blocked() {
@@ -86,8 +90,10 @@ impl<V: Vcpu> VirtualCpu<V> {
                     self.apic.latch_nmis();
                 }
                 self.hw.set_nmi_window(true);
-                // Where the hardware has no such window, look again at the next exit.
+                // Where the hardware has no such window, look again at the next exit, for which the end of a shadow is
+                // made one wherever it can be.
                 self.attention = true;
+                nmi_in_shadow = open && self.hw.interrupt_shadow();
             } else {
                 let _ = self.apic.take_nmi();
                 self.hw.inject(Event::Nmi);
@@ -96,11 +102,10 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
         }
         let Some(waiting) = self.waiting(domain) else {
-            let window = self.blocked_by_task_priority();
+            let window = if nmi_in_shadow { InterruptWindow::Any } else { self.blocked_by_task_priority() };
             self.hw.set_interrupt_window(window);
             return self.readiness();
         };
-        let open = self.hw.rflags() & Rflags::IF.bits() != 0;
         if self.run_state == RunState::Halted && !open && !self.hw.injecting() {
             // HLT with interrupts off: only an NMI, INIT or reset ends it.
             return Readiness::Blocked;
@@ -164,7 +169,10 @@ impl<V: Vcpu> VirtualCpu<V> {
                 let _ = self.apic.take_extint();
                 let mut chipset = domain.chipset();
                 let vector = chipset.pic_acknowledge();
-                let wake = domain.settle(&mut chipset);
+                // What the pair asks for next is looked at right away, not mailed to itself.
+                let own = self.index() == 0;
+                let wake =
+                    if own { domain.deliver_messages(&mut chipset) } else { domain.settle(&mut chipset) };
                 drop(chipset);
                 host.wake(wake);
                 vector

@@ -6,7 +6,7 @@ use caisson_hwvirt::{Event, Vcpu};
 use caisson_irqchip::{ApicConfig, DeliveryMode, InterruptMessage, LocalApic};
 use caisson_policy::{Dynamic, MsrState};
 use caisson_types::{Gpa, GuestMemory, Instant, VcpuId};
-use caisson_x86::{Attributes, Exception, ExceptionKind, Segment, SegmentRegister};
+use caisson_x86::{Attributes, Exception, ExceptionKind, Rflags, Segment, SegmentRegister};
 
 use crate::domain::{CPU_APIC_KHZ, Domain, Host};
 
@@ -133,6 +133,8 @@ pub enum Outcome {
     Ended(Ended),
     /// The physical machine reported a machine check while the guest ran.
     MachineCheck,
+    /// Somebody resets the physical machine: an INIT arrived, and stays pending until that is done.
+    MachineReset,
 }
 
 /// Whether a vCPU executes instructions.
@@ -282,7 +284,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                     Some(Event::Nmi) => self.apic.receive(&NMI),
                     _ => {}
                 }
-                self.hw.inject(Event::Exception(exception));
+                self.inject_exception(exception);
                 return Outcome::Resume;
             }
         };
@@ -297,8 +299,17 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
         // The first is given up: its instruction is executed again, or the double fault takes its place.
         let raised = if doubles { Exception::plain(ExceptionKind::DoubleFault) } else { exception };
-        self.hw.inject(Event::Exception(raised));
+        self.inject_exception(raised);
         Outcome::Resume
+    }
+
+    /// Injects an exception. A fault's frame says RF, so that an instruction breakpoint does not meet the instruction
+    /// once more when it is executed again (SDM vol. 3, section 19.3.1.1); the hardware pushes what RFLAGS holds.
+    pub(crate) fn inject_exception(&mut self, exception: Exception) {
+        if exception.kind.is_fault() {
+            self.hw.set_rflags(self.hw.rflags() | Rflags::RF.bits());
+        }
+        self.hw.inject(Event::Exception(exception));
     }
 
     /// INIT: everything but what survives it (SDM vol. 3, section 10.4.7.1), then wait for SIPI.

@@ -117,6 +117,9 @@ pub enum Exit {
         /// The faulting address of a page fault.
         address: u64,
     },
+    /// An x87 instruction waits for an earlier one's error to be served, which the guest takes by interrupt (CR0.NE is
+    /// clear): a PC's coprocessor line.
+    X87Error,
     /// A task switch through a task gate or a TSS, which VT-x leaves to software.
     TaskSwitch {
         /// The selector of the new task's TSS.

@@ -94,6 +94,16 @@ impl ExceptionKind {
         matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30)
     }
 
+    /// Whether the exception is a fault, whose instruction is executed again and whose frame therefore says RF: neither
+    /// trap nor abort (SDM vol. 3, table 7-1). #DB can be either, and does not say RF where it is a fault.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        !matches!(
+            self,
+            Self::Debug | Self::Breakpoint | Self::Overflow | Self::DoubleFault | Self::MachineCheck
+        )
+    }
+
     /// Whether the exception counts as contributory for double faults (SDM vol. 3, table 7-4).
     #[must_use]
     pub const fn vector_is_contributory(vector: Vector) -> bool {

@@ -69,6 +69,27 @@ fn console_bytes_go_out_and_wide_accesses_are_split() {
     assert_eq!(chipset.port_write(COM1 - 1, 4, 0x43FF, T0), Effect::Console(b'C'));
 }
 
+/// Line 13: an edge at the first error, none before the guest has served it.
+#[test]
+fn x87_errors_are_latched_until_port_f0_is_written() {
+    let mut chipset = fresh();
+    start_pic(&mut chipset, 0xFB, 0xDF);
+    chipset.coprocessor_error();
+    assert!(chipset.pic_output());
+    assert_eq!(chipset.pic_acknowledge(), 0x38 + COPROCESSOR_IRQ - 8);
+    out(&mut chipset, 0xA0, 0x20);
+    out(&mut chipset, 0x20, 0x20);
+    chipset.coprocessor_error();
+    assert!(!chipset.pic_output(), "no second edge");
+    out(&mut chipset, 0xF0, 0);
+    assert!(!chipset.pic_output());
+    chipset.coprocessor_error();
+    assert!(chipset.pic_output());
+    chipset.reset(T0);
+    start_pic(&mut chipset, 0xFB, 0xDF);
+    assert!(!chipset.pic_output());
+}
+
 #[test]
 fn every_way_to_reset_and_to_power_off() {
     for (port, value) in [(0xCF9, 0x06), (0x92, 1), (0x64, 0xFE)] {

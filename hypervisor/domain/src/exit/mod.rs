@@ -18,9 +18,6 @@ use crate::vcpu::{Ended, KillReason, Outcome, RunState, VirtualCpu};
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// The CPUID leaf whose sizes follow XCR0.
 const XSTATE_LEAF: u32 = 0xd;
-const DEBUG: u8 = ExceptionKind::Debug as u8;
-const ALIGNMENT_CHECK: u8 = ExceptionKind::AlignmentCheck as u8;
-const MACHINE_CHECK: u8 = ExceptionKind::MachineCheck as u8;
 
 impl<V: Vcpu> VirtualCpu<V> {
     /// Answers an exit.
@@ -65,12 +62,13 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::CacheFlush => self.skip(domain, Opcode::CacheFlush, Outcome::Resume),
             Exit::Unsupported => self.raise(Exception::UNDEFINED),
             Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),
-            Exit::Exception { vector, error_code, .. } => self.exception(vector, error_code),
+            Exit::Exception { vector, error_code, address } => self.exception(vector, error_code, address),
+            Exit::X87Error => Self::x87_error(domain, host),
             Exit::TaskSwitch { selector } => {
                 Outcome::Ended(Ended::Killed(KillReason::TaskSwitch { rip: self.hw.rip(), selector }))
             }
             Exit::TripleFault => Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() }),
-            Exit::Init => Outcome::HostEvent,
+            Exit::Init => Outcome::MachineReset,
             Exit::EntryFailure { reason, qualification } => {
                 Outcome::Ended(Ended::Killed(KillReason::EntryFailure { reason, qualification }))
             }
@@ -177,15 +175,28 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
     }
 
+    /// An x87 error of a guest that takes it as a PC does, by the interrupt controllers: its FPU instruction waits until
+    /// the interrupt has been served, and exits again for as long as the guest holds interrupts off.
+    #[cold]
+    fn x87_error<M>(domain: &Domain<M>, host: &mut impl Host) -> Outcome {
+        let mut chipset = domain.chipset();
+        chipset.coprocessor_error();
+        let wake = domain.settle(&mut chipset);
+        drop(chipset);
+        host.wake(wake);
+        Outcome::Yield
+    }
+
     /// An exception that is intercepted for the host's sake only: the guest gets it.
-    fn exception(&mut self, vector: u8, error_code: u32) -> Outcome {
-        match vector {
-            DEBUG => self.raise(Exception::plain(ExceptionKind::Debug)),
-            ALIGNMENT_CHECK => {
-                self.raise(Exception { error_code, ..Exception::plain(ExceptionKind::AlignmentCheck) })
-            }
-            MACHINE_CHECK => Outcome::MachineCheck,
-            _ => Outcome::Ended(Ended::Killed(KillReason::UnknownExit {
+    fn exception(&mut self, vector: u8, error_code: u32, address: u64) -> Outcome {
+        match ExceptionKind::from_vector(vector) {
+            Some(ExceptionKind::MachineCheck) => Outcome::MachineCheck,
+            Some(kind) => self.raise(Exception {
+                kind,
+                error_code: if kind.has_error_code() { error_code } else { 0 },
+                address: if kind == ExceptionKind::PageFault { address } else { 0 },
+            }),
+            None => Outcome::Ended(Ended::Killed(KillReason::UnknownExit {
                 reason: u64::from(vector),
                 qualification: u64::from(error_code),
             })),

@@ -35,6 +35,8 @@ pub(crate) struct FakeHw {
     pub(crate) interrupted: Option<Event>,
     pub(crate) window: InterruptWindow,
     pub(crate) nmi_window: bool,
+    /// It tells when NMIs become possible; AMD's does so at the handler's end only.
+    pub(crate) has_nmi_window: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) cr8: u8,
     pub(crate) tsc_offset: u64,
@@ -60,6 +62,7 @@ impl FakeHw {
             interrupted: None,
             window: InterruptWindow::Closed,
             nmi_window: false,
+            has_nmi_window: true,
             nmi_blocked: false,
             cr8: 0,
             tsc_offset,
@@ -119,7 +122,7 @@ impl Vcpu for FakeHw {
             InterruptWindow::Any => true,
             InterruptWindow::Above(class) => self.cr8 < class,
         };
-        if self.nmi_window && !self.nmi_blocked && !self.regs.shadow {
+        if self.has_nmi_window && self.nmi_window && !self.nmi_blocked && !self.regs.shadow {
             self.nmi_window = false;
             Exit::NmiWindow
         } else if wanted && self.open() {

@@ -368,3 +368,35 @@ fn unmasking_a_level_pin_by_mmio_delivers() {
         assert_eq!(vectors(&m.delivered(0)), [0x63]);
     });
 }
+
+/// x87 errors as a PC reports them: line 13, until port 0xF0 is written.
+#[test]
+fn an_x87_error_is_interrupt_13() {
+    with(1, |m| {
+        for (port, value) in [(0xa0, 0x11), (0xa1, 0x28), (0xa1, 2), (0xa1, 1), (0xa1, 0)] {
+            m.out(port, 1, value).resumes();
+        }
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
+            m.out(port, 1, value).resumes();
+        }
+        let Machine { domain, vcpus, .. } = m;
+        vcpus[0].set_virtual_wire(domain);
+        for _ in 0..3 {
+            assert_eq!(m.answer(0, Exit::X87Error), Outcome::Yield, "interrupts are off");
+            assert!(m.settle(0));
+        }
+        assert_eq!(m.delivered(0), []);
+        m.interrupts(0, true);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Interrupt(0x2d)]);
+        m.out(0xf0, 1, 0).resumes();
+        m.out(0xa0, 1, 0x20).resumes();
+        m.out(0x20, 1, 0x20).resumes();
+        m.hw().iret();
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), []);
+        assert_eq!(m.answer(0, Exit::X87Error), Outcome::Yield);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Interrupt(0x2d)]);
+    });
+}

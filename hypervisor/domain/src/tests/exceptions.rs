@@ -1,7 +1,7 @@
 //! Exceptions that meet: SDM vol. 3, tables 7-4 and 7-5; APM vol. 2, section 8.2.9.
 
-use caisson_hwvirt::{Event, Exit};
-use caisson_x86::{Exception, ExceptionKind};
+use caisson_hwvirt::{Event, Exit, VcpuState};
+use caisson_x86::{Exception, ExceptionKind, Rflags};
 
 use super::with;
 use crate::{Ended, KillReason, Outcome};
@@ -79,8 +79,52 @@ fn intercepted_exceptions_are_the_guests() {
         let alignment = Exception::plain(ExceptionKind::AlignmentCheck);
         assert_eq!(m.hw().injected.take(), Some(Event::Exception(alignment)));
         assert_eq!(m.answer(0, exit(18, 0)), Outcome::MachineCheck);
-        let reason = KillReason::UnknownExit { reason: 14, qualification: 3 };
-        assert_eq!(m.answer(0, exit(14, 3)), Outcome::Ended(Ended::Killed(reason)));
+        let page_fault = Exit::Exception { vector: 14, error_code: 3, address: 0x1234 };
+        assert_eq!(m.answer(0, page_fault), Outcome::Resume);
+        assert_eq!(m.hw().injected.take(), Some(Event::Exception(Exception::page_fault(3, 0x1234))));
+        let reason = KillReason::UnknownExit { reason: 15, qualification: 3 };
+        assert_eq!(m.answer(0, exit(15, 3)), Outcome::Ended(Ended::Killed(reason)));
+    });
+}
+
+/// A fault's frame says RF, so that a breakpoint on its instruction does not come twice; a trap's says what RFLAGS said.
+#[test]
+fn faults_push_rf() {
+    for (kind, _) in CLASSES {
+        with(1, |m| {
+            let aborts = kind == ExceptionKind::DoubleFault;
+            let traps =
+                matches!(kind, ExceptionKind::Debug | ExceptionKind::Breakpoint | ExceptionKind::Overflow);
+            assert_eq!(m.vcpus[0].raise(Exception::plain(kind)), Outcome::Resume);
+            assert_eq!(m.hw().rflags() & Rflags::RF.bits() != 0, !aborts && !traps, "{kind:?}");
+        });
+    }
+}
+
+#[test]
+fn an_instruction_behind_its_breakpoint_ends_rf() {
+    with(1, |m| {
+        // #DB for a breakpoint on CPUID: a fault whose frame does not say RF.
+        let debug = Exit::Exception { vector: 1, error_code: 0, address: 0 };
+        assert_eq!(m.answer(0, debug), Outcome::Resume);
+        assert_eq!((m.hw().injected.take(), m.hw().rflags() & Rflags::RF.bits()), (super::STEP, 0));
+        // The handler's IRET sets it, the CPU goes on to the intercept, and the next instruction has its breakpoint.
+        let rflags = m.hw().rflags() | Rflags::RF.bits();
+        m.hw().set_rflags(rflags);
+        m.hw().ends_after(2);
+        assert_eq!(m.answer(0, Exit::Cpuid), Outcome::Resume);
+        assert_eq!(m.hw().rflags() & Rflags::RF.bits(), 0);
+    });
+}
+
+#[test]
+fn an_interrupted_fault_says_rf_when_it_is_delivered_again() {
+    with(1, |m| {
+        m.hw().interrupted = Some(Event::Exception(Exception::GENERAL_PROTECTION));
+        assert_eq!(m.answer(0, Exit::ExternalInterrupt), Outcome::HostEvent);
+        assert!(m.settle(0));
+        m.hw().iret();
+        assert_ne!(m.hw().rflags() & Rflags::RF.bits(), 0);
     });
 }
 

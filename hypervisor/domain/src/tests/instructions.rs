@@ -201,7 +201,7 @@ fn debug_registers_are_loaded_at_their_first_use() {
 #[test]
 fn what_is_the_hosts_and_what_ends_a_guest() {
     with(1, |m| {
-        for exit in [Exit::ExternalInterrupt, Exit::Nmi, Exit::Init] {
+        for exit in [Exit::ExternalInterrupt, Exit::Nmi] {
             assert_eq!(m.answer(0, exit), Outcome::HostEvent);
         }
         m.hw().ends_after(2);
@@ -220,4 +220,9 @@ fn what_is_the_hosts_and_what_ends_a_guest() {
             Outcome::Ended(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
         );
     });
+}
+
+#[test]
+fn a_physical_init_is_the_machines() {
+    with(1, |m| assert_eq!(m.answer(0, Exit::Init), Outcome::MachineReset));
 }

@@ -1,6 +1,6 @@
 //! NMIs: taken, blocked, latched.
 
-use caisson_hwvirt::{Event, Exit, VcpuState};
+use caisson_hwvirt::{Event, Exit, InterruptWindow, Vcpu, VcpuState};
 
 use super::with;
 use crate::testing::Machine;
@@ -82,6 +82,24 @@ fn an_nmi_waits_for_the_shadow_and_for_another_event() {
         post(m);
         assert!(m.settle(0));
         assert_eq!(m.delivered(0)[1..], [Event::Nmi]);
+    });
+}
+
+/// Not every hardware has a window for NMIs: the one for interrupts opens right behind the shadow of STI.
+#[test]
+fn the_end_of_a_shadow_is_an_exit() {
+    with(1, |m| {
+        m.hw().has_nmi_window = false;
+        m.interrupts(0, true);
+        m.hw().set_interrupt_shadow(true);
+        post(m);
+        assert_eq!((m.enter(0), m.delivered(0)), (Ok(Exit::ExternalInterrupt), [].into()), "one instruction");
+        m.hw().set_interrupt_shadow(false);
+        assert_eq!(m.hw().run(), Exit::InterruptWindow);
+        assert_eq!(m.answer(0, Exit::InterruptWindow), Outcome::Resume);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [Event::Nmi]);
+        assert_eq!(m.hw().window, InterruptWindow::Closed);
     });
 }
 
