@@ -47,7 +47,14 @@ pub struct PerCpu {
     exits: [Slot; KEPT_EXITS],
     /// Exits so far.
     count: AtomicUsize,
+    /// Its number among the CPUs in use; the boot CPU's is 0.
+    index: u32,
+    /// The domain whose vCPU ran here last, or [`NO_DOMAIN`].
+    domain: AtomicU32,
 }
+
+/// What no [`DomainId`] is.
+const NO_DOMAIN: u32 = u32::MAX;
 
 /// The boot CPU's.
 static BOOT_CPU: PerCpu = PerCpu {
@@ -55,6 +62,8 @@ static BOOT_CPU: PerCpu = PerCpu {
     exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
         KEPT_EXITS],
     count: AtomicUsize::new(0),
+    index: 0,
+    domain: AtomicU32::new(NO_DOMAIN),
 };
 
 /// This CPU's data.
@@ -83,6 +92,24 @@ impl PerCpu {
     #[must_use]
     pub fn take_pending(&self) -> u32 {
         self.pending.swap(0, Ordering::AcqRel)
+    }
+
+    /// Its number among the CPUs in use; the boot CPU's is 0.
+    #[inline]
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// A vCPU of `domain` is about to run here: whether the last one was another domain's, or there was none. For the CPU
+    /// itself.
+    #[inline]
+    #[must_use]
+    pub fn begin_domain(&self, domain: DomainId) -> bool {
+        let domain = u32::from(domain.0);
+        let before = self.domain.load(Ordering::Relaxed);
+        self.domain.store(domain, Ordering::Relaxed);
+        before != domain
     }
 
     /// Keeps an exit in place of the oldest. For the CPU itself.

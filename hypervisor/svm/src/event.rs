@@ -1,10 +1,16 @@
 //! Events: injection, windows, and the blocking of NMIs (APM vol. 2, sections 15.20 and 15.21).
 
 use caisson_hwvirt::{Event, InterruptWindow};
-use caisson_x86::svm::{EventInjection, EventKind, Intercepts};
+use caisson_x86::svm::{EventInjection, EventKind, ExitCode, Intercepts};
 use caisson_x86::{Cr0, Exception, ExceptionKind, Rflags};
 
-use crate::vcpu::{INTERCEPTED_CR, SvmVcpu, V_INTR_MASKING};
+use crate::vcpu::{INTERCEPTED_CR, INTERCEPTED_EXCEPTIONS, SvmVcpu, V_INTR_MASKING};
+
+/// The exit for #DB.
+pub(crate) const DEBUG_EXCEPTION: ExitCode = ExitCode(ExitCode::EXCEPTION_0.0 + 1);
+/// What an IRET can raise (#TS, #NP, #SS, #GP, #PF), beside #AC, which always exits.
+const IRET_FAULTS: u32 = 0x1f << 10;
+const ALIGNMENT_CHECK: u32 = 1 << 17;
 
 /// Fields of the virtual-interrupt word (appendix B). A pending virtual interrupt whose intercept is set exits when the
 /// guest could take it: that is the interrupt window.
@@ -39,6 +45,7 @@ impl SvmVcpu {
         self.vmcb.set_virtual_interrupt(V_INTR_MASKING);
         self.vmcb.set_intercept_cr(INTERCEPTED_CR);
         self.nmi = NmiState::default();
+        self.vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS);
         let intercepts = self.vmcb.intercepts() - Intercepts::VINTR - Intercepts::IRET;
         self.vmcb.set_intercepts(intercepts);
     }
@@ -118,7 +125,10 @@ impl SvmVcpu {
         self.vmcb.set_intercepts(if request == 0 { kept } else { kept | Intercepts::VINTR });
     }
 
-    /// The guest is about to execute the IRET of its NMI handler: steps over it.
+    /// The guest is about to execute the IRET of its NMI handler: steps over it where the core waits for its end.
+    ///
+    /// The flag for that is the guest's RFLAGS.TF, which must show nowhere else: whatever of the guest's could save it (an
+    /// exception of the IRET's own) exits instead, and [`SvmVcpu::nmi_return_ended`] takes it back at the next exit.
     pub(crate) fn nmi_return_begins(&mut self) {
         let intercepts = self.vmcb.intercepts() - Intercepts::IRET;
         self.vmcb.set_intercepts(intercepts);
@@ -126,21 +136,34 @@ impl SvmVcpu {
         if self.nmi.window && self.vmcb.rflags() & Rflags::TF.bits() == 0 {
             let rflags = self.vmcb.rflags() | Rflags::TF.bits();
             self.vmcb.set_rflags(rflags);
+            self.vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS | IRET_FAULTS);
             self.nmi.stepping = true;
         }
     }
 
-    /// Called at every exit while an IRET is being stepped over. `true` when NMIs have just become possible and the
-    /// core waits for that.
-    pub(crate) fn nmi_return_ended(&mut self) -> bool {
-        match self.nmi.returning {
-            Some(rip) if rip != self.vmcb.rip() => {
-                self.nmi.returning = None;
-                self.nmi.blocked = false;
-                core::mem::take(&mut self.nmi.window)
+    /// Called at the exit, of code `code`, after [`SvmVcpu::nmi_return_begins`]. `true` when NMIs have just become possible
+    /// and the core waits for that. An IRET that has not been executed yet is intercepted once more.
+    pub(crate) fn nmi_return_ended(&mut self, code: ExitCode) -> bool {
+        let stepping = self.nmi.stepping;
+        let stepped = stepping && code == DEBUG_EXCEPTION && self.vmcb.dr6() & DR6_SINGLE_STEP != 0;
+        let there = self.nmi.returning.take() == Some(self.vmcb.rip()) && !stepped;
+        if stepping {
+            // A #DB is still to be told from the guest's own.
+            self.nmi.stepping = code == DEBUG_EXCEPTION;
+            self.vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS);
+            if there {
+                let rflags = self.vmcb.rflags() & !Rflags::TF.bits();
+                self.vmcb.set_rflags(rflags);
             }
-            _ => false,
         }
+        if there && !is_iret_fault(code) {
+            let intercepts = self.vmcb.intercepts() | Intercepts::IRET;
+            self.vmcb.set_intercepts(intercepts);
+            return false;
+        }
+        // An IRET that faults has ended the blocking all the same (SDM vol. 3, section 7.7.1).
+        self.nmi.blocked = false;
+        core::mem::take(&mut self.nmi.window)
     }
 
     /// A #DB exit: `true` when it is only the step over an IRET, which the guest must not see.
@@ -150,12 +173,13 @@ impl SvmVcpu {
         }
         let dr6 = self.vmcb.dr6();
         self.vmcb.set_dr6(dr6 & !DR6_SINGLE_STEP);
-        if self.nmi.returning == Some(self.vmcb.rip()) {
-            // The IRET itself did not complete: the flag is still set.
-            let rflags = self.vmcb.rflags() & !Rflags::TF.bits();
-            self.vmcb.set_rflags(rflags);
-        }
         // Anything beside the step (a breakpoint of the guest's) is the guest's.
-        dr6 & 0xf == 0
+        dr6 & DR6_SINGLE_STEP != 0 && dr6 & 0xf == 0
     }
+}
+
+/// Whether the exit is for a fault that an IRET can raise.
+fn is_iret_fault(code: ExitCode) -> bool {
+    let vector = code.0.wrapping_sub(ExitCode::EXCEPTION_0.0);
+    vector < 32 && (IRET_FAULTS | ALIGNMENT_CHECK) & 1 << vector != 0
 }

@@ -9,12 +9,11 @@ use caisson_machine::percpu;
 use caisson_x86::msr;
 use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
 
+use crate::event::DEBUG_EXCEPTION;
 use crate::vcpu::{INTERCEPTED_DR, SvmVcpu};
 
 /// PRED_CMD.IBPB.
 const PREDICTION_BARRIER: u64 = 1;
-/// The exit for #DB.
-const DEBUG_EXCEPTION: ExitCode = ExitCode(ExitCode::EXCEPTION_0.0 + 1);
 /// V_TPR of the virtual-interrupt word.
 const V_TPR: u64 = 0xff;
 
@@ -127,7 +126,7 @@ impl Vcpu for SvmVcpu {
     fn run(&mut self) -> Exit {
         loop {
             let raw = self.enter();
-            let returned = self.nmi.returning.is_some() && self.nmi_return_ended();
+            let returned = self.nmi.returning.is_some() && self.nmi_return_ended(raw.code);
             match raw.code {
                 ExitCode::IRET => self.nmi_return_begins(),
                 DEBUG_EXCEPTION if self.swallow_step() => {
@@ -193,7 +192,16 @@ impl Vcpu for SvmVcpu {
     }
 
     fn switch_in(&mut self) {
-        if self.shared.prediction_barrier {
+        let cpu = percpu::current();
+        let moved = self.last_cpu.replace(cpu.index()) != Some(cpu.index());
+        if moved {
+            // What this CPU has cached of a VMCB at this address, and under this vCPU's id, is of another time.
+            self.vmcb.mark_dirty();
+            self.drop_asid();
+        }
+        // A vCPU that is new here may belong to a domain that has taken over another's id.
+        let other_guest = cpu.begin_domain(self.id.domain) || moved;
+        if other_guest && self.shared.prediction_barrier {
             // SAFETY: the CPU has the command; another guest's branches must not steer this one's.
             unsafe { write_msr(msr::PRED_CMD, PREDICTION_BARRIER) };
         }

@@ -25,6 +25,7 @@ const INTERCEPTS: Intercepts = Intercepts::INTR
     .union(Intercepts::INVLPGA)
     .union(Intercepts::IOIO)
     .union(Intercepts::MSR)
+    .union(Intercepts::FERR_FREEZE)
     .union(Intercepts::SHUTDOWN)
     .union(Intercepts::VMRUN)
     .union(Intercepts::VMMCALL)
@@ -40,7 +41,7 @@ const INTERCEPTS: Intercepts = Intercepts::INTR
     .union(Intercepts::RDPRU);
 
 /// #DB and #AC can be raised without end while they are delivered (CVE-2015-8104, CVE-2015-5307), #MC is the host's.
-const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+pub(crate) const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// CR4 writes.
 pub(crate) const INTERCEPTED_CR: u32 = 1 << (16 + 4);
 /// Every debug register, until the guest's are loaded.
@@ -65,6 +66,8 @@ pub struct SvmVcpu {
     pub(crate) nmi: crate::event::NmiState,
     /// Whether the last exit left a next RIP in the VMCB.
     pub(crate) next_rip: Option<u64>,
+    /// The physical CPU that the vCPU last ran on.
+    pub(crate) last_cpu: Option<u32>,
 }
 
 impl SvmVcpu {
@@ -98,6 +101,7 @@ impl SvmVcpu {
             context,
             nmi: crate::event::NmiState::default(),
             next_rip: None,
+            last_cpu: None,
         };
         vcpu.reset_registers(false);
         Some(vcpu)
