@@ -152,6 +152,8 @@ fn write_record(
     for exit in percpu::current().recent_exits() {
         writeln!(out, "  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip)?;
     }
+    // On a small screen the record's end has taken the place of its beginning.
+    writeln!(out, "==== once more: {cause}")?;
     writeln!(out, "==== tsc {:#x}", cpu::tsc())
 }
 
