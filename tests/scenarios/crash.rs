@@ -4,6 +4,7 @@ use caisson_tests::{From, Lab, Run, Verdict};
 use xtask::outcome::Outcome;
 
 use crate::{
+    screen,
     tiny::Tiny,
     workload::{BOOT, STEP},
 };
@@ -53,4 +54,17 @@ pub(crate) fn stack(lab: &Lab, name: &str) -> Verdict {
     )?;
     run.expect(From::Raw, STEP, r"^rip 0xffffffff[0-9a-f]{8}  .*caisson::drill::descend")?;
     rest(&mut run)
+}
+
+/// Without an exit device the record stays on the screen of a halted machine.
+pub(crate) fn on_screen(lab: &Lab, name: &str) -> Verdict {
+    Tiny::default().print("started").save(lab, name, "kernel")?;
+    let mut run = lab
+        .boot(name, "[[domain]]\nname = \"one\"\nmemory = \"2M\"\nkernel = \"kernel\"\n")?
+        .without_exit_device()
+        .words("crash=panic")
+        .qemu("-vga", "std")
+        .start()?;
+    run.expect(From::Raw, BOOT, "^==== tsc 0x")?;
+    screen::text(&mut run, lab, name, "asked for by the boot word crash=panic")
 }

@@ -1,6 +1,9 @@
 //! The commands that the README promises, as a person types them.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
 
 use caisson_tests::{Failure, Lab, Verdict, ensure};
 use xtask::cargo;
@@ -8,7 +11,7 @@ use xtask::cargo;
 /// Runs `cargo xtask` with these words, without a keyboard.
 fn xtask(lab: &Lab, words: &[&str]) -> Verdict<Output> {
     let mut command: Command = cargo::command(lab.workspace());
-    command.arg("xtask").args(words).stdin(std::process::Stdio::null());
+    command.arg("xtask").args(words).stdin(Stdio::null());
     command.output().map_err(|error| Failure::new(format!("cargo xtask {}: {error}", words.join(" "))))
 }
 
@@ -21,6 +24,26 @@ pub(crate) fn broken_config(lab: &Lab, _: &str) -> Verdict {
     for part in ["guest-images/configs/broken.toml:", "domain[1].memory", "\"12Q\""] {
         ensure!(said.contains(part), "{part} is not in {said}");
     }
+    Ok(())
+}
+
+/// A blob that has suffered is refused in one line that names the file and the field.
+pub(crate) fn damaged_blob(lab: &Lab, name: &str) -> Verdict {
+    let blob = lab.directory(name)?.join("damaged.blob");
+    let path = blob.to_string_lossy();
+    let built = xtask(lab, &["config", "build", "linux", "--output", &path])?;
+    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let failure = |error: std::io::Error| Failure::new(format!("{path}: {error}"));
+    let mut bytes = fs::read(&blob).map_err(failure)?;
+    if let Some(last) = bytes.last_mut() {
+        *last ^= 1;
+    }
+    fs::write(&blob, bytes).map_err(failure)?;
+    let ran = xtask(lab, &["config", "check", &path])?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.code() == Some(2), "exit code {:?}, not 2: {said}", ran.status.code());
+    ensure!(said.lines().count() == 1, "not one line: {said}");
+    ensure!(said.contains(&*path) && said.contains("payload["), "neither file nor field: {said}");
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use caisson_tests::{From, Lab, Run, Verdict, ensure};
-use xtask::{emulator::Kind, outcome::Outcome};
+use serde_json::json;
+use xtask::{emulator::Kind, outcome::Outcome, qmp::Qmp};
 
 use crate::{
     lifecycle, screen,
@@ -74,13 +75,12 @@ pub(crate) fn two_guests(lab: &Lab, name: &str) -> Verdict {
 }
 
 /// With its only guest waiting for a key, the machine's CPU is halted nearly always when one looks.
-fn sleeps_while_idle(run: &mut Run) -> Verdict {
+fn sleeps_while_idle(run: &mut Run, monitor: &mut Qmp) -> Verdict {
     const LOOKS: usize = 40;
-    let mut monitor = run.monitor()?;
     let mut halted = 0;
     for _ in 0..LOOKS {
         run.listen(Duration::from_millis(50))?;
-        halted += usize::from(screen::is_halted(&mut monitor)?);
+        halted += usize::from(screen::is_halted(monitor)?);
     }
     ensure!(halted > LOOKS / 2, "the CPU was halted in {halted} of {LOOKS} looks");
     Ok(())
@@ -110,7 +110,15 @@ pub(crate) fn shell(lab: &Lab, name: &str) -> Verdict {
     run.expect(From::Raw, STEP, r"^\d+\.\d+\.\d+\S*$")?;
     run.expect_prompt(From::Raw, STEP, PROMPT)?;
 
-    sleeps_while_idle(&mut run)?;
+    let mut monitor = run.monitor()?;
+    sleeps_while_idle(&mut run, &mut monitor)?;
+
+    // The machine's own NMI is no guest's business.
+    monitor.execute("inject-nmi", &json!({}))?;
+    run.expect(From::Caisson, STEP, "^warning: the machine raised an NMI that nobody asked for$")?;
+    run.send("echo $((5*5))\r")?;
+    run.expect(From::Raw, STEP, "^25$")?;
+    run.expect_prompt(From::Raw, STEP, PROMPT)?;
 
     // Around all consoles; what the guest prints while its console is not selected has its name before it.
     run.send("\x01c")?;
@@ -133,4 +141,37 @@ pub(crate) fn shell(lab: &Lab, name: &str) -> Verdict {
     run.expect(From::Raw, STEP, "reboot: Power down")?;
     run.expect(From::Caisson, STEP, "guest linux: powered off; destroyed")?;
     run.end(STEP, Outcome::Clean)
+}
+
+/// What is typed goes to the guest whose console is shown, and to no other.
+pub(crate) fn consoles(lab: &Lab, name: &str) -> Verdict {
+    let guest = |name: &str| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nmemory = \"192M\"\nkernel = \"@linux\"\ninitrd = \"@initrd\"\n\
+             cmdline = \"console=ttyS0 panic=-1 quiet\"\n"
+        )
+    };
+    let mut run = lab.boot(name, &format!("{}{}", guest("red"), guest("blue")))?.start()?;
+    for guest in ["red", "blue"] {
+        run.expect(From::Guest(guest), BOOT, "leaving the shell powers it off")?;
+    }
+    // With all consoles shown there is nobody to speak to.
+    run.send("echo lost$((1+1))\r")?;
+    for (guest, sum) in [("red", 42), ("blue", 43)] {
+        run.send("\x01c")?;
+        run.expect(From::Caisson, STEP, &format!("showing {guest}; "))?;
+        run.send(&format!("me={guest}; echo $me$((40+{}))\r", sum - 40))?;
+        run.expect(From::Raw, STEP, &format!("^{guest}{sum}$"))?;
+    }
+    run.send("echo still $me; exit\r")?;
+    run.expect(From::Raw, STEP, "^still blue$")?;
+    run.expect(From::Caisson, STEP, "guest blue: powered off; destroyed")?;
+    for shown in ["Caisson's log", "all consoles", "red"] {
+        run.send("\x01c")?;
+        run.expect(From::Caisson, STEP, &format!("showing {shown}; "))?;
+    }
+    run.send("echo still $me; exit\r")?;
+    run.expect(From::Raw, STEP, "^still red$")?;
+    run.end(STEP, Outcome::Clean)?;
+    run.never(From::Anyone, "lost2")
 }

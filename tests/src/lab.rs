@@ -136,7 +136,7 @@ impl Boot<'_> {
     /// Adds boot words of Caisson's.
     #[must_use]
     pub fn words(mut self, words: &str) -> Self {
-        self.words = self.lab.machine.boot_words(words);
+        self.words = format!("{} {words}", self.words).trim_start().to_owned();
         self
     }
 
