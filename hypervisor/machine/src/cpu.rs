@@ -1,7 +1,7 @@
 //! Instructions that Rust has no word for, as safe functions where any use is safe.
 
-use core::arch::{asm, naked_asm};
 use core::arch::x86_64::__cpuid_count;
+use core::arch::{asm, naked_asm};
 
 use x86_64::instructions::interrupts;
 
