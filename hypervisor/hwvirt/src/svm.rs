@@ -69,7 +69,7 @@ pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
         | ExitCode::INVLPGB_ILLEGAL
         | ExitCode::TLBSYNC
         | ExitCode::MCOMMIT => Exit::Unsupported,
-        ExitCode::INVALID | ExitCode::BUSY => {
+        ExitCode::INVALID | ExitCode::INVALID_LOWER_HALF | ExitCode::BUSY => {
             Exit::EntryFailure { reason: raw.code.0, qualification: raw.info_1 }
         }
         ExitCode(reason) => Exit::Unknown { reason, qualification: raw.info_1 },

@@ -79,5 +79,7 @@ impl ExitCode {
     pub const AVIC_NOACCEL: Self = Self(0x402);
     pub const VMGEXIT: Self = Self(0x403);
     pub const INVALID: Self = Self(u64::MAX);
+    /// `INVALID` as QEMU's emulation gives it: only the lower half of the field is written.
+    pub const INVALID_LOWER_HALF: Self = Self(u32::MAX as u64);
     pub const BUSY: Self = Self(u64::MAX - 1);
 }
