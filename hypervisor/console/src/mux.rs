@@ -200,19 +200,19 @@ impl Mux {
         if core::mem::take(&mut self.after_prefix) {
             match byte {
                 b'c' | b'C' => self.show_next(),
-                b'a' | b'A' | PREFIX => self.to_guest(PREFIX),
+                b'a' | b'A' | PREFIX => self.speak(PREFIX),
                 // Other keys behind Ctrl-A mean nothing here.
                 _ => {}
             }
         } else if byte == PREFIX {
             self.after_prefix = true;
         } else {
-            self.to_guest(byte);
+            self.speak(byte);
         }
     }
 
     /// Whom a person speaks to: the guest that is shown, or the only one.
-    fn to_guest(&mut self, byte: u8) {
+    fn speak(&mut self, byte: u8) {
         let selected = match self.shown {
             Shown::Guest(id) => Some(id),
             Shown::All if self.guests.len() == 1 => Some(self.guests[0].id),
