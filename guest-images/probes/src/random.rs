@@ -8,7 +8,7 @@ impl Random {
     /// From a seed; any will do.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9e37_79b9_7f4a_7c15 | 1)
+        Self((seed.wrapping_mul(2) | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     /// The next 64 bits.

@@ -137,6 +137,12 @@ pub(crate) fn start() {
     load_idt();
 }
 
+/// Whether a snippet runs, which [`Frame::end_snippet`] would end.
+#[must_use]
+pub fn is_catching() -> bool {
+    CATCHING.get()
+}
+
 /// Runs a snippet; `Some` with the exception that ended it, as `body` tells by `true`.
 pub(crate) fn catch(body: impl FnOnce() -> bool) -> Option<(Trap, Regs)> {
     CAUGHT.set(None);
