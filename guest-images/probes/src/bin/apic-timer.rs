@@ -109,10 +109,11 @@ fn one_shot() {
     }
     // A running timer is stopped by a count of zero.
     let count = trap::count(VECTOR);
-    apic::write(INITIAL_COUNT, ticks(20_000));
+    apic::write(INITIAL_COUNT, ticks(300_000));
     check!(apic::read(CURRENT_COUNT) > 0, "the timer runs");
     apic::write(INITIAL_COUNT, 0);
-    time::wait(25, || false);
+    check_eq!(apic::read(CURRENT_COUNT), 0, "count of a timer that was stopped");
+    time::wait(320, || false);
     check_eq!(trap::count(VECTOR), count, "interrupts of a stopped timer");
 }
 
@@ -128,7 +129,7 @@ fn masked() {
     check_eq!(trap::count(VECTOR), count, "interrupts of a masked timer");
     // Unmasked while it runs, it fires.
     apic::write(LVT_TIMER, MASKED | TIMER);
-    apic::write(INITIAL_COUNT, ticks(5000));
+    apic::write(INITIAL_COUNT, ticks(300_000));
     apic::write(LVT_TIMER, TIMER);
     check!(time::wait(2000, || trap::count(VECTOR) == count + 1), "a timer that is unmasked in time fires");
 }
@@ -184,14 +185,14 @@ fn deadline() {
     let fired = trap::count(VECTOR);
     check_eq!(fired, count + 3, "interrupts of three deadlines");
     // Disarmed by zero; disarmed by another mode.
-    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() / 100);
+    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() / 4);
     cpu::wrmsr(TSC_DEADLINE, 0);
-    time::wait(15, || false);
-    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() / 100);
+    time::wait(300, || false);
+    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() / 4);
     apic::write(LVT_TIMER, TIMER);
     apic::write(LVT_TIMER, DEADLINE | TIMER);
     check_eq!(cpu::rdmsr(TSC_DEADLINE), 0, "deadline after a change of mode");
-    time::wait(15, || false);
+    time::wait(300, || false);
     check_eq!(trap::count(VECTOR), fired, "interrupts of disarmed deadlines");
     apic::write(LVT_TIMER, MASKED);
 }

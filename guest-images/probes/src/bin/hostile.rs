@@ -103,9 +103,9 @@ fn recover() {
     TICKS.set(0);
 }
 
-/// Ends a snippet that has seen two ticks.
+/// Ends a snippet that has seen eight ticks.
 fn watchdog(frame: &mut Frame) {
-    if TICKS.bump() >= 2 && trap::is_catching() {
+    if TICKS.bump() >= 8 && trap::is_catching() {
         TICKS.set(0);
         frame.end_snippet();
     }

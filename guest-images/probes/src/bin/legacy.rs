@@ -81,20 +81,30 @@ fn pit_latched(counter: u8) -> u16 {
     u16::from(cpu::inb(port)) | u16::from(cpu::inb(port)) << 8
 }
 
-/// The counter latch, the read-back command, and the rate in mode 2 within 1%.
+/// The counter latch, the read-back command, and the rate in mode 2 within 2%. A count wraps after 55 ms: what takes
+/// longer, because other guests run meanwhile, is tried again.
 fn pit_counts() {
-    pit_mode(0, 2, 0);
-    time::spin(100);
-    let (start, first) = (cpu::tsc(), pit_latched(0));
-    time::spin(20_000);
-    let (end, second) = (cpu::tsc(), pit_latched(0));
-    let expected = (end - start) * PIT_HZ / time::tsc_hz();
-    check_in!(u64::from(first - second), expected * 98 / 100..=expected * 102 / 100, "8254 ticks in 20 ms");
-    // Latched while it goes on: the value is that of the latch command.
-    cpu::outb(0x43, 0);
-    time::spin(2000);
-    let latched = u16::from(cpu::inb(PIT)) | u16::from(cpu::inb(PIT)) << 8;
-    check!(latched > pit_latched(0), "a latched count is older than the next one");
+    let quick = |start: u64| cpu::tsc() - start < time::tsc_hz() / 50;
+    for attempt in 0.. {
+        check!(attempt < 1000, "20 ms without a break");
+        let begin = cpu::tsc();
+        pit_mode(0, 2, 0);
+        time::spin(100);
+        let (start, first) = (cpu::tsc(), pit_latched(0));
+        time::spin(5000);
+        let (end, second) = (cpu::tsc(), pit_latched(0));
+        // Latched while it goes on: the value is that of the latch command.
+        cpu::outb(0x43, 0);
+        time::spin(200);
+        let latched = u16::from(cpu::inb(PIT)) | u16::from(cpu::inb(PIT)) << 8;
+        let now = pit_latched(0);
+        if quick(begin) {
+            let expected = (end - start) * PIT_HZ / time::tsc_hz();
+            check_in!(u64::from(first - second), expected * 98 / 100..=expected * 102 / 100, "8254 ticks");
+            check!(latched >= now + 200, "a latched count, {}, is older than the next one, {}", latched, now);
+            break;
+        }
+    }
     // Read back status of counter 0: mode 2, both bytes, count loaded.
     cpu::outb(0x43, 0xe2);
     check_eq!(cpu::inb(PIT) & 0x7f, 0x34, "status of counter 0");

@@ -178,14 +178,18 @@ struct Clock([u32; 8]);
 static CLOCK: Shared<Clock> = Shared::new(Clock([0; 8]));
 static WALL: Shared<Clock> = Shared::new(Clock([0; 8]));
 
-/// KVM's system time in nanoseconds, by the published formula.
 fn kvm_now() -> u64 {
+    kvm_at(cpu::tsc())
+}
+
+/// KVM's system time in nanoseconds when the TSC was `tsc`, by the published formula.
+fn kvm_at(tsc: u64) -> u64 {
     let Clock([version, _, tsc_low, tsc_high, time_low, time_high, multiplier, flags]) = CLOCK.get();
     check_eq!(version & 1, 0, "version of the KVM clock");
     let at = u64::from(tsc_high) << 32 | u64::from(tsc_low);
     let base = u64::from(time_high) << 32 | u64::from(time_low);
     let shift = flags as i8;
-    let delta = cpu::tsc() - at;
+    let delta = tsc - at;
     let shifted = if shift < 0 { delta >> -shift } else { delta << shift };
     base + ((u128::from(shifted) * u128::from(multiplier)) >> 32) as u64
 }
@@ -203,12 +207,12 @@ fn kvm_clock() {
         check!(now >= last, "the KVM clock is monotone");
         last = now;
     }
-    let (start, pm) = (kvm_now(), time::pm_timer());
+    let (start, pm) = time::both();
     time::spin(50_000);
-    let (end, pm_end) = (kvm_now(), time::pm_timer());
+    let (end, pm_end) = time::both();
+    let elapsed = kvm_at(end) - kvm_at(start);
     let expected = u64::from(pm_end.wrapping_sub(pm)) * 1_000_000_000 / time::PM_HZ;
-    // An exit each may lie between the two readings of a pair.
-    check_in!(end - start, expected * 95 / 100..=expected * 105 / 100, "nanoseconds by the KVM clock");
+    check_in!(elapsed, expected * 99 / 100..=expected * 101 / 100, "nanoseconds by the KVM clock");
     cpu::wrmsr(WALL_CLOCK, WALL.address() as u64);
     let Clock([version, seconds, nanoseconds, ..]) = WALL.get();
     check_eq!(version & 1, 0, "version of the KVM wall clock");
