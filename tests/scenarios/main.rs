@@ -19,8 +19,7 @@ use std::process::ExitCode;
 use caisson_tests::runner;
 
 /// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
-const ON_BOCHS: &[&str] =
-    &["two-guests", "lifecycle-ends", "lifecycle-reboot", "linux", "crash-panic", "refusal-overcommitted"];
+const ON_BOCHS: &[&str] = &["two-guests", "linux", "crash-panic", "refusal-overcommitted"];
 
 fn main() -> ExitCode {
     // What takes longest comes first.

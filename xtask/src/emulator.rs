@@ -17,9 +17,9 @@ use crate::{
     serial::Serial,
 };
 
-/// Whether Caisson runs guests on Intel's VT-x yet. Until it does, a host's nested VMX is of no use to `run`, and the plain
-/// test command leaves Bochs out.
-pub const VTX: bool = false;
+/// Whether Caisson runs guests on Intel's VT-x: then a host's nested VMX is of use to `run`, and the plain test command
+/// takes Bochs in.
+pub const VTX: bool = true;
 
 /// The emulators that the plain test command tests on.
 pub const TESTED: &[Kind] = if VTX { &Kind::ALL } else { &[Kind::Qemu] };
