@@ -24,7 +24,7 @@ static GATE_BYTES: Shared<u64> = Shared::new(8);
 
 /// The error code of a gate: its index, and that it is in the IDT. EXT, bit 0, is masked by [`no_ext`].
 fn gate_error(vector: u8) -> u64 {
-    u64::from(vector) * GATE_BYTES.get() | 2
+    (u64::from(vector) * GATE_BYTES.get()) | 2
 }
 
 fn no_ext(trap: Trap) -> Trap {

@@ -180,7 +180,7 @@ fn string_port(random: &mut Random, wild: bool) {
     let data = DATA.address() as u64;
     let at = match random.below(4) {
         0 => random.edgy(),
-        1 => EVERYTHING | 0xd000_0000 + random.below(1 << 20),
+        1 => EVERYTHING | (0xd000_0000 + random.below(1 << 20)),
         _ => data + random.below(1024),
     };
     // Anything else may be the probe's own memory.
@@ -365,9 +365,9 @@ fn self_modifying(random: &mut Random, _: bool) {
 fn jumps(random: &mut Random, _: bool) {
     let rdi = match random.below(4) {
         0 => random.edgy() | 1 << 62,
-        1 => EVERYTHING | 0xfee0_0000 + random.below(4096),
-        2 => EVERYTHING | 0xfec0_0000 + random.below(4096),
-        _ => EVERYTHING | 0xd000_0000 + random.below(1 << 24),
+        1 => EVERYTHING | (0xfee0_0000 + random.below(4096)),
+        2 => EVERYTHING | (0xfec0_0000 + random.below(4096)),
+        _ => EVERYTHING | (0xd000_0000 + random.below(1 << 24)),
     };
     let trap = attempt(&[0xff, 0xe7], Regs { rdi, ..Regs::default() });
     check!(trap.is_err(), "a jump to {:#x}", rdi);
