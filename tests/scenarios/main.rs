@@ -9,6 +9,7 @@ mod front_door;
 mod lifecycle;
 mod linux;
 mod memtest;
+mod probes;
 mod refusals;
 mod screen;
 mod tiny;
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         ("front-door-damaged-blob", front_door::damaged_blob),
         ("front-door-good-configs", front_door::good_configs),
         ("refusal-uefi-screen", refusals::uefi_screen),
+        ("probes", probes::all),
+        ("hostile", probes::hostile),
+        ("hostile-wild", probes::wild),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),

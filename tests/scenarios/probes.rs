@@ -1,0 +1,80 @@
+//! Bare-metal guests that each check one behaviour of the virtual machine (`guest-images/probes`), and one that means
+//! harm.
+
+use caisson_tests::{From, Lab, Verdict, ensure};
+use xtask::outcome::Outcome;
+
+use crate::{
+    lifecycle,
+    workload::{self, BOOT, STEP},
+};
+
+/// Every probe of the config passes; together they keep the CPU changing hands.
+pub(crate) fn all(lab: &Lab, name: &str) -> Verdict {
+    let guests = lab.guests_of("probes")?;
+    let mut run = lab.boot_config(name, "probes")?.start()?;
+    let mut failures = Vec::new();
+    for guest in &guests {
+        let line = run.expect(From::Guest(guest), BOOT, r"^probe \S+: (ok|FAIL .*)$")?;
+        if line.group(1) != "ok" {
+            failures.push(line.group(0).to_owned());
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// A Linux guest that works, and hostile ones beside it with these words on their command lines.
+fn beside_linux(words: &[&str]) -> String {
+    let mut config = String::from(
+        r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "linux"
+        memory = "256M"
+        kernel = "@linux"
+        initrd = "@initrd"
+        cmdline = "console=ttyS0 panic=-1 caisson.test=smoke"
+        "#,
+    );
+    for (i, words) in words.iter().enumerate() {
+        config += &format!(
+            r#"
+            [[domain]]
+            name = "hostile-{i}"
+            memory = "16M"
+            kernel = "@probe/hostile"
+            cmdline = "{words}"
+            on_reboot = "restart"
+            on_crash = "restart"
+            max_restarts = 20
+            "#
+        );
+    }
+    config
+}
+
+/// Guests that do whatever may hurt, but live through it, beside one that works: the work is not disturbed, every attempt
+/// is answered as the hardware would, and nothing stays behind.
+pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
+    let mut run = lab.boot(name, &beside_linux(&["seed=1", "seed=2"]))?.start()?;
+    workload::check(&mut run, From::Guest("linux"))?;
+    for guest in ["hostile-0", "hostile-1"] {
+        let line = run.expect(From::Guest(guest), BOOT, r"^probe hostile: (ok|FAIL .*)$")?;
+        ensure!(line.group(1) == "ok", "{}", line.group(0));
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// The same without any care: they end, hang or start again as it comes, and only they.
+pub(crate) fn wild(lab: &Lab, name: &str) -> Verdict {
+    let words = ["wild=1 seed=3", "wild=1 seed=4", "wild=1 seed=5"];
+    let mut run = lab.boot(name, &beside_linux(&words))?.start()?;
+    workload::check(&mut run, From::Guest("linux"))?;
+    run.expect(From::Caisson, STEP, "guest linux: powered off; destroyed")?;
+    run.never(From::Anyone, "Caisson crashed")
+}
