@@ -97,7 +97,11 @@ pub(crate) struct Window {
 pub(crate) fn window(state: &impl VcpuState, memory: &impl GuestMemory, mode: CpuMode) -> Window {
     let mut bytes = InstructionBytes::EMPTY;
     let saved = state.fetched_bytes();
-    if !saved.is_empty() {
+    if saved.is_empty() {
+        if let Some(bytes) = within_page(state, memory, mode) {
+            return Window { bytes, missing: None };
+        }
+    } else {
         bytes.len = saved.len().min(MAX_LENGTH) as u8;
         bytes.bytes.iter_mut().zip(saved).for_each(|(to, from)| *to = *from);
     }
@@ -115,6 +119,19 @@ pub(crate) fn window(state: &impl VcpuState, memory: &impl GuestMemory, mode: Cp
         bytes.extend(memory, gpa, end);
     }
     Window { bytes, missing: None }
+}
+
+/// The bytes at RIP where 16 are there before the page's end: two reads.
+#[inline]
+fn within_page(state: &impl VcpuState, memory: &impl GuestMemory, mode: CpuMode) -> Option<InstructionBytes> {
+    let start = code_address(state, mode, state.rip());
+    if start.page_offset() > PAGE_SIZE - 16 {
+        return None;
+    }
+    let gpa = fetch_translate(state, memory, start)?;
+    let (low, high) = (memory.read_u64(gpa).ok()?, memory.read_u64(gpa.wrapping_add(8)).ok()?);
+    let [bytes @ .., _] = (u128::from(high) << 64 | u128::from(low)).to_le_bytes();
+    Some(InstructionBytes { bytes, len: MAX_LENGTH as u8 })
 }
 
 /// Decodes the first instruction of `bytes`.

@@ -1,8 +1,8 @@
 //! The MOV forms that drivers' register accesses compile to, decoded by hand: what Linux's `readl`, `writel`
 //! and xAPIC code use. Everything else is left to the full decoder.
 //!
-//! Encodings 8B /r, 89 /r and C7 /0 with a 32-bit operand (64-bit with REX.W) and the native address size, in
-//! 32- and 64-bit code (SDM vol. 2, sections 2.1 and 2.2).
+//! Encodings 8B /r, 89 /r and C7 /0 with a 32-bit operand (64-bit with REX.W), in 32- and 64-bit code with 32- and
+//! 64-bit addresses (SDM vol. 2, sections 2.1 and 2.2).
 
 use caisson_hwvirt::VcpuState;
 use caisson_x86::{CpuMode, Gpr, SegmentRegister};
@@ -69,6 +69,11 @@ pub(crate) fn plain_mov(state: &impl VcpuState, mode: CpuMode, bytes: &[u8]) -> 
     };
     let mut bytes = Bytes { bytes, at: 0 };
     let mut opcode = bytes.byte()?;
+    let mut address_size = if long { 8 } else { 4 };
+    if long && opcode == 0x67 {
+        address_size = 4;
+        opcode = bytes.byte()?;
+    }
     let mut rex = 0;
     if long && opcode & 0xf0 == 0x40 {
         rex = opcode;
@@ -92,7 +97,7 @@ pub(crate) fn plain_mov(state: &impl VcpuState, mode: CpuMode, bytes: &[u8]) -> 
     if address.rip_relative {
         offset = offset.wrapping_add(state.rip()).wrapping_add(bytes.at as u64);
     }
-    let mask = mask(if long { 8 } else { 4 });
+    let mask = mask(address_size);
     let operand = Effective { segment: address.segment, offset: offset & mask, mask };
     let size = if rex & 8 != 0 { 8 } else { 4 };
     Some(PlainMov { other, operand, size, length: bytes.at as u8 })

@@ -71,6 +71,23 @@ fn what_linux_compiles_register_accesses_to() {
 }
 
 #[test]
+fn a_32_bit_address_in_64_bit_code() {
+    // mov r8, [ecx-8], whose base has more bits than count
+    let (done, vcpu, bus) = run64(
+        &[0x67, 0x4c, 0x8b, 0x41, 0xf8],
+        |vcpu, bus, _| {
+            vcpu.gprs.set(Gpr::Rcx, 0xffff_0000_0000_0000 | (DEVICE + 0x10));
+            bus.put(8, 8, 0x1122_3344_5566_7788);
+        },
+        DEVICE + 8,
+        false,
+    );
+    assert_eq!((done, vcpu.rip), (Ok(Done::Completed), CODE + 5));
+    assert_eq!(vcpu.gprs.get(Gpr::R8), 0x1122_3344_5566_7788);
+    assert_eq!(bus.seen, [Seen::Read(DEVICE + 8, 8)]);
+}
+
+#[test]
 fn everything_that_is_claimed() {
     for claim in SUPPORTED {
         let (done, vcpu, bus) = run64(

@@ -21,8 +21,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         host: &mut impl Host,
         fault: NestedFault,
     ) -> Outcome {
-        let mut probe = [0];
-        if domain.memory.read(fault.gpa, &mut probe).is_ok() {
+        if domain.memory.read_u64(Gpa::new(fault.gpa.as_u64() & !7)).is_ok() {
             return Outcome::Ended(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
         }
         // What the CPU was delivering reached for its tables or its stack here: no instruction is to be executed for it.
@@ -32,19 +31,21 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.end_pv_eoi(domain);
         self.sync_task_priority();
         let now = domain.clock.at(host.tsc());
+        let mut effects = [Effect::None; MAX_EFFECTS];
         let mut bus = Devices {
             apic_page: self.apic.mmio_base(),
             apic: &mut self.apic,
             domain,
             now,
-            effects: [Effect::None; MAX_EFFECTS],
+            effects: &mut effects,
             used: 0,
             chipset_touched: false,
         };
         let done = step(&mut self.hw, &domain.memory, &mut bus, fault, &domain.paging);
-        let (effects, chipset_touched) = (bus.effects, bus.chipset_touched);
-        for effect in effects {
-            self.apic_effect(domain, host, effect);
+        let (used, chipset_touched) = (bus.used, bus.chipset_touched);
+        self.notice_request();
+        for effect in effects.iter().take(used) {
+            self.apic_effect(domain, host, *effect);
         }
         if chipset_touched {
             self.deadline_changed = true;
@@ -122,7 +123,7 @@ struct Devices<'a, M> {
     apic: &'a mut LocalApic,
     domain: &'a Domain<M>,
     now: Instant,
-    effects: [Effect; MAX_EFFECTS],
+    effects: &'a mut [Effect; MAX_EFFECTS],
     used: usize,
     chipset_touched: bool,
 }
