@@ -129,6 +129,10 @@ fn decode_exception(raw: &impl ExitFields) -> Exit {
     if event.kind() == Some(EventType::Nmi) {
         return Exit::Nmi;
     }
+    // #MF exits for guests with CR0.NE clear only, for whom it is an interrupt.
+    if event.vector() == ExceptionKind::X87 as u8 {
+        return Exit::X87Error;
+    }
     Exit::Exception {
         vector: event.vector(),
         error_code: if event.has_error_code() { raw.error_code() } else { 0 },
@@ -335,6 +339,7 @@ mod tests {
                 Raw { event: 0x8000_0301, error_code: 7, ..raw(0, 0x4000) },
                 Exit::Exception { vector: 1, error_code: 0, address: 0x4000 },
             ),
+            (Raw { event: 0x8000_0310, ..raw(0, 0) }, Exit::X87Error),
             (raw(40, 0), Exit::Pause),
             (raw(28, 0x0300), Exit::WriteCr0(Some(Gpr::Rbx))),
             (raw(28, 0x0020), Exit::WriteCr0(None)),

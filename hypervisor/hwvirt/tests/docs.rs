@@ -1,11 +1,13 @@
-//! The table of raw exits in `docs/exits.md` is what the decoder does.
+//! The tables of raw exits in `docs/exits.md` are what the decoders do.
 
 #![allow(clippy::expect_used)]
 
 use std::collections::BTreeMap;
 
 use caisson_hwvirt::svm::{RawExit, decode};
+use caisson_hwvirt::vmx::{self, ExitFields};
 use caisson_x86::svm::{ExitCode, SvmFeatures};
+use caisson_x86::vmx::{EventInfo, ExitReason};
 
 const EXITS: &str = include_str!("../../../docs/exits.md");
 const HEADING: &str = "## AMD-V: raw exit to neutral exit";
@@ -51,11 +53,77 @@ fn the_table_of_raw_exits_is_the_decoder() {
     }
 }
 
+/// An exit of VT-x with its reason, and its qualification or event.
+struct VmxExit {
+    reason: u32,
+    detail: u64,
+}
+
+impl ExitFields for VmxExit {
+    fn reason(&self) -> ExitReason {
+        ExitReason(self.reason)
+    }
+    fn qualification(&self) -> u64 {
+        self.detail
+    }
+    fn guest_physical(&self) -> u64 {
+        0
+    }
+    fn event(&self) -> EventInfo {
+        EventInfo(1 << 31 | self.detail as u32)
+    }
+    fn error_code(&self) -> u32 {
+        0
+    }
+    fn string_io(&self) -> Option<u32> {
+        None
+    }
+    fn next_rip(&self) -> u64 {
+        0
+    }
+}
+
+/// The rows of VT-x: reasons, qualification or event, and name.
+fn vmx_rows() -> Vec<(std::ops::RangeInclusive<u32>, u64, &'static str)> {
+    let section = EXITS.split_once("## VT-x: raw exit to neutral exit").expect("the heading").1;
+    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
+    let row = |line: &'static str| {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let (reasons, detail) = cells[1].split_once('/').map_or((cells[1], 0), |(r, d)| (r, number(d)));
+        let number = |text: &str| match text.strip_prefix("0x") {
+            Some(_) => number(text) as u32,
+            None => text.parse().expect("a number"),
+        };
+        let (first, last) = reasons.split_once('-').unwrap_or((reasons, reasons));
+        (number(first)..=number(last), detail, cells[3].trim_matches('`'))
+    };
+    section.lines().filter(|l| l.starts_with("| ") && !l.starts_with("| reason")).map(row).collect()
+}
+
+#[test]
+fn the_table_of_raw_exits_of_vt_x_is_the_decoder() {
+    let name = |reason, detail| {
+        let exit = format!("{:?}", vmx::decode(&VmxExit { reason, detail }));
+        exit.split([' ', '(']).next().unwrap_or_default().to_owned()
+    };
+    let rows = vmx_rows();
+    for (reasons, detail, expected) in &rows {
+        for reason in reasons.clone() {
+            assert_eq!(name(reason, *detail), *expected, "reason {reason}, {detail:#x}");
+        }
+    }
+    for reason in (0..0x200).filter(|reason| !rows.iter().any(|(reasons, ..)| reasons.contains(reason))) {
+        assert_eq!(name(reason, 0), "Unknown", "reason {reason}");
+    }
+}
+
 #[test]
 fn every_neutral_exit_has_an_answer() {
     let answers = EXITS.split_once("## Neutral exit to answer").expect("the heading").1;
     let answers = answers.split_once("\n### ").expect("the next heading").0;
-    for name in table().values().chain([&"Unknown"]) {
+    let vmx = vmx_rows();
+    let names = table().into_values().chain(vmx.into_iter().map(|(_, _, name)| name)).chain(["Unknown"]);
+    for name in names {
         assert!(answers.contains(&format!("`{name}`")), "{name} has no row");
     }
 }

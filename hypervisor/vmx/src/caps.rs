@@ -25,9 +25,11 @@ impl Controls {
     pub(crate) fn choose(caps: &Capabilities, features: VmxFeatures) -> Result<Self, EnableError> {
         let named = |name| move |_: MissingControl| EnableError::MissingControl(name);
         let when = |feature, bits: u32| if features.contains(feature) { bits } else { 0 };
-        let pin = PinControls::EXTERNAL_INTERRUPT.bits() | PinControls::NMI.bits();
-        let pin_optional = when(VmxFeatures::VIRTUAL_NMIS, PinControls::VIRTUAL_NMIS.bits())
-            | when(VmxFeatures::PREEMPTION_TIMER, PinControls::PREEMPTION_TIMER.bits());
+        // Without virtual NMIs the end of an NMI handler could not be seen; every CPU with unrestricted guest has them.
+        let pin = PinControls::EXTERNAL_INTERRUPT.bits()
+            | PinControls::NMI.bits()
+            | PinControls::VIRTUAL_NMIS.bits();
+        let pin_optional = when(VmxFeatures::PREEMPTION_TIMER, PinControls::PREEMPTION_TIMER.bits());
         let pin =
             caps.pin.choose(pin | pin_optional, 0, 0).map_err(named("pin-based VM-execution controls"))?;
 
@@ -51,6 +53,10 @@ impl Controls {
             .processor
             .choose((processor | task_priority).bits() | bitmaps, 0, never.bits())
             .map_err(named("primary processor-based VM-execution controls"))?;
+        let windows = ProcessorControls::INTERRUPT_WINDOW | ProcessorControls::NMI_WINDOW;
+        if caps.processor.may & windows.bits() != windows.bits() {
+            return Err(EnableError::MissingControl("interrupt-window and NMI-window exiting"));
+        }
 
         let secondary =
             SecondaryControls::EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD;
@@ -120,7 +126,7 @@ mod tests {
         assert_eq!(without.processor & cr8.bits(), cr8.bits());
         assert_eq!(without.secondary & SecondaryControls::VPID.bits(), 0);
         assert_eq!(without.pin & PinControls::PREEMPTION_TIMER.bits(), 0);
-        assert_eq!(with.pin, 0x16 | 0x69);
+        assert_eq!((with.pin, without.pin), (0x16 | 0x69, 0x16 | 0x29));
     }
 
     #[test]

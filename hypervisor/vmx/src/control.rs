@@ -7,13 +7,15 @@
 use caisson_hwvirt::VcpuState;
 use caisson_x86::{CpuMode, Cr0, Cr4, Efer, Gpr};
 
-use crate::vcpu::VmxVcpu;
+use crate::vcpu::{EXITING_EXCEPTIONS, VmxVcpu};
 use crate::vmcs::Register;
 
 /// CR0 bits that the guest does not own: NE is fixed in VMX operation, and caches are the host's.
 pub(crate) const CR0_HOST: u64 = Cr0::NE.bits() | Cr0::CD.bits() | Cr0::NW.bits();
 /// CR4 bits that a guest may set and does not own: a machine check is the host's.
 const CR4_VIRTUAL: u64 = Cr4::MCE.bits();
+/// #MF in the exception bitmap.
+const X87_ERROR: u32 = 1 << 16;
 /// Access types of the exit qualification (table 28-3).
 const MOV_TO: u64 = 0;
 
@@ -30,7 +32,15 @@ impl VmxVcpu {
     pub(crate) fn write_guest_cr0(&mut self, value: u64) {
         let fixed = self.shared.caps.cr0.0 & !(Cr0::PE | Cr0::PG).bits();
         self.vmcs.set(Register::Cr0, value & !CR0_HOST | fixed);
+        self.shadow_cr0(value);
+    }
+
+    /// What the guest reads in the host's bits. VMX operation fixes NE: where the guest has it clear, #MF exits, so that
+    /// it can be the interrupt that the guest expects.
+    fn shadow_cr0(&mut self, value: u64) {
         self.vmcs.set(Register::Cr0Shadow, value & CR0_HOST);
+        let x87 = if value & Cr0::NE.bits() == 0 { X87_ERROR } else { 0 };
+        self.vmcs.set(Register::Exceptions, u64::from(EXITING_EXCEPTIONS | x87));
     }
 
     pub(crate) fn guest_cr4(&self) -> u64 {
@@ -69,7 +79,7 @@ impl VmxVcpu {
                 let caches = (Cr0::CD | Cr0::NW).bits();
                 let valid = value >> 32 == 0 && value & pe != 0 && value & caches != Cr0::NW.bits();
                 if starts_pae && valid {
-                    self.vmcs.set(Register::Cr0Shadow, value & CR0_HOST);
+                    self.shadow_cr0(value);
                 }
                 starts_pae && valid
             }

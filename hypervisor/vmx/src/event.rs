@@ -3,7 +3,7 @@
 use caisson_hwvirt::vmx::{decode_interrupted, encode_event};
 use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::vmx::{
-    EventInfo, EventType, ExitReason, Interruptibility, PendingDebug, ProcessorControls, VmxFeatures, field,
+    EventInfo, EventType, ExitReason, Interruptibility, PendingDebug, ProcessorControls, field,
 };
 use caisson_x86::{Cr0, ExceptionKind, Rflags};
 
@@ -20,21 +20,7 @@ const DR6_BREAKPOINTS: u64 = 0xf;
 /// The task-priority register in the virtual-APIC page.
 pub(crate) const VIRTUAL_TPR: usize = 0x80;
 
-/// NMIs on a CPU without virtual NMIs: it delivers one that is injected, and forgets. The end of its handler cannot be
-/// seen; NMIs are taken to be blocked until the guest can take an interrupt again.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct NmiState {
-    /// An NMI was delivered, and the guest has not had interrupts on since.
-    blocked: bool,
-    /// The core waits for the end of blocking.
-    window: bool,
-}
-
 impl VmxVcpu {
-    fn virtual_nmis(&self) -> bool {
-        self.shared.features.contains(VmxFeatures::VIRTUAL_NMIS)
-    }
-
     pub(crate) fn interruptibility(&self) -> Interruptibility {
         Interruptibility::from_bits_retain(self.vmcs.get(Register::Interruptibility) as u32)
     }
@@ -45,7 +31,7 @@ impl VmxVcpu {
 
     pub(crate) fn cancel_events(&mut self) {
         self.injection = None;
-        self.nmi = NmiState::default();
+        self.nmi_window = false;
         self.window = InterruptWindow::Closed;
         self.vmcs.set(Register::ProcessorControls, u64::from(self.shared.controls.processor));
         if self.task_priority.is_some() {
@@ -55,20 +41,16 @@ impl VmxVcpu {
 
     pub(crate) fn inject_event(&mut self, event: Event) {
         let mut protected = true;
-        match event {
-            Event::Nmi if !self.virtual_nmis() => self.nmi.blocked = true,
-            Event::Exception(exception) => {
-                protected = self.vmcs.get(Register::Cr0) & Cr0::PE.bits() != 0;
-                match exception.kind {
-                    ExceptionKind::PageFault => self.context.set_cr2(exception.address),
-                    ExceptionKind::Debug => {
-                        let dr7 = self.vmcs.get(Register::Dr7);
-                        self.vmcs.set(Register::Dr7, dr7 & !DR7_GENERAL_DETECT);
-                    }
-                    _ => {}
+        if let Event::Exception(exception) = event {
+            protected = self.vmcs.get(Register::Cr0) & Cr0::PE.bits() != 0;
+            match exception.kind {
+                ExceptionKind::PageFault => self.context.set_cr2(exception.address),
+                ExceptionKind::Debug => {
+                    let dr7 = self.vmcs.get(Register::Dr7);
+                    self.vmcs.set(Register::Dr7, dr7 & !DR7_GENERAL_DETECT);
                 }
+                _ => {}
             }
-            _ => {}
         }
         self.injection = Some(encode_event(event, protected));
     }
@@ -90,7 +72,6 @@ impl VmxVcpu {
         if event == Some(Event::Nmi) {
             // Its delivery has blocked NMIs, and it is to be delivered again.
             self.set_interruptibility(self.interruptibility() - Interruptibility::NMI);
-            self.nmi.blocked = false;
         }
         event
     }
@@ -99,7 +80,7 @@ impl VmxVcpu {
     /// (section 28.2.3).
     pub(crate) fn block_nmis_again(&mut self) {
         let interrupted = EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32);
-        if interrupted.is_valid() || !self.virtual_nmis() {
+        if interrupted.is_valid() {
             return;
         }
         let unblocked = if self.reason.basic() == ExitReason::EPT_VIOLATION {
@@ -143,15 +124,13 @@ impl VmxVcpu {
     }
 
     /// The shadow has ended with the instruction that Caisson executed for the guest; so has the step that it put off.
+    #[cold]
     pub(crate) fn end_shadow(&mut self) {
-        let state = self.interruptibility();
         let shadow = Interruptibility::STI | Interruptibility::MOV_SS;
-        if state.intersects(shadow) {
-            self.set_interruptibility(state - shadow);
-            if self.vmcs.get(Register::Rflags) & Rflags::TF.bits() != 0 {
-                let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
-                self.vmcs.write(field::GUEST_PENDING_DEBUG, pending & !PendingDebug::SINGLE_STEP.bits());
-            }
+        self.set_interruptibility(self.interruptibility() - shadow);
+        if self.vmcs.get(Register::Rflags) & Rflags::TF.bits() != 0 {
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG, pending & !PendingDebug::SINGLE_STEP.bits());
         }
     }
 
@@ -161,26 +140,14 @@ impl VmxVcpu {
     }
 
     pub(crate) fn nmis_blocked(&self) -> bool {
-        if self.virtual_nmis() {
-            self.interruptibility().contains(Interruptibility::NMI)
-        } else {
-            self.nmi.blocked
-        }
+        self.interruptibility().contains(Interruptibility::NMI)
     }
 
     pub(crate) fn want_nmi_window(&mut self, on: bool) {
-        if self.nmi.window != on {
-            self.nmi.window = on;
+        if self.nmi_window != on {
+            self.nmi_window = on;
             self.place_windows();
         }
-    }
-
-    /// The exit of the NMI window, or of the interrupt window where there is none. `true` where the core waits for it.
-    pub(crate) fn nmi_window_opened(&mut self) -> bool {
-        self.nmi.blocked = false;
-        let waited = self.nmi.window;
-        self.want_nmi_window(false);
-        waited
     }
 
     /// Puts both windows into the VMCS.
@@ -192,12 +159,8 @@ impl VmxVcpu {
         if self.window == InterruptWindow::Any {
             controls |= ProcessorControls::INTERRUPT_WINDOW;
         }
-        if self.nmi.window {
-            controls |= if self.virtual_nmis() {
-                ProcessorControls::NMI_WINDOW
-            } else {
-                ProcessorControls::INTERRUPT_WINDOW
-            };
+        if self.nmi_window {
+            controls |= ProcessorControls::NMI_WINDOW;
         }
         self.vmcs.set(Register::ProcessorControls, u64::from(controls.bits()));
         self.place_threshold();

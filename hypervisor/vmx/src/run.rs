@@ -226,9 +226,7 @@ impl VmxVcpu {
                 }
             }
             ExitReason::EPT_VIOLATION => self.block_nmis_again(),
-            ExitReason::NMI_WINDOW => {
-                let _ = self.nmi_window_opened();
-            }
+            ExitReason::NMI_WINDOW => self.want_nmi_window(false),
             _ => {}
         }
         false
@@ -266,7 +264,7 @@ impl VmxVcpu {
             interruptibility: self.interruptibility(),
             pending_debug: vmcs.read(field::GUEST_PENDING_DEBUG),
             event: EventInfo(vmcs.read(field::ENTRY_EVENT)),
-            virtual_nmis: self.shared.features.contains(VmxFeatures::VIRTUAL_NMIS),
+            virtual_nmis: true,
             link_pointer: vmcs.read(field::LINK_POINTER),
             pdptes: [field::GUEST_PDPTE_0, field::GUEST_PDPTE_1, field::GUEST_PDPTE_2, field::GUEST_PDPTE_3]
                 .map(|entry| vmcs.read(entry)),
@@ -315,17 +313,10 @@ impl Vcpu for VmxVcpu {
                 continue;
             }
             let exit = decode(self);
-            match exit {
-                // The exit has taken the NMI from the CPU and blocks further ones until an IRET: the handler's.
-                // SAFETY: the gate of NMIs is set up, and its handler only sets a pending bit.
-                Exit::Nmi => unsafe { asm!("int 2") },
-                Exit::InterruptWindow
-                    if !self.shared.features.contains(VmxFeatures::VIRTUAL_NMIS)
-                        && self.nmi_window_opened() =>
-                {
-                    return Exit::NmiWindow;
-                }
-                _ => {}
+            if exit == Exit::Nmi {
+                // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
+                // handler, whose gate is set up and which only sets a pending bit.
+                unsafe { asm!("int 2") };
             }
             return exit;
         }

@@ -19,13 +19,12 @@ use caisson_x86::{
 use crate::context::Context;
 use crate::control::CR0_HOST;
 use crate::enable::Shared;
-use crate::event::NmiState;
 use crate::run::exit_address;
 use crate::vmcs::{Cpu, Register, Vmcs};
 use crate::vpid::Vpid;
 
 /// #DB and #AC can be raised without end while they are delivered (CVE-2015-8104, CVE-2015-5307), #MC is the host's.
-const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+pub(crate) const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// PAUSEs of one loop are at most this many cycles apart, and the loop exits after that many.
 const PAUSE_LOOP: (u32, u32) = (128, 4096);
 /// Levels of the stage-2 tables.
@@ -67,7 +66,8 @@ pub struct VmxVcpu {
     /// CR8, where it does not.
     pub(crate) cr8: u8,
     pub(crate) window: InterruptWindow,
-    pub(crate) nmi: NmiState,
+    /// The core waits for the end of the blocking of NMIs.
+    pub(crate) nmi_window: bool,
     /// What the next entry delivers.
     pub(crate) injection: Option<Injection>,
     /// The last exit.
@@ -103,7 +103,7 @@ impl VmxVcpu {
             task_priority,
             cr8: 0,
             window: InterruptWindow::Closed,
-            nmi: NmiState::default(),
+            nmi_window: false,
             injection: None,
             reason: ExitReason(u32::MAX),
             exit_rip: 0,
@@ -121,7 +121,6 @@ impl VmxVcpu {
         vmcs.write(field::PIN_CONTROLS, shared.controls.pin);
         vmcs.write(field::SECONDARY_CONTROLS, shared.controls.secondary);
         vmcs.write(field::EXIT_CONTROLS, shared.controls.exit);
-        vmcs.write(field::EXCEPTION_BITMAP, EXITING_EXCEPTIONS);
         vmcs.write(field::PAGE_FAULT_MASK, 0);
         vmcs.write(field::PAGE_FAULT_MATCH, 0);
         vmcs.write(field::CR3_TARGET_COUNT, 0);
@@ -289,7 +288,7 @@ impl Drop for VmxVcpu {
         if !log::log_enabled!(log::Level::Debug) {
             return;
         }
-        for (reason, count) in self.vmcs.counts().iter().enumerate().filter(|(_, count)| count.exits != 0) {
+        for (reason, count) in self.vmcs.counts().enumerate().filter(|(_, count)| count.exits != 0) {
             let per_exit = |n: u64| (n / count.exits, n * 10 / count.exits % 10);
             let (reads, writes) = (per_exit(count.reads), per_exit(count.writes));
             log::debug!(
@@ -466,7 +465,7 @@ impl VcpuState for VmxVcpu {
         if shadow {
             let state = self.interruptibility() - Interruptibility::MOV_SS;
             self.set_interruptibility(state | Interruptibility::STI);
-        } else {
+        } else if self.interrupt_shadow() {
             self.end_shadow();
         }
     }

@@ -11,12 +11,11 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::arch::asm;
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_frames::Owner;
 use caisson_machine::memory::PageBox;
-use caisson_types::Hpa;
 use caisson_x86::vmx::{Access, Field, REGION_BYTES, ReadWrite, Width, field};
 
 use crate::vpid::Vpids;
@@ -61,9 +60,10 @@ pub(crate) enum Register {
     Cr0Shadow,
     Cr4Shadow,
     TprThreshold,
+    Exceptions,
 }
 
-const REGISTERS: usize = 18;
+const REGISTERS: usize = 19;
 /// The first register that only software changes.
 const KEPT: u32 = !0 << Register::ProcessorControls as u8;
 const READ_ONLY: u32 = 1 << Register::Qualification as u8
@@ -90,24 +90,31 @@ const FIELDS: [u32; REGISTERS] = [
     field::CR0_SHADOW.encoding(),
     field::CR4_SHADOW.encoding(),
     field::TPR_THRESHOLD.encoding(),
+    field::EXCEPTION_BITMAP.encoding(),
 ];
 
-const _: () = assert!(Register::TprThreshold as usize + 1 == REGISTERS);
+const _: () = assert!(Register::Exceptions as usize + 1 == REGISTERS);
 
 /// Basic exit reasons that are told apart in the counts.
 pub(crate) const COUNTED: usize = 72;
 
 /// Exits of one reason, and what the next entry had cost since.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Count {
     pub(crate) exits: u64,
     pub(crate) reads: u64,
     pub(crate) writes: u64,
 }
 
+impl Count {
+    const NONE: Self = Self { exits: 0, reads: 0, writes: 0 };
+}
+
 /// A vCPU's VMCS.
 pub(crate) struct Vmcs {
-    region: PageBox<[u8; REGION_BYTES]>,
+    /// Held for the CPU, which alone knows its layout.
+    _region: PageBox<[u8; REGION_BYTES]>,
+    address: u64,
     cpu: Arc<Cpu>,
     launched: Cell<bool>,
     values: [Cell<u64>; REGISTERS],
@@ -115,7 +122,7 @@ pub(crate) struct Vmcs {
     dirty: Cell<u32>,
     reads: Cell<u32>,
     writes: Cell<u32>,
-    counts: Box<RefCell<[Count; COUNTED]>>,
+    counts: Box<[Cell<Count>; COUNTED]>,
 }
 
 impl Vmcs {
@@ -124,7 +131,8 @@ impl Vmcs {
         let mut region = PageBox::<[u8; REGION_BYTES]>::zeroed(owner)?;
         region[..4].copy_from_slice(&revision.to_le_bytes());
         let vmcs = Self {
-            region,
+            address: region.hpa().as_u64(),
+            _region: region,
             cpu,
             launched: Cell::new(false),
             values: [const { Cell::new(0) }; REGISTERS],
@@ -132,38 +140,32 @@ impl Vmcs {
             dirty: Cell::new(0),
             reads: Cell::new(0),
             writes: Cell::new(0),
-            counts: Box::new(RefCell::new([Count::default(); COUNTED])),
+            counts: Box::new([const { Cell::new(Count::NONE) }; COUNTED]),
         };
         vmcs.clear();
         Some(vmcs)
     }
 
-    fn hpa(&self) -> Hpa {
-        self.region.hpa()
-    }
-
     /// Makes this VMCS the current one of this CPU.
     #[inline]
     pub(crate) fn make_current(&self) {
-        if self.cpu.current.load(Ordering::Relaxed) != self.hpa().as_u64() {
+        if self.cpu.current.load(Ordering::Relaxed) != self.address {
             self.load();
         }
     }
 
     #[cold]
     fn load(&self) {
-        let address = self.hpa().as_u64();
         // SAFETY: the region is this VMCS's own and holds the CPU's revision; it is on no other CPU.
-        unsafe { asm!("vmptrld [{}]", in(reg) &address, options(nostack)) };
-        self.cpu.current.store(address, Ordering::Relaxed);
+        unsafe { asm!("vmptrld [{}]", in(reg) &self.address, options(nostack)) };
+        self.cpu.current.store(self.address, Ordering::Relaxed);
     }
 
     /// Writes the VMCS back to its region and makes it clear: not launched, and on no CPU.
     fn clear(&self) {
-        let address = self.hpa().as_u64();
         // SAFETY: the region is this VMCS's own. Where it is current the CPU has none afterwards.
-        unsafe { asm!("vmclear [{}]", in(reg) &address, options(nostack)) };
-        if self.cpu.current.load(Ordering::Relaxed) == address {
+        unsafe { asm!("vmclear [{}]", in(reg) &self.address, options(nostack)) };
+        if self.cpu.current.load(Ordering::Relaxed) == self.address {
             self.cpu.current.store(NONE, Ordering::Relaxed);
         }
         self.launched.set(false);
@@ -273,16 +275,19 @@ impl Vmcs {
     #[inline]
     pub(crate) fn book(&self, reason: u16) {
         let (reads, writes) = (self.reads.replace(0), self.writes.replace(0));
-        if let Some(count) = self.counts.borrow_mut().get_mut(usize::from(reason)) {
-            count.exits += 1;
-            count.reads += u64::from(reads);
-            count.writes += u64::from(writes);
+        if let Some(cell) = self.counts.get(usize::from(reason)) {
+            let count = cell.get();
+            cell.set(Count {
+                exits: count.exits + 1,
+                reads: count.reads + u64::from(reads),
+                writes: count.writes + u64::from(writes),
+            });
         }
     }
 
     /// The accesses by basic exit reason.
-    pub(crate) fn counts(&self) -> [Count; COUNTED] {
-        *self.counts.borrow()
+    pub(crate) fn counts(&self) -> impl Iterator<Item = Count> {
+        self.counts.iter().map(Cell::get)
     }
 }
 

@@ -224,8 +224,6 @@ impl Capabilities {
         features.set(F::VPID, secondary(SecondaryControls::VPID) && invvpid);
         features.set(F::PREEMPTION_TIMER, pin(PinControls::PREEMPTION_TIMER));
         features.set(F::TPR_SHADOW, processor(ProcessorControls::TPR_SHADOW));
-        features
-            .set(F::VIRTUAL_NMIS, pin(PinControls::VIRTUAL_NMIS) && processor(ProcessorControls::NMI_WINDOW));
         features.set(F::EPT_ACCESSED_DIRTY, self.ept_vpid.contains(EptVpid::ACCESSED_DIRTY));
         features.set(F::EPT_1G, self.ept_vpid.contains(EptVpid::LEAF_1G));
         features.set(F::INVEPT_SINGLE, self.ept_vpid.contains(EptVpid::INVEPT_SINGLE));

@@ -16,28 +16,26 @@ bitflags! {
         const PREEMPTION_TIMER = 1 << 1;
         /// CR8 in the virtual-APIC page.
         const TPR_SHADOW = 1 << 2;
-        /// Virtual NMIs and the NMI window.
-        const VIRTUAL_NMIS = 1 << 3;
         /// Accessed and dirty bits in EPT entries.
-        const EPT_ACCESSED_DIRTY = 1 << 4;
+        const EPT_ACCESSED_DIRTY = 1 << 3;
         /// EPT leaves of 1 GiB.
-        const EPT_1G = 1 << 5;
+        const EPT_1G = 1 << 4;
         /// INVEPT of a single context.
-        const INVEPT_SINGLE = 1 << 6;
+        const INVEPT_SINGLE = 1 << 5;
         /// INVVPID of a single context.
-        const INVVPID_SINGLE = 1 << 7;
+        const INVVPID_SINGLE = 1 << 6;
         /// MSR bitmaps.
-        const MSR_BITMAPS = 1 << 8;
+        const MSR_BITMAPS = 1 << 7;
         /// RDTSCP in guests.
-        const RDTSCP = 1 << 9;
+        const RDTSCP = 1 << 8;
         /// INVPCID in guests.
-        const INVPCID = 1 << 10;
+        const INVPCID = 1 << 9;
         /// Pause-loop exiting.
-        const PAUSE_LOOP = 1 << 11;
+        const PAUSE_LOOP = 1 << 10;
         /// Exits of ENCLS.
-        const ENCLS = 1 << 12;
+        const ENCLS = 1 << 11;
         /// Operands of INS and OUTS at their exits.
-        const STRING_IO = 1 << 13;
+        const STRING_IO = 1 << 12;
     }
 }
 
