@@ -143,6 +143,7 @@ fn common() {
     priorities();
     nesting();
     nmis();
+    nmi_return_faults();
 }
 
 fn to_self(vector: u8) {
@@ -226,6 +227,46 @@ fn nmis() {
     to_self(0x51);
     check_eq!(taken(), 0x5f, "an interrupt after NMIs");
     trap::handle(NMI, None);
+}
+
+/// An NMI waits while its handler's IRET faults: the frames show nothing of how it was waited for, and it comes at the
+/// fault, which has ended the blocking (section 7.7.1).
+fn nmi_return_faults() {
+    const TRAP_FLAG: u64 = 1 << 8;
+    /// Beyond the GDT.
+    const NO_SELECTOR: u64 = 0xfff8;
+    static CODE: Shared<u64> = Shared::new(0);
+    trap::handle(
+        NMI,
+        (|frame: &mut Frame| {
+            check_eq!(frame.rflags & TRAP_FLAG, 0, "TF in an NMI's frame");
+            trace(2);
+            if TRACE.get() == 2 {
+                CODE.set(frame.cs);
+                frame.cs = NO_SELECTOR;
+                apic::send(0, ASSERT | NMI_MODE);
+            }
+        }) as trap::Handler,
+    );
+    trap::handle(
+        GP,
+        (|frame: &mut Frame| {
+            check_eq!((frame.error, frame.rflags & TRAP_FLAG), (NO_SELECTOR, 0), "the frame of IRET's #GP");
+            // The stack at the IRET: RIP, then CS.
+            cpu::write64(frame.rsp as usize + 8, CODE.get());
+            trace(1);
+        }) as trap::Handler,
+    );
+    TRACE.set(0);
+    apic::send(0, ASSERT | NMI_MODE);
+    let _ = cpu::cpuid(0, 0);
+    check!(
+        matches!(TRACE.get(), 0x212 | 0x221),
+        "an NMI, and at its IRET #GP and another, traced {:#x}",
+        TRACE.get()
+    );
+    trap::handle(NMI, None);
+    trap::handle(GP, None);
 }
 
 /// Section 12.5.3: illegal vectors and registers, and the error interrupt.
