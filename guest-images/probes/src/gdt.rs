@@ -84,6 +84,15 @@ pub fn io_bitmap() -> usize {
     TASK_STATE.address() + 26 * 4
 }
 
+/// Loads GDTR and TR anew, after code that has changed them.
+pub fn reload() {
+    let task = cpu::read64(base() + usize::from(TASK));
+    // LTR takes a task that is not busy.
+    set(TASK, task & !(2 << 40));
+    cpu::lgdt(base(), 32 * 8 - 1);
+    cpu::ltr(TASK);
+}
+
 pub(crate) fn start() {
     for index in 0..3 {
         set_stack(index, stack_top(index) as u64);
@@ -91,6 +100,5 @@ pub(crate) fn start() {
     cpu::write32(TASK_STATE.address() + 100, (26 * 4) << 16);
     set(TASK, descriptor(TASK_STATE.address() as u32, TASK_LIMIT as u32, 0x89, 0));
     set(TASK + 8, 0);
-    cpu::lgdt(base(), 32 * 8 - 1);
-    cpu::ltr(TASK);
+    reload();
 }

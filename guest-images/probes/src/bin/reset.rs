@@ -1,5 +1,5 @@
 //! Resets the machine in the way that the command line names: `by=cf9` (chipset), `by=64` (keyboard controller),
-//! `by=92` (system control port A), `by=acpi` (what the FADT's reset register says, which is 0xCF9 too).
+//! `by=60` (the controller's output port, whose bit 0 is the CPU's reset line), `by=92` (system control port A).
 //!
 //! What must not reset is tried before: 0xCF9 without a rise of bit 2, other pulses of the controller, and port 0x92 with
 //! the bit set already.
@@ -19,6 +19,10 @@ fn run() {
             // 0xFE pulses bit 0 of the output port, which is RESET; 0xFF pulses none.
             cpu::outb(0x64, 0xff);
             cpu::outb(0x64, 0xfe);
+        }
+        "60" => {
+            cpu::outb(0x64, 0xd1);
+            cpu::outb(0x60, 0xfe);
         }
         "92" => {
             // Fast A20 on, then the reset bit.
