@@ -11,12 +11,10 @@ use caisson_types::{DomainId, VcpuId};
 pub mod pending {
     /// The one-shot timer ran out.
     pub const TIMER: u32 = 1 << 0;
-    /// The serial line has input.
+    /// The serial line has input, or room for output.
     pub const SERIAL: u32 = 1 << 1;
     /// An NMI arrived.
     pub const NMI: u32 = 1 << 2;
-    /// A corrected machine check was seen.
-    pub const MACHINE_CHECK: u32 = 1 << 3;
 }
 
 /// Raw exits that are kept for a crash record.
