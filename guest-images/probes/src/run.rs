@@ -157,10 +157,16 @@ pub fn run_user(code: &[u8]) -> Regs {
 }
 
 /// Runs `code` in user mode with the given registers and code segment, on the stack of interrupt-stack entry 2, until
-/// something ends it.
+/// something ends it. DS and ES are the user's: an IRET to user mode takes the supervisor's away, without which 32-bit code
+/// has no data (SDM vol. 3, section 6.12.1).
 pub fn try_user(code: &[u8], regs: &mut Regs, selector: u16) -> Trap {
     let at = code_base();
     cpu::copy_to(at, code);
+    // SAFETY: in 64-bit mode both are without effect.
+    unsafe {
+        core::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) gdt::USER_DATA,
+            options(nomem, nostack, preserves_flags));
+    }
     enter(at, regs, selector, gdt::USER_DATA, gdt::stack_top(2) as u64)
 }
 

@@ -33,7 +33,9 @@ const HIDDEN: &[(u32, usize, u32, &str)] = &[
 ];
 
 fn run_probe() {
-    for &(leaf, register, bits, what) in HIDDEN {
+    // Intel's CPUs answer a leaf that they do not have with the highest basic one (SDM vol. 2A, CPUID).
+    let there = |leaf: u32| leaf <= cpu::cpuid(leaf & 0x8000_0000, 0)[0];
+    for &(leaf, register, bits, what) in HIDDEN.iter().filter(|hidden| there(hidden.0)) {
         check_eq!(
             cpu::cpuid(leaf, 0)[register] & bits,
             0,
@@ -85,7 +87,7 @@ fn hypervisor() {
     // Port delay not needed, clock source 2, PV EOI, stable clock.
     check_eq!(cpu::cpuid(0x4000_0001, 0), [1 << 24 | 1 << 6 | 1 << 3 | 1 << 1, 0, 0, 0], "KVM's features");
     let [tsc, apic, ..] = cpu::cpuid(0x4000_0010, 0);
-    check!(tsc > 100_000 && apic > 1000, "frequencies in kHz: {} {}", tsc, apic);
+    check!(tsc > 1000 && apic > 1000, "frequencies in kHz: {} {}", tsc, apic);
     let [highest, b, c, d] = cpu::cpuid(0x4000_0100, 0);
     check_eq!((highest, text(&[b, c, d])), (0x4000_0101, *b"CaissonHV\0\0\0"), "Caisson's signature");
     for leaf in [0x4000_0002, 0x4000_0011, 0x4000_0080, 0x4000_0102, 0x4000_1000] {

@@ -32,6 +32,8 @@ const ACTIONS: &[fn(&mut Random, bool)] = &[
     jumps,
     random_code,
 ];
+/// DR7.GD: an access to a debug register is #DB.
+const GENERAL_DETECT: u64 = 1 << 13;
 /// A window of user pages for random code: one of code, one of stack and data.
 const WINDOW: usize = 0x5000_0000;
 
@@ -255,9 +257,11 @@ fn control(random: &mut Random, wild: bool) {
 fn debug(random: &mut Random, wild: bool) {
     let writes = [cpu::try_set_dr0, cpu::try_set_dr1, cpu::try_set_dr2, cpu::try_set_dr3, cpu::try_set_dr6];
     let _ = random.pick(&writes)(random.edgy());
-    // Single steps, and breakpoints that the probe's own code would run into only by chance.
+    // Single steps, and breakpoints that the probe's own code would run into only by chance; not GD, which the next access
+    // to a debug register would.
     let regs = Regs { rflags: 2 | random.below(2) << 8, ..Regs::default() };
-    let _ = cpu::try_set_dr7(if wild { random.any() } else { 0x400 | random.edgy() & !0xff });
+    let _ =
+        cpu::try_set_dr7(if wild { random.any() } else { 0x400 | random.edgy() & !(GENERAL_DETECT | 0xff) });
     let _ = attempt(&[0x90, 0x0f, 0xa2, 0xe4, 0x80, 0xcc], regs);
     cpu::set_dr7(0x400);
     let trap = attempt(&[0xf1], regs);
