@@ -189,7 +189,7 @@ fn registers(random: &mut Random) -> Registers {
         // Low enough for the timer's vector.
         cr8: random.below(4),
         msrs,
-        tsc_aux: random.any() as u32,
+        tsc_aux: if has_tsc_aux() { random.any() as u32 } else { 0 },
     }
 }
 
