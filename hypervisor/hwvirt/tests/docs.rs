@@ -86,7 +86,7 @@ impl ExitFields for VmxExit {
 /// The rows of VT-x: reasons, qualification or event, and name.
 fn vmx_rows() -> Vec<(std::ops::RangeInclusive<u32>, u64, &'static str)> {
     let section = EXITS.split_once("## VT-x: raw exit to neutral exit").expect("the heading").1;
-    let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
+    let section = section.split_once("\n##").map_or(section, |(section, _)| section);
     let row = |line: &'static str| {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let (reasons, detail) = cells[1].split_once('/').map_or((cells[1], 0), |(r, d)| (r, number(d)));
