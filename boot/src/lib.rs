@@ -2,7 +2,7 @@
 //!
 //! GRUB (or any multiboot2 loader) loads the image by the addresses that `linker.ld` gives, and enters `entry.S` in
 //! 32-bit protected mode. That builds page tables for the first 4 GiB, enters 64-bit mode at [`KERNEL_BASE`], and
-//! calls [`boot_main`], which gathers the loader's information into one [`BootInfo`] and calls the function named by
+//! calls `boot_main`, which gathers the loader's information into one [`BootInfo`] and calls the function named by
 //! [`entry_point!`].
 
 #![no_std]

@@ -23,7 +23,7 @@ use crate::{
 /// The emulator's program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Caisson's boot word that names QEMU's way to end a run, [`EXIT_DEVICE`].
+/// Caisson's boot word that names QEMU's way to end a run: the device `isa-debug-exit`.
 pub const EXIT_WORD: &str = "exit=isa-debug:0xf4";
 
 /// The device behind the port of [`EXIT_WORD`].

@@ -85,6 +85,12 @@ fn lints(workspace: &Workspace, packages: &[Package], report: &mut Report) -> Re
     clippy.args(["--", "-D", "warnings"]);
     quiet(&mut clippy, "lint the host's side", report)?;
 
+    let mut document = cargo::command(workspace);
+    document.args(["doc", "--quiet", "--keep-going", "--no-deps", "--workspace", "--document-private-items"]);
+    // The probes' panic handler and the standard library's do not go together on the host.
+    document.args(["--exclude", cargo::PROBES]).env("RUSTDOCFLAGS", "-D warnings");
+    quiet(&mut document, "check the documentation", report)?;
+
     let hypervisor: Vec<_> =
         packages.iter().filter(|package| package.bare_metal || package.hypervisor).collect();
     if !hypervisor.is_empty() {

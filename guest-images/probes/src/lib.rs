@@ -10,7 +10,7 @@
 //! A probe is alone in its machine, on one CPU, with all memory readable, writable and executable. The functions here
 //! that execute privileged instructions are safe to call in Rust's terms only because the probes keep to one rule: what
 //! is broken on purpose (tables, segments, stacks) is never what compiled code relies on at that moment. Snippets of
-//! machine code run through [`run`], which gives and takes all registers.
+//! machine code run through [`run()`], which gives and takes all registers.
 
 #![no_std]
 #![allow(unsafe_code)]

@@ -1,6 +1,6 @@
 //! The IDT: handlers by vector, and exceptions that are expected.
 //!
-//! Each vector may have a handler. An exception without one ends the snippet that [`crate::run`] executes, and is its
+//! Each vector may have a handler. An exception without one ends the snippet that [`crate::run()`] executes, and is its
 //! result; outside of a snippet it fails the probe.
 
 use crate::{Regs, Shared, cpu, fail, gdt};

@@ -7,20 +7,20 @@
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 extern crate alloc;
 
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod console;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod drill;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod guests;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod logger;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod scheduler;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", doc))]
 mod start;
 
 #[cfg(target_os = "none")]

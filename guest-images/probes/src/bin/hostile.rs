@@ -359,7 +359,7 @@ fn returns(random: &mut Random, _: bool) {
     let _ = attempt(&code, regs);
 }
 
-/// MOV [RIP],AL over the operand of the MOV CL that follows.
+/// `MOV [RIP],AL` over the operand of the MOV CL that follows.
 fn self_modifying(random: &mut Random, _: bool) {
     let rax = random.below(256);
     let ended = attempt(&[0x88, 0x05, 1, 0, 0, 0, 0xb1, 0x55], Regs { rax, ..Regs::default() });

@@ -40,7 +40,7 @@ fn at(address: usize) -> Regs {
     Regs { rdi: address as u64, ..Regs::default() }
 }
 
-/// MOV EAX,[RDI]; MOV [RDI],EAX; CALL RDI.
+/// `MOV EAX,[RDI]; MOV [RDI],EAX; CALL RDI`.
 const READ: &[u8] = &[0x8b, 0x07];
 const STORE: &[u8] = &[0x89, 0x07];
 const CALL: &[u8] = &[0xff, 0xd7];
