@@ -110,7 +110,8 @@ fn boot(images: &Images) -> Result<()> {
     let bare = boot_stamp(bare)?;
     let guest = format!("kernel = \"@linux\"\ninitrd = \"@initrd-stamp\"\ncmdline = \"{LINUX_CMDLINE}\"");
     let caisson = boot_stamp(under_caisson(images, "boot with Caisson", &guest)?)?;
-    let ratio = caisson.saturating_mul(1000) / bare.max(1);
+    let bare = bare.max(1);
+    let ratio = (caisson.saturating_mul(1000) + bare / 2) / bare;
     println!(
         "start to init: {caisson} instructions, {bare} without a hypervisor: {} times, goal at most {}",
         times(ratio),

@@ -97,7 +97,17 @@ impl Loaded {
                 domain.memory = memory.0;
             }
         }
-        self.text.check().map_err(|error| Error::Usage(error.to_string()))
+        self.text.check().map_err(|error| {
+            // The text is not to blame for what was typed.
+            let typed = [
+                ("domain[0].memory", "--memory", guest.memory.is_some()),
+                ("domain[0].cmdline", "--cmdline", guest.cmdline.is_some()),
+            ];
+            Error::Usage(match typed.iter().find(|(field, _, given)| *given && *field == error.field) {
+                Some((_, option, _)) => format!("{option}: {}", error.reason),
+                None => error.to_string(),
+            })
+        })
     }
 
     /// Bytes of memory of all domains together.
@@ -244,7 +254,11 @@ kernel = "@memtest"
         let memory = Some("1K".parse().unwrap());
         let guest = GuestArgs { kernel: None, initrd: None, cmdline: None, memory };
         let error = loaded().apply(&guest).unwrap_err();
-        assert!(error.to_string().contains("domain[0].memory"), "{error}");
+        assert!(error.to_string().starts_with("--memory: 1K is too little"), "{error}");
+        let cmdline = Some("two\nlines".to_owned());
+        let guest = GuestArgs { kernel: None, initrd: None, cmdline, memory: None };
+        let error = loaded().apply(&guest).unwrap_err();
+        assert!(error.to_string().starts_with("--cmdline: "), "{error}");
         let guest =
             GuestArgs { kernel: Some("no/such/file".into()), initrd: None, cmdline: None, memory: None };
         assert!(loaded().apply(&guest).unwrap_err().to_string().contains("no/such/file"));

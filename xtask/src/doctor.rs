@@ -93,8 +93,9 @@ fn row(name: &str, value: &str) {
 }
 
 fn first_line(program: &str, words: &[&str]) -> String {
-    let ran =
-        process::capture(Command::new(program).args(words).env("LC_ALL", "C"), None).unwrap_or_default();
+    let Ok(ran) = process::capture(Command::new(program).args(words).env("LC_ALL", "C"), None) else {
+        return "MISSING".to_owned();
+    };
     let text = String::from_utf8_lossy(&ran.stdout).into_owned() + &ran.stderr;
     text.lines().find(|line| !line.trim().is_empty()).unwrap_or("there").trim().to_owned()
 }

@@ -84,10 +84,11 @@ fn cached(
                 command: "sudo apt-get update".to_owned(),
             });
         }
-        process::run(privilege.apt_get().arg("update"), "updating the package lists", Some(&step))?;
-        resolve()
-            .and_then(|package| fetch(&package, &scratch, &step))
-            .map_err(|error| Error::Failed(format!("cannot {what}: {error}")))?;
+        let update = process::capture(privilege.apt_get().arg("update"), Some(&step))?;
+        resolve().and_then(|package| fetch(&package, &scratch, &step)).map_err(|error| Error::Tool {
+            line: format!("cannot {what}: {error}"),
+            output: update.stderr,
+        })?;
     }
     // Only a whole package ever gets the final name.
     fs::rename(&scratch, &directory).cannot(|| format!("make {}", directory.display()))?;

@@ -185,12 +185,13 @@ pub fn ensure<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<()> {
     };
     // A machine that was set up long ago, or just now, has no package lists that are any good.
     if !install(&step)?.success {
-        process::run(privilege.apt_get().arg("update"), "updating the package lists", Some(&step))?;
+        // Where it fails for one source, the others may still have what is missing.
+        let update = process::capture(privilege.apt_get().arg("update"), Some(&step))?;
         let second = install(&step)?;
         if !second.success {
             return Err(Error::Tool {
                 line: missing(format!("apt-get could not install {names}")).to_string(),
-                output: second.stderr,
+                output: update.stderr + &second.stderr,
             });
         }
     }
