@@ -128,27 +128,25 @@ impl Mux {
     /// A byte of a guest's output. It is lost where there is no room ([`Mux::has_room`]).
     pub fn guest_byte(&mut self, id: DomainId, byte: u8) {
         let Some(index) = self.guests.iter().position(|g| g.id == id) else { return };
-        match self.shown {
-            Shown::Guest(shown) if shown == id => {
-                self.mid_line = byte != b'\n';
-                self.push(&[byte]);
-            }
-            Shown::All => self.line_byte(index, byte),
-            Shown::Guest(_) | Shown::Log => {}
+        if self.shown == Shown::Guest(id) {
+            self.mid_line = byte != b'\n';
+            self.push(&[byte]);
         }
+        self.line_byte(index, byte);
     }
 
-    /// A byte of a line that stands among others'.
+    /// A byte of a line, which stands among others' where all are shown. Otherwise the line is kept for the moment when
+    /// this guest is shown next: as a rule it is a prompt then.
     fn line_byte(&mut self, index: usize, byte: u8) {
         let guest = &mut self.guests[index];
         if byte == b'\n' {
-            return self.flush_line(index);
+            return self.close_line(index);
         }
         let Guest { filter, line, .. } = guest;
         filter.feed(byte, |shown| line.extend_from_slice(shown));
         // A colour sequence is short enough never to make the line grow beyond its allocation.
         if line.len() + 32 > LINE_BYTES && filter.is_in_text() {
-            self.flush_line(index);
+            self.close_line(index);
         }
     }
 
@@ -157,7 +155,15 @@ impl Mux {
         if let Some(index) = self.guests.iter().position(|g| g.id == id)
             && !self.guests[index].line.is_empty()
         {
+            self.close_line(index);
+        }
+    }
+
+    fn close_line(&mut self, index: usize) {
+        if self.shown == Shown::All {
             self.flush_line(index);
+        } else {
+            self.guests[index].line.clear();
         }
     }
 
@@ -242,7 +248,7 @@ impl Mux {
         self.guests.iter().any(|g| !g.input.is_empty())
     }
 
-    /// All, each guest, the log, and around again; says so, and shows the last of the log where that is it.
+    /// All, each guest, the log, and around again; says so, and shows the guest's unfinished line or the last of the log.
     fn show_next(&mut self) {
         let guest = |at: usize| self.guests.get(at).map_or(Shown::Log, |g| Shown::Guest(g.id));
         self.shown = match self.shown {
@@ -265,10 +271,19 @@ impl Mux {
             }
         }
         push(output, b"; Ctrl-A c shows the next\r\n");
-        if self.shown == Shown::Log {
-            for line in &self.log {
-                push(output, line.as_bytes());
-                push(output, b"\r\n");
+        match self.shown {
+            Shown::All => {}
+            Shown::Log => {
+                for line in &self.log {
+                    push(output, line.as_bytes());
+                    push(output, b"\r\n");
+                }
+            }
+            Shown::Guest(id) => {
+                if let Some(guest) = self.guests.iter().find(|g| g.id == id) {
+                    push(output, &guest.line);
+                    self.mid_line = !guest.line.is_empty();
+                }
             }
         }
     }
@@ -376,6 +391,28 @@ mod tests {
         assert!(seen[2].ends_with("\r\nfirst\r\n"));
         mux.typed(b'x');
         assert!(!mux.has_input(), "nobody is spoken to while several are shown");
+    }
+
+    #[test]
+    fn a_prompt_is_there_when_its_guest_is_shown() {
+        let mut mux = two();
+        write(&mut mux, RED, "up\r\nred # ");
+        write(&mut mux, BLUE, "blue # ");
+        let _ = output(&mut mux);
+        let mut next = |text: &str| {
+            mux.typed(PREFIX);
+            mux.typed(b'c');
+            write(&mut mux, RED, text);
+            output(&mut mux)
+        };
+        assert!(next("ls").ends_with("showing red; Ctrl-A c shows the next\r\nred # ls"));
+        assert!(next("\r\nfile\r\nred # ").ends_with("showing blue; Ctrl-A c shows the next\r\nblue # "));
+        assert!(next("").ends_with("showing Caisson's log; Ctrl-A c shows the next\r\n"));
+        assert!(
+            next("\r\n")
+                .ends_with("all consoles; Ctrl-A c shows the next\r\n\x1b[36m[red]\x1b[0m red # \r\n")
+        );
+        assert!(next("").ends_with("showing red; Ctrl-A c shows the next\r\n"));
     }
 
     #[test]
