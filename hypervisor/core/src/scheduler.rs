@@ -182,7 +182,11 @@ impl<B: Backend, F: Format> Scheduler<B, F> {
         guest.restart_at = None;
         match self.maker.make(&mut self.backend, &guest.record, guest.id) {
             Ok(live) => guest.started(live, cpu::tsc().wrapping_sub(now)),
-            Err(error) => log::error!("guest {}: cannot be restarted: {error}", guest.name()),
+            Err(error) => {
+                log::error!("guest {}: cannot be restarted: {error}", guest.name());
+                // However it ended, it was to go on.
+                guest.ended = None;
+            }
         }
     }
 
