@@ -54,14 +54,27 @@ const EXITS: &[Exit] = &[
 /// How much more than on the bare machine a boot may cost, in thousandths.
 const BOOT_GOAL: u64 = 1030;
 
+/// The names of all measurements.
+fn measured() -> impl Iterator<Item = &'static str> {
+    EXITS.iter().map(|exit| exit.name).chain(["boot"])
+}
+
 /// Runs `cargo xtask bench`.
 ///
 /// # Errors
 /// When a measurement cannot be made.
 pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
+    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    if !measured().any(wanted) {
+        let names: Vec<&str> = measured().collect();
+        let filter = args.filter.as_deref().unwrap_or_default();
+        return Err(Error::Usage(format!(
+            "no measurement has {filter} in its name; there are {}",
+            names.join(", ")
+        )));
+    }
     tools::ensure(tools::for_run(false))?;
     let images = Images::new(workspace.clone());
-    let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
     if EXITS.iter().any(|exit| wanted(exit.name)) {
         exits(&images, &wanted)?;
     }
@@ -171,6 +184,14 @@ mod tests {
         let printed = "GRUB\r\nbench: cpuid 371 370 2380\r\n[bench] bench: port 402\r\nbench: broken x\r\nbench: done\r\n";
         let found = measurements(printed);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [("cpuid", 371), ("port", 402)]);
+    }
+
+    #[test]
+    fn a_name_that_fits_nothing_is_refused() {
+        let args = BenchArgs { filter: Some("cpuidd".to_owned()) };
+        let error = command(&Workspace::find(), &args).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("cpuidd") && error.to_string().ends_with(", boot"), "{error}");
     }
 
     #[test]
