@@ -1,10 +1,10 @@
 //! Raw exits of AMD-V as neutral ones (APM vol. 2, appendix C and the sections named at each arm).
 
 use caisson_types::Gpa;
-use caisson_x86::svm::{ExitCode, SvmFeatures};
-use caisson_x86::{Gpr, SegmentRegister};
+use caisson_x86::svm::{EventInjection, EventKind, ExitCode, SvmFeatures};
+use caisson_x86::{Exception, ExceptionKind, Gpr, SegmentRegister};
 
-use crate::{DebugAccess, Direction, Exit, IoExit, NestedFault};
+use crate::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault};
 
 /// What the CPU wrote about an exit.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,7 @@ pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
             error_code: raw.info_1 as u32,
             address: raw.info_2,
         },
+        ExitCode::TASK_SWITCH => Exit::TaskSwitch { selector: raw.info_1 as u16 },
         ExitCode::SHUTDOWN => Exit::TripleFault,
         ExitCode::INIT => Exit::Init,
         ExitCode::FERR_FREEZE => Exit::X87Error,
@@ -121,6 +122,30 @@ fn decode_gpr(raw: RawExit, features: SvmFeatures) -> Option<Gpr> {
         .then(|| Gpr::from_encoding(raw.info_1 as u8))
 }
 
+/// The event whose delivery an exit interrupted (section 15.7.2). What an instruction raised is delivered again by that
+/// instruction, to which RIP still points: `None`.
+#[must_use]
+pub fn decode_interrupted(info: EventInjection, cr2: u64) -> Option<Event> {
+    if !info.is_valid() {
+        return None;
+    }
+    match info.kind()? {
+        EventKind::Interrupt => Some(Event::Interrupt(info.vector())),
+        EventKind::Nmi => Some(Event::Nmi),
+        // INT3 and INTO: the CPU does not tell them from other exceptions.
+        EventKind::Exception if matches!(info.vector(), 3 | 4) => None,
+        EventKind::Exception => {
+            let kind = ExceptionKind::from_vector(info.vector())?;
+            Some(Event::Exception(Exception {
+                kind,
+                error_code: info.error_code().unwrap_or(0),
+                address: if kind == ExceptionKind::PageFault { cr2 } else { 0 },
+            }))
+        }
+        EventKind::SoftwareInterrupt => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +207,7 @@ mod tests {
             (raw(0x64, 0, 0), NONE, Exit::InterruptWindow),
             (raw(0x74, 0, 0), NONE, Exit::NmiWindow),
             (raw(0x63, 0, 0), NONE, Exit::Init),
+            (raw(0x7d, 0x28, 0), NONE, Exit::TaskSwitch { selector: 0x28 }),
             (raw(0x7e, 0, 0), NONE, Exit::X87Error),
             (raw(0x7f, 0, 0), NONE, Exit::TripleFault),
             (raw(0x80, 0, 0), NONE, Exit::Unsupported),

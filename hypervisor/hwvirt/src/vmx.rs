@@ -36,6 +36,11 @@ pub trait ExitFields {
 pub fn decode(raw: &impl ExitFields) -> Exit {
     let reason = raw.reason();
     if reason.entry_failed() {
+        if reason.basic() == ExitReason::ENTRY_MACHINE_CHECK {
+            // The machine's, not the guest's (section 27.9).
+            let vector = ExceptionKind::MachineCheck as u8;
+            return Exit::Exception { vector, error_code: 0, address: 0 };
+        }
         return Exit::EntryFailure { reason: u64::from(reason.0), qualification: raw.qualification() };
     }
     match reason.basic() {
@@ -68,7 +73,10 @@ pub fn decode(raw: &impl ExitFields) -> Exit {
         | ExitReason::INVEPT
         | ExitReason::INVVPID
         | ExitReason::VMFUNC
-        | ExitReason::ENCLS => Exit::Unsupported,
+        | ExitReason::ENCLS
+        // Where the CPU has TDX, these exit whatever Caisson's controls say.
+        | ExitReason::SEAMCALL
+        | ExitReason::TDCALL => Exit::Unsupported,
         ExitReason::EPT_MISCONFIGURATION => {
             Exit::Unknown { reason: u64::from(reason.0), qualification: raw.guest_physical() }
         }
@@ -362,6 +370,9 @@ mod tests {
             (raw(27, 0), Exit::Unsupported),
             (raw(36, 0), Exit::Unsupported),
             (raw(53, 0), Exit::Unsupported),
+            (raw(76, 0), Exit::Unsupported),
+            (raw(77, 0), Exit::Unsupported),
+            (raw(1 << 31 | 41, 0), Exit::Exception { vector: 18, error_code: 0, address: 0 }),
             (raw(1 << 31 | 33, 0), Exit::EntryFailure { reason: 0x8000_0021, qualification: 0 }),
             (raw(1 << 31 | 34, 3), Exit::EntryFailure { reason: 0x8000_0022, qualification: 3 }),
             (raw(37, 9), Exit::Unknown { reason: 37, qualification: 9 }),

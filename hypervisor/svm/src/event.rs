@@ -1,8 +1,9 @@
 //! Events: injection, windows, and the blocking of NMIs (APM vol. 2, sections 15.20 and 15.21).
 
+use caisson_hwvirt::svm::decode_interrupted;
 use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::svm::{EventInjection, EventKind, ExitCode, Intercepts};
-use caisson_x86::{Cr0, Exception, ExceptionKind, Rflags};
+use caisson_x86::{Cr0, ExceptionKind, Rflags};
 
 use crate::vcpu::{INTERCEPTED_CR, INTERCEPTED_EXCEPTIONS, SvmVcpu, V_INTR_MASKING};
 
@@ -76,29 +77,11 @@ impl SvmVcpu {
         self.vmcb.set_event_injection(injection);
     }
 
-    /// EXITINTINFO as an event. A software interrupt is delivered again by its instruction: RIP still points at it.
+    /// The event whose delivery the last exit interrupted.
     #[inline]
     pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
         let info = self.vmcb.exit_int_info();
-        if info.is_valid() { self.decode_interrupted(info) } else { None }
-    }
-
-    #[cold]
-    fn decode_interrupted(&self, info: EventInjection) -> Option<Event> {
-        match info.kind()? {
-            EventKind::Interrupt => Some(Event::Interrupt(info.vector())),
-            EventKind::Nmi => Some(Event::Nmi),
-            EventKind::Exception => match info.vector() {
-                // INT3 and INTO are executed again.
-                3 | 4 => None,
-                vector => Some(Event::Exception(Exception {
-                    kind: ExceptionKind::from_vector(vector)?,
-                    error_code: info.error_code().unwrap_or(0),
-                    address: self.vmcb.cr2(),
-                })),
-            },
-            EventKind::SoftwareInterrupt => None,
-        }
+        if info.is_valid() { decode_interrupted(info, self.vmcb.cr2()) } else { None }
     }
 
     /// Asks for the exit at which the guest can take an interrupt: that of a virtual interrupt, or that of a write to

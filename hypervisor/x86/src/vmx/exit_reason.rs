@@ -49,6 +49,8 @@ impl ExitReason {
     pub const INVPCID: u16 = 58;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
+    pub const SEAMCALL: u16 = 76;
+    pub const TDCALL: u16 = 77;
 }
 
 impl ExitReason {
