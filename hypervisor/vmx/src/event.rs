@@ -101,9 +101,7 @@ impl VmxVcpu {
         let event = self.exit_event();
         if event.kind() == Some(EventType::PrivilegedSoftwareException) {
             // INT1 is delivered with the RIP behind it.
-            let length = self.vmcs.get(Register::InstructionLength);
-            let rip = self.vmcs.get(Register::Rip);
-            self.vmcs.set(Register::Rip, rip.wrapping_add(length));
+            self.vmcs.set(Register::Rip, self.instruction_end());
             return;
         }
         let causes = self.vmcs.get(Register::Qualification) & DR6_CAUSES;
@@ -144,7 +142,8 @@ impl VmxVcpu {
     }
 
     pub(crate) fn want_nmi_window(&mut self, on: bool) {
-        if self.nmi_window != on {
+        // Which of the two windows it is may have changed.
+        if on || self.nmi_window {
             self.nmi_window = on;
             self.place_windows();
         }
@@ -160,7 +159,13 @@ impl VmxVcpu {
             controls |= ProcessorControls::INTERRUPT_WINDOW;
         }
         if self.nmi_window {
-            controls |= ProcessorControls::NMI_WINDOW;
+            // Some CPUs open the NMI window in the shadow of STI, where an NMI must not be injected (section 26.2), and would
+            // exit again and again. Interrupts are on there, and their window opens behind the shadow.
+            controls |= if self.interruptibility().contains(Interruptibility::STI) {
+                ProcessorControls::INTERRUPT_WINDOW
+            } else {
+                ProcessorControls::NMI_WINDOW
+            };
         }
         self.vmcs.set(Register::ProcessorControls, u64::from(controls.bits()));
         self.place_threshold();

@@ -155,9 +155,9 @@ impl VmxVcpu {
         }
     }
 
-    /// Puts into the VMCS what has changed since the exit.
+    /// Puts the registers that have changed since the exit into the VMCS, with what must agree with them.
     #[inline]
-    fn write_changes(&mut self) {
+    fn write_registers(&mut self) {
         if self.vmcs.is_dirty(Register::Efer) {
             let long = self.vmcs.get(Register::Efer) & Efer::LMA.bits() != 0;
             let mode = if long { EntryControls::LONG_MODE_GUEST.bits() } else { 0 };
@@ -167,6 +167,12 @@ impl VmxVcpu {
             self.agree_on_single_step();
         }
         self.vmcs.write_back();
+    }
+
+    /// Puts into the VMCS what has changed since the exit.
+    #[inline]
+    fn write_changes(&mut self) {
+        self.write_registers();
         if let Some(injection) = self.injection.take() {
             self.vmcs.write(field::ENTRY_EVENT, injection.info.0);
             if injection.info.has_error_code() {
@@ -379,7 +385,9 @@ impl Vcpu for VmxVcpu {
     }
 
     fn switch_in(&mut self) {
-        if self.shared.prediction_barrier {
+        // A vCPU that is new here may belong to a domain that has taken over another's id.
+        let other_guest = percpu::current().begin_domain(self.id.domain) || !self.vmcs.is_launched();
+        if other_guest && self.shared.prediction_barrier {
             // SAFETY: the CPU has the command; another guest's branches must not steer this one's.
             unsafe { write_msr(msr::PRED_CMD, PREDICTION_BARRIER) };
         }
@@ -427,6 +435,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn leave_cpu(&mut self) {
+        self.write_registers();
         self.vmcs.leave();
         self.vpid = vpid::Vpid::NONE;
         self.stale = Stale::all();

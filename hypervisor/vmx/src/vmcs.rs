@@ -172,8 +172,9 @@ impl Vmcs {
     }
 
     /// Takes the VMCS off this CPU, with all that is kept of it.
+    /// What has changed must have been written back.
     pub(crate) fn leave(&self) {
-        self.write_back();
+        debug_assert!(self.dirty.get() == 0, "a change would be lost");
         self.valid.set(self.valid.get() & KEPT);
         self.clear();
     }
