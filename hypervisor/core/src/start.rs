@@ -187,8 +187,9 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
     // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
     let svm = unsafe { Svm::enable(&features, without, &policy) }.unwrap_or_else(|error| refuse(error));
     log::info!("{}: {}", Svm::NAME, svm.used());
-    // SAFETY: every AMD CPU with SVM has the patch level in this MSR; reading it has no effect.
-    let microcode = unsafe { cpu::read_msr(msr::BIOS_SIGN_ID) };
+    // SAFETY: every AMD CPU with SVM has the patch level in this MSR, if it is not an emulated one; reading it has no
+    // effect.
+    let microcode = unsafe { cpu::probe_msr(msr::BIOS_SIGN_ID) }.unwrap_or(0);
     let maker = Maker {
         features,
         caps,

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use caisson_frames::Owner;
 use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
 use caisson_machine::context::Carried;
-use caisson_machine::cpu::{Features, cpuid, read_msr, write_msr};
+use caisson_machine::cpu::{Features, cpuid, probe_msr, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
 use caisson_types::VcpuId;
 use caisson_x86::svm::{MSR_MAP_BYTES, MsrIntercept, PORT_MAP_BYTES, SvmFeatures, Vmcb, msr_map_bit};
@@ -62,8 +62,8 @@ impl Svm {
         policy: &Policy<'_>,
     ) -> Result<Self, EnableError> {
         let features = Self::features(cpu).ok_or(EnableError::NotSupported)?;
-        // SAFETY: a CPU with SVM has VM_CR.
-        if unsafe { read_msr(msr::VM_CR) } & msr::VM_CR_SVMDIS != 0 {
+        // SAFETY: reading it changes nothing. A CPU with SVM has VM_CR; an emulated one may lack it, and with it the lock.
+        if unsafe { probe_msr(msr::VM_CR) }.unwrap_or(0) & msr::VM_CR_SVMDIS != 0 {
             return Err(EnableError::DisabledByFirmware);
         }
         if !features.contains(SvmFeatures::NESTED_PAGING) {
@@ -123,9 +123,11 @@ fn make_lfence_serialize(signature: u32) -> bool {
     if family < 0x10 || family == 0x11 {
         return true;
     }
-    // SAFETY: these families have the register; the bit only makes LFENCE slower. An emulator may ignore the write.
+    // SAFETY: these families have the register; the bit only makes LFENCE slower. An emulator may ignore the write, or lack
+    // the register.
     unsafe {
-        write_msr(msr::DE_CFG, read_msr(msr::DE_CFG) | SERIALIZE);
+        let Some(config) = probe_msr(msr::DE_CFG) else { return false };
+        write_msr(msr::DE_CFG, config | SERIALIZE);
         read_msr(msr::DE_CFG) & SERIALIZE != 0
     }
 }
