@@ -4,6 +4,7 @@
 //!
 //! QEMU's TCG has no x2APIC and no way to lock SVM off: those paths of the start are not seen here.
 
+mod capabilities;
 mod crash;
 mod front_door;
 mod lifecycle;
@@ -21,6 +22,25 @@ use caisson_tests::runner;
 
 /// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
 const ON_BOCHS: &[&str] = &["two-guests", "linux", "crash-panic", "refusal-overcommitted"];
+
+/// The scenarios that run on Bochs alone: VT-x's optional capabilities, and CPUs of Intel's that do not do.
+const ONLY_ON_BOCHS: &[&str] = &[
+    "without-all",
+    "without-vpid",
+    "without-preemption-timer",
+    "without-tpr-shadow",
+    "without-ept-accessed-dirty",
+    "without-ept-1g",
+    "without-invept-single",
+    "without-invvpid-single",
+    "without-msr-bitmaps",
+    "without-rdtscp",
+    "without-invpcid",
+    "without-pause-loop",
+    "without-string-io",
+    "refusal-no-ept",
+    "refusal-no-unrestricted-guest",
+];
 
 fn main() -> ExitCode {
     // What takes longest comes first.
@@ -40,6 +60,19 @@ fn main() -> ExitCode {
         ("front-door-good-configs", front_door::good_configs),
         ("refusal-uefi-screen", refusals::uefi_screen),
         ("probes", probes::all),
+        ("without-all", capabilities::without),
+        ("without-vpid", capabilities::without),
+        ("without-preemption-timer", capabilities::without),
+        ("without-tpr-shadow", capabilities::without),
+        ("without-ept-accessed-dirty", capabilities::without),
+        ("without-ept-1g", capabilities::without),
+        ("without-invept-single", capabilities::without),
+        ("without-invvpid-single", capabilities::without),
+        ("without-msr-bitmaps", capabilities::without),
+        ("without-rdtscp", capabilities::without),
+        ("without-invpcid", capabilities::without),
+        ("without-pause-loop", capabilities::without),
+        ("without-string-io", capabilities::without),
         ("hostile", probes::hostile),
         ("hostile-wild", probes::wild),
         ("memtest", memtest::memtest),
@@ -50,6 +83,8 @@ fn main() -> ExitCode {
         ("refusal-memory", refusals::memory),
         ("refusal-no-svm", refusals::no_svm),
         ("refusal-no-nested-paging", refusals::no_nested_paging),
+        ("refusal-no-ept", refusals::no_ept),
+        ("refusal-no-unrestricted-guest", refusals::no_unrestricted_guest),
         ("refusal-no-local-apic", refusals::no_local_apic),
         ("refusal-no-long-mode", refusals::no_long_mode),
         ("refusal-no-module", refusals::no_module),
@@ -63,5 +98,5 @@ fn main() -> ExitCode {
         ("refusal-not-a-kernel", refusals::not_a_kernel),
         ("refusal-screen", refusals::bios_screen),
     ];
-    runner::main(scenarios, ON_BOCHS)
+    runner::main(scenarios, ON_BOCHS, ONLY_ON_BOCHS)
 }

@@ -72,6 +72,16 @@ pub(crate) fn no_nested_paging(lab: &Lab, name: &str) -> Verdict {
     refused(run, "this CPU has no nested paging")
 }
 
+/// VT-x without EPT, as of 2008.
+pub(crate) fn no_ept(lab: &Lab, name: &str) -> Verdict {
+    refused(small(lab, name)?.cpu("core2_penryn_t9600").start()?, "this CPU has no nested paging")
+}
+
+/// VT-x with EPT, whose guests cannot run in real mode, as of 2009.
+pub(crate) fn no_unrestricted_guest(lab: &Lab, name: &str) -> Verdict {
+    refused(small(lab, name)?.cpu("corei5_lynnfield_750").start()?, "this CPU has no nested paging")
+}
+
 pub(crate) fn no_local_apic(lab: &Lab, name: &str) -> Verdict {
     let run = small(lab, name)?.cpu("EPYC,-monitor,-apic").start()?;
     refused(run, "this CPU has no local APIC")

@@ -36,11 +36,17 @@ struct Job {
     machine: Kind,
 }
 
-/// The jobs on these emulators. On Bochs, which is slow, only the scenarios named in `on_bochs` run, and first.
-fn jobs(scenarios: &[Scenario], on_bochs: &[&str], machines: &[Kind]) -> Vec<Job> {
+/// The jobs on these emulators. On Bochs, which is slow, only the scenarios named in `on_bochs` and `only_on_bochs` run,
+/// and first.
+fn jobs(scenarios: &[Scenario], on_bochs: &[&str], only_on_bochs: &[&str], machines: &[Kind]) -> Vec<Job> {
     let wanted = |machine: Kind| {
         scenarios.iter().filter(move |(name, _)| {
-            machines.contains(&machine) && (machine == Kind::Qemu || on_bochs.contains(name))
+            let only_there = only_on_bochs.contains(name);
+            machines.contains(&machine)
+                && match machine {
+                    Kind::Qemu => !only_there,
+                    Kind::Bochs => only_there || on_bochs.contains(name),
+                }
         })
     };
     let bochs = wanted(Kind::Bochs).map(|&(name, scenario)| Job {
@@ -92,10 +98,10 @@ impl Options {
 }
 
 /// Runs those of `scenarios` that the command line asks for, the first ones first, on the emulators that the environment
-/// names ([`MACHINES_VARIABLE`]); on Bochs only those named in `on_bochs`. Scenarios that take long should come first, so
-/// that none of them is left over for the end.
+/// names ([`MACHINES_VARIABLE`]); on Bochs only those named in `on_bochs`, and in `only_on_bochs`, which run nowhere else.
+/// Scenarios that take long should come first, so that none of them is left over for the end.
 #[must_use]
-pub fn main(scenarios: &[Scenario], on_bochs: &[&str]) -> ExitCode {
+pub fn main(scenarios: &[Scenario], on_bochs: &[&str], only_on_bochs: &[&str]) -> ExitCode {
     let machines = parse_list(&std::env::var(MACHINES_VARIABLE).unwrap_or_default());
     let arguments = machines
         .map_err(|error| error.to_string())
@@ -107,7 +113,7 @@ pub fn main(scenarios: &[Scenario], on_bochs: &[&str]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut wanted = jobs(scenarios, on_bochs, &machines);
+    let mut wanted = jobs(scenarios, on_bochs, only_on_bochs, &machines);
     wanted.retain(|job| options.wants(&job.name));
     if options.list {
         wanted.iter().for_each(|job| println!("{}", job.name));
@@ -204,13 +210,13 @@ mod tests {
 
     #[test]
     fn each_emulator_gets_its_scenarios() {
-        let scenarios: [Scenario; 2] = [("a", |_, _| Ok(())), ("b", |_, _| Ok(()))];
+        let scenarios: [Scenario; 3] = [("a", |_, _| Ok(())), ("b", |_, _| Ok(())), ("c", |_, _| Ok(()))];
         let names = |machines: &[Kind]| -> Vec<String> {
-            jobs(&scenarios, &["b"], machines).into_iter().map(|job| job.name).collect()
+            jobs(&scenarios, &["b"], &["c"], machines).into_iter().map(|job| job.name).collect()
         };
         assert_eq!(names(&[Kind::Qemu]), ["a", "b"]);
-        assert_eq!(names(&[Kind::Bochs]), ["b-on-bochs"]);
-        assert_eq!(names(&Kind::ALL), ["b-on-bochs", "a", "b"]);
+        assert_eq!(names(&[Kind::Bochs]), ["b-on-bochs", "c-on-bochs"]);
+        assert_eq!(names(&Kind::ALL), ["b-on-bochs", "c-on-bochs", "a", "b"]);
     }
 
     #[test]

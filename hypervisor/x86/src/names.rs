@@ -6,8 +6,12 @@ fn told(c: char) -> char {
     if c == '_' { '-' } else { c.to_ascii_lowercase() }
 }
 
-/// Writes a list of names.
+/// Writes a list of names, or `none`.
 pub(crate) fn write<'a>(f: &mut fmt::Formatter<'_>, names: impl Iterator<Item = &'a str>) -> fmt::Result {
+    let mut names = names.peekable();
+    if names.peek().is_none() {
+        return f.write_str("none");
+    }
     for (index, name) in names.enumerate() {
         f.write_str(if index == 0 { "" } else { ", " })?;
         for c in name.chars() {
