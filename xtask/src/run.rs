@@ -135,7 +135,8 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     }
     let blob = config.blob(&images)?;
     let cmdline = kind.boot_words(&args.config.hv_cmdline);
-    let iso = images.iso(&blob, &cmdline, iso_path(workspace, args)?)?;
+    let run = format!("{:?} {:?} {}", args.config, args.machine.machine, args.headless);
+    let iso = images.iso(&blob, &cmdline, iso_path(workspace, &run)?)?;
 
     let memory = match args.machine.machine_memory {
         Some(size) => size.mib(),
@@ -161,14 +162,13 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Where a run's ISO is kept: runs of different things at once do not disturb each other, and the same thing again finds
-/// its ISO made.
-fn iso_path(workspace: &Workspace, args: &RunArgs) -> Result<PathBuf> {
+/// Where the ISO of `what` is kept: making different things at once does not disturb either, and the same thing again
+/// finds its ISO made.
+fn iso_path(workspace: &Workspace, what: &str) -> Result<PathBuf> {
     let directory = workspace.dir("isos")?;
     // An ISO and its stamp each.
     prune(&directory, 2 * KEPT);
-    let slot =
-        stamp::key([format!("{:?} {:?} {}", args.config, args.machine.machine, args.headless).as_bytes()]);
+    let slot = stamp::key([what.as_bytes()]);
     Ok(directory.join(format!("{}.iso", slot.get(..12).unwrap_or(&slot))))
 }
 
@@ -195,11 +195,13 @@ pub fn image(workspace: &Workspace, args: &ImageArgs) -> Result<()> {
     tools::ensure(tools::IMAGE)?;
     let blob = config.blob(&images)?;
     let output = args.output.clone().unwrap_or_else(|| workspace.target("caisson.iso"));
-    let iso = images.iso(&blob, args.config.hv_cmdline.trim(), output)?;
-    let size = fs::metadata(&iso).cannot(|| format!("read {}", iso.display()))?.len();
+    let kept = iso_path(workspace, &format!("image {:?}", args.config))?;
+    let iso = images.iso(&blob, args.config.hv_cmdline.trim(), kept)?;
+    // A copy: whatever becomes of it, what is kept is what was made.
+    let size = fs::copy(&iso, &output).cannot(|| format!("write {}", output.display()))?;
     println!(
         "{} ({} MiB): boots by BIOS and UEFI from CD, USB stick or disk",
-        iso.display(),
+        output.display(),
         size.div_ceil(MIB)
     );
     Ok(())
