@@ -124,7 +124,8 @@ pub fn attach(machine: &mut Running, input: Input, limit: Option<Duration>, log:
     drop(session);
     drop(raw);
     if unfinished_line {
-        println!();
+        // Whoever read it may be gone.
+        let _ = writeln!(io::stdout());
     }
     match ended {
         Ok(Some(outcome)) => {

@@ -16,9 +16,13 @@ use xtask::{
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         console::restore_terminal();
+        let message = info.payload_as_str().unwrap_or("no message");
+        if message.starts_with("failed printing to stdout") {
+            // `print!` panics when whoever read its output is gone (`| head`), which is no bug and needs no words.
+            exit(1);
+        }
         let place =
             info.location().map(|place| format!(" at {}:{}", place.file(), place.line())).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or("no message");
         eprintln!("error: a bug in xtask{place}: {message}");
         exit(101);
     }));

@@ -153,7 +153,8 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let log = File::create(&log_path).cannot(|| format!("write {}", log_path.display()))?;
     let input = if args.headless { Input::None } else { Input::Keyboard };
     let limit = args.timeout.or(args.headless.then_some(kind.limit(HEADLESS_LIMIT)));
-    let outcome = console::attach(&mut machine, input, limit, log)?;
+    let outcome = console::attach(&mut machine, input, limit, log)
+        .inspect_err(|_| eprintln!("  logs: {}", directory.display()))?;
     let messages = machine.messages();
     if !outcome.is_success() && !messages.is_empty() {
         eprintln!("{messages}");
