@@ -79,10 +79,13 @@ impl Controls {
             | ExitControls::LOAD_PAT
             | ExitControls::SAVE_EFER
             | ExitControls::LOAD_EFER;
-        let never = ExitControls::ACKNOWLEDGE_INTERRUPT | ExitControls::SAVE_PREEMPTION_TIMER;
+        // Saved at each exit, the timer also ends the run of a guest that exits all the time.
+        let saved = when(VmxFeatures::PREEMPTION_TIMER, ExitControls::SAVE_PREEMPTION_TIMER.bits());
+        let never = ExitControls::ACKNOWLEDGE_INTERRUPT.bits()
+            | (ExitControls::SAVE_PREEMPTION_TIMER.bits() & !saved);
         let exit = caps
             .exit
-            .choose(exit.bits(), 0, never.bits())
+            .choose(exit.bits(), saved, never)
             .map_err(named("VM-exit controls for EFER and PAT"))?;
 
         let entry = EntryControls::LOAD_DEBUG | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
@@ -127,6 +130,8 @@ mod tests {
         assert_eq!(without.secondary & SecondaryControls::VPID.bits(), 0);
         assert_eq!(without.pin & PinControls::PREEMPTION_TIMER.bits(), 0);
         assert_eq!((with.pin, without.pin), (0x16 | 0x69, 0x16 | 0x29));
+        let saved = ExitControls::SAVE_PREEMPTION_TIMER.bits();
+        assert_eq!((with.exit & saved, without.exit & saved), (saved, 0));
     }
 
     #[test]

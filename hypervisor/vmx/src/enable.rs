@@ -21,7 +21,7 @@ use crate::vpid;
 /// IA32_FEATURE_CONTROL (SDM vol. 3, section 24.7): locked until reset; VMX outside SMX.
 const FEATURE_LOCK: u64 = 1 << 0;
 const FEATURE_VMX: u64 = 1 << 2;
-/// How often a second the preemption timer gives the host a chance while a guest runs without exits.
+/// How often a second of its time a guest is stopped by the preemption timer, to give the host a chance.
 const TICKS_PER_SECOND: u64 = 500;
 
 /// The host's state that every exit loads; it does not change after start.
@@ -56,7 +56,7 @@ pub(crate) struct Shared {
     pub(crate) prediction_barrier: bool,
     /// RDX after reset: the CPU's signature (leaf 1 EAX).
     pub(crate) signature: u32,
-    /// What the preemption timer counts down from at each entry.
+    /// What the preemption timer counts down from.
     pub(crate) preemption_ticks: u32,
     pub(crate) physical_bits: u8,
 }

@@ -233,6 +233,9 @@ impl VmxVcpu {
             }
             ExitReason::EPT_VIOLATION => self.block_nmis_again(),
             ExitReason::NMI_WINDOW => self.want_nmi_window(false),
+            ExitReason::PREEMPTION_TIMER => {
+                self.vmcs.write(field::PREEMPTION_TIMER, self.shared.preemption_ticks);
+            }
             _ => {}
         }
         false

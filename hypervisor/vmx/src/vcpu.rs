@@ -141,7 +141,7 @@ impl VmxVcpu {
             vmcs.write(field::VIRTUAL_APIC, page.hpa().as_u64());
         }
         if features.contains(VmxFeatures::PREEMPTION_TIMER) {
-            // What is left is not saved: each entry starts anew.
+            // What is left is saved at each exit where the CPU can do that; otherwise each entry starts anew.
             vmcs.write(field::PREEMPTION_TIMER, shared.preemption_ticks);
         }
         if features.contains(VmxFeatures::PAUSE_LOOP) {
