@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         ("front-door-good-configs", front_door::good_configs),
         ("refusal-uefi-screen", refusals::uefi_screen),
         ("probes", probes::all),
+        ("probe-breakpoints", probes::breakpoints),
         ("without-all", capabilities::vt_x),
         ("without-vpid", capabilities::vt_x),
         ("without-preemption-timer", capabilities::vt_x),

@@ -25,6 +25,20 @@ pub(crate) fn all(lab: &Lab, name: &str) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
+/// A probe that sets breakpoints, by itself.
+pub(crate) fn breakpoints(lab: &Lab, name: &str) -> Verdict {
+    let config = r#"
+        [[domain]]
+        name = "exceptions"
+        memory = "4M"
+        kernel = "@probe/exceptions"
+        on_reboot = "destroy"
+    "#;
+    let mut run = lab.boot(name, config)?.start()?;
+    run.expect(From::Raw, BOOT, r"^probe exceptions: ok$")?;
+    run.end(STEP, Outcome::Clean)
+}
+
 /// A Linux guest that works, and hostile ones beside it with these words on their command lines.
 fn beside_linux(words: &[&str]) -> String {
     let mut config = String::from(

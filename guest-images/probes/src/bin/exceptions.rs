@@ -10,7 +10,7 @@
 
 use caisson_probes::trap::vector::{AC, BP, BR, DB, DE, DF, GP, MF, NM, NP, OF, PF, SS, TS, UD, XM};
 use caisson_probes::{
-    Regs, Shared, Trap, apic, check, check_eq, check_in, cpu, gdt, paging, probe, run, say, trap,
+    Regs, Shared, Trap, apic, check, check_eq, check_in, cpu, gdt, number, paging, probe, run, say, trap,
 };
 
 probe!("exceptions", run_probe);
@@ -92,6 +92,16 @@ fn traps() {
     expect("single step", &[0x90], Regs { rflags: 0x102, ..zero }, DB, 0, 0);
     check_eq!(cpu::dr6() & 0xf00f, 1 << 14, "DR6 after a step");
 
+    // Two guests with breakpoints at the same time are too much for QEMU's emulated SVM, which keeps one list for all.
+    if number("armed", 1) != 0 {
+        breakpoints(zero);
+    } else {
+        say!("skipped: breakpoints, by armed=0");
+    }
+}
+
+/// Breakpoints on data and on instructions, and general detection.
+fn breakpoints(zero: Regs) {
     let cell = run::code_base() as u64 + 0x800;
     cpu::set_dr6(0);
     cpu::set_dr0(cell);

@@ -113,9 +113,13 @@ fn pit_counts() {
 /// Counter 2, its gate and its output, in port 61H.
 fn channel_2() {
     cpu::outb(SYSTEM_B, cpu::inb(SYSTEM_B) & !3 | 1);
-    pit_mode(2, 0, 11_932);
     let start = cpu::tsc();
-    check_eq!(cpu::inb(SYSTEM_B) & 0x21, 1, "output of counter 2 at the start");
+    pit_mode(2, 0, 11_932);
+    let output = cpu::inb(SYSTEM_B) & 0x21;
+    // Where others had their turns meanwhile, the 10 ms may be over.
+    if cpu::tsc() - start < time::tsc_hz() / 200 {
+        check_eq!(output, 1, "output of counter 2 at the start");
+    }
     while cpu::inb(SYSTEM_B) & 0x20 == 0 {
         check!(cpu::tsc() - start < time::tsc_hz(), "counter 2 ends within a second");
     }
@@ -213,6 +217,8 @@ fn io_apic() {
     apic::io_route(2, 0x55, u32::from(PIN_BASE + 2));
     time::wait(2, || false);
     check_eq!(in_50_ms(|| pin(2)), 0, "pin 2 for another CPU");
+    // The destination is written before the mask: a tick in between would still come.
+    apic::io_route(2, 0x55, MASKED | u32::from(PIN_BASE + 2));
     apic::io_route(2, 0, MASKED | u32::from(PIN_BASE + 2));
     check_eq!(in_50_ms(|| pin(2)), 0, "pin 2 while masked");
 

@@ -84,7 +84,9 @@ fn run_probe() {
             let now = get();
             check_eq!(now, registers, "registers in round {}", round);
         }
-        breakpoint();
+        if armed() {
+            breakpoint();
+        }
     }
     say!("seed {}: {} rounds", seed, 2 * ROUNDS);
 }
@@ -184,7 +186,8 @@ fn registers(random: &mut Random) -> Registers {
     Registers {
         // Breakpoints 0, 2 and 3 stay off; breakpoint 1 is for execution, at the snippet's first byte.
         debug: [canonical(random), run::code_base() as u64 + 0x900, canonical(random), canonical(random)],
-        dr7: 0x404,
+        // Two guests with breakpoints at the same time are too much for QEMU's emulated SVM, which keeps one list for all.
+        dr7: if armed() { 0x404 } else { 0x400 },
         cr2: canonical(random),
         // Low enough for the timer's vector.
         cr8: random.below(4),
@@ -239,6 +242,11 @@ fn sleep(microseconds: u64) {
         cpu::sti_hlt();
         cpu::cli();
     }
+}
+
+/// Whether this copy sets a breakpoint.
+fn armed() -> bool {
+    number("armed", 1) != 0
 }
 
 /// After all that, the breakpoint still hits.
