@@ -136,11 +136,11 @@ fn masked() {
 
 /// Periods follow each other without drift; those that pass while the vCPU does not run become one.
 fn periodic() {
-    let count = trap::count(VECTOR);
     apic::write(LVT_TIMER, PERIODIC | TIMER);
     // Where others had their turns between the two, the start is not known well enough: again.
-    let mut start = 0;
+    let (mut count, mut start) = (0, 0);
     for _ in 0..20 {
+        count = trap::count(VECTOR);
         start = cpu::tsc();
         apic::write(INITIAL_COUNT, ticks(1000));
         if cpu::tsc() - start < time::tsc_hz() / 10_000 {
