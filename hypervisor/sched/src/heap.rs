@@ -1,0 +1,174 @@
+//! A binary heap of small indices with a place for each, so that any member can be moved or taken out in O(log n).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// The place of an index that is not in the heap.
+const ABSENT: u32 = u32::MAX;
+
+/// A min-heap over the indices `0..capacity`, each at most once, ordered by a key.
+///
+/// Invariants: `place[nodes[p].1] == p` for every `p`, all other places are [`ABSENT`]; no node's key is less than its
+/// parent's. It never allocates after [`IndexHeap::new`].
+pub(crate) struct IndexHeap<K> {
+    nodes: Vec<(K, u32)>,
+    place: Vec<u32>,
+    /// How many keys were compared.
+    #[cfg(test)]
+    pub(crate) comparisons: core::cell::Cell<u64>,
+}
+
+impl<K: Ord + Copy> IndexHeap<K> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            nodes: Vec::with_capacity(capacity),
+            place: vec![ABSENT; capacity],
+            #[cfg(test)]
+            comparisons: core::cell::Cell::new(0),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn contains(&self, index: usize) -> bool {
+        self.place.get(index).is_some_and(|&p| p != ABSENT)
+    }
+
+    /// The least key and whose it is.
+    pub(crate) fn first(&self) -> Option<(K, usize)> {
+        self.nodes.first().map(|&(key, index)| (key, index as usize))
+    }
+
+    /// The least key apart from that of [`IndexHeap::first`].
+    pub(crate) fn second(&self) -> Option<K> {
+        match (self.nodes.get(1), self.nodes.get(2)) {
+            (Some(a), Some(b)) => Some(if self.less(&b.0, &a.0) { b.0 } else { a.0 }),
+            (a, _) => a.map(|a| a.0),
+        }
+    }
+
+    /// Puts `index` in with `key`, or gives it that key where it is in. An index beyond the capacity is ignored.
+    pub(crate) fn set(&mut self, index: usize, key: K) {
+        match self.place.get(index) {
+            None => {}
+            Some(&ABSENT) => {
+                let at = self.nodes.len();
+                self.nodes.push((key, index as u32));
+                self.place[index] = at as u32;
+                self.rise(at);
+            }
+            Some(&at) => {
+                let at = at as usize;
+                let rises = self.less(&key, &self.nodes[at].0);
+                self.nodes[at].0 = key;
+                if rises {
+                    self.rise(at);
+                } else {
+                    self.sink(at);
+                }
+            }
+        }
+    }
+
+    /// Takes `index` out; `false` where it was not in.
+    pub(crate) fn remove(&mut self, index: usize) -> bool {
+        if !self.contains(index) {
+            return false;
+        }
+        let at = self.place[index] as usize;
+        self.place[index] = ABSENT;
+        let (old, _) = self.nodes.swap_remove(at);
+        if let Some(&(key, moved)) = self.nodes.get(at) {
+            self.place[moved as usize] = at as u32;
+            if self.less(&key, &old) {
+                self.rise(at);
+            } else {
+                self.sink(at);
+            }
+        }
+        true
+    }
+
+    fn less(&self, a: &K, b: &K) -> bool {
+        #[cfg(test)]
+        self.comparisons.set(self.comparisons.get() + 1);
+        a < b
+    }
+
+    fn rise(&mut self, mut at: usize) {
+        while at > 0 {
+            let parent = (at - 1) / 2;
+            if !self.less(&self.nodes[at].0, &self.nodes[parent].0) {
+                break;
+            }
+            self.swap(at, parent);
+            at = parent;
+        }
+    }
+
+    fn sink(&mut self, mut at: usize) {
+        loop {
+            let left = 2 * at + 1;
+            if left >= self.nodes.len() {
+                return;
+            }
+            let right = left + 1;
+            let least = if right < self.nodes.len() && self.less(&self.nodes[right].0, &self.nodes[left].0) {
+                right
+            } else {
+                left
+            };
+            if !self.less(&self.nodes[least].0, &self.nodes[at].0) {
+                return;
+            }
+            self.swap(at, least);
+            at = least;
+        }
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        self.nodes.swap(a, b);
+        self.place[self.nodes[a].1 as usize] = a as u32;
+        self.place[self.nodes[b].1 as usize] = b as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::IndexHeap;
+
+    proptest! {
+        /// Against a map that is searched.
+        #[test]
+        fn behaves_like_a_sorted_map(steps in proptest::collection::vec((0usize..20, 0u8..3, 0u32..50), 1..300)) {
+            let mut heap = IndexHeap::new(18);
+            let mut model = BTreeMap::new();
+            for (index, what, key) in steps {
+                if what == 0 {
+                    prop_assert_eq!(heap.remove(index), model.remove(&index).is_some());
+                } else {
+                    heap.set(index, key);
+                    if index < 18 {
+                        model.insert(index, key);
+                    }
+                }
+                let mut keys: Vec<u32> = model.values().copied().collect();
+                keys.sort_unstable();
+                prop_assert_eq!(heap.len(), keys.len());
+                prop_assert_eq!(heap.first().map(|f| f.0), keys.first().copied());
+                prop_assert_eq!(heap.second(), keys.get(1).copied());
+                if let Some((key, index)) = heap.first() {
+                    prop_assert_eq!(model.get(&index), Some(&key));
+                }
+                prop_assert_eq!(heap.contains(index), model.contains_key(&index));
+            }
+        }
+    }
+}
