@@ -34,7 +34,7 @@ pub const STRING_BOUND: u32 = 64;
 pub enum Done {
     /// The instruction is finished; RIP is behind it.
     Completed,
-    /// A string instruction has elements left; RIP is still on it. Running the guest again goes on with it.
+    /// A string instruction has elements left, perhaps all; RIP is still on it. Running the guest again goes on with it.
     Partial,
     /// Nothing was done and nothing has changed: the operand is RAM. The guest is to run the instruction itself.
     Retry,
@@ -75,6 +75,8 @@ impl fmt::Display for StepError {
 pub(crate) enum Stop {
     Exception(Exception),
     Unsupported,
+    /// A port does not take this element of a string instruction now.
+    Busy,
 }
 
 impl From<Exception> for Stop {
@@ -108,7 +110,7 @@ pub fn step(
         .map_err(|error| StepError::of(error, &window))?;
     let done = context.execute(&instruction).map_err(|stop| match stop {
         Stop::Exception(exception) => StepError::Exception(exception),
-        Stop::Unsupported => StepError::Unhandleable(window.bytes.truncated(instruction.len())),
+        Stop::Unsupported | Stop::Busy => StepError::Unhandleable(window.bytes.truncated(instruction.len())),
     })?;
     if done == Done::Completed {
         let next = next_rip(mode, context.state.rip(), instruction.len() as u64);

@@ -71,8 +71,9 @@ impl IoBus for Counter {
         assert!(matches!(size, 1 | 2 | 4));
         self.value as u32
     }
-    fn port_write(&mut self, _port: u16, size: u8, value: u32) {
+    fn port_write(&mut self, _port: u16, size: u8, value: u32) -> bool {
         assert!(matches!(size, 1 | 2 | 4) && (size == 4 || value >> (size * 8) == 0));
+        self.value & 0xf != 1
     }
 }
 

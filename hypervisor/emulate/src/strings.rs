@@ -20,8 +20,10 @@ use crate::walk::{AccessKind, PagingFeatures};
 pub trait IoBus: MmioBus {
     /// Reads `size` bytes (1, 2 or 4) from `port`. Where nothing is, all ones.
     fn port_read(&mut self, port: u16, size: u8) -> u32;
-    /// Writes the low `size` bytes of `value` to `port`. Where nothing is, nothing happens.
-    fn port_write(&mut self, port: u16, size: u8, value: u32);
+    /// Writes the low `size` bytes of `value` to `port`. Where nothing is, nothing happens. `false` where that cannot be
+    /// done now: the instruction stops before this element, to be run again.
+    #[must_use]
+    fn port_write(&mut self, port: u16, size: u8, value: u32) -> bool;
 }
 
 /// What an element does.
@@ -132,15 +134,23 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
         mut element: impl FnMut(&mut Self) -> Result<(), Stop>,
     ) -> Result<Done, Stop> {
         if repeat == Repeat::Once {
-            element(self)?;
-            return Ok(Done::Completed);
+            return match element(self) {
+                Ok(()) => Ok(Done::Completed),
+                Err(Stop::Busy) => Ok(Done::Partial),
+                Err(stop) => Err(stop),
+            };
         }
-        for _ in 0..STRING_BOUND {
+        for done in 0..STRING_BOUND {
             let left = self.state.gpr(Gpr::Rcx) & mask;
             if left == 0 {
                 return Ok(Done::Completed);
             }
-            element(self)?;
+            match element(self) {
+                // Nothing has happened yet: the instruction is as new.
+                Err(Stop::Busy) if done == 0 => return Ok(Done::Partial),
+                Err(Stop::Busy) => break,
+                result => result?,
+            }
             self.set_index(Gpr::Rcx, left - 1, mask);
             if let Repeat::WhileZero(wanted) = repeat
                 && (self.state.rflags() & Rflags::ZF.bits() != 0) != wanted
@@ -235,8 +245,8 @@ impl<S: VcpuState, M: GuestMemory, B: MmioBus> Context<'_, S, M, B> {
 
 /// Executes INS or OUTS, which exited as `io`, at most [`STRING_BOUND`] elements of it.
 ///
-/// A place in memory is found and checked before the port is touched. [`Done::Retry`] where the instruction has
-/// changed since the exit.
+/// A place in memory is found and checked before the port is touched. [`Done::Partial`] at the bound, and before an
+/// element that the port does not take now; [`Done::Retry`] where the instruction has changed since the exit.
 ///
 /// # Errors
 /// [`StepError::Exception`] of the memory operand; the elements before it are done, RIP is on the instruction.
@@ -279,7 +289,7 @@ pub fn string_io(
     let done = context.repeat(repeat, mask, |context| context.port_element(io, elements)).map_err(
         |stop| match stop {
             Stop::Exception(exception) => StepError::Exception(exception),
-            Stop::Unsupported => StepError::Unhandleable(crate::InstructionBytes::EMPTY),
+            Stop::Unsupported | Stop::Busy => StepError::Unhandleable(crate::InstructionBytes::EMPTY),
         },
     )?;
     if done == Done::Completed {
@@ -315,7 +325,9 @@ impl<S: VcpuState, M: GuestMemory, B: IoBus> Context<'_, S, M, B> {
             Direction::Out => {
                 let from = self.place(self.source(elements), size, AccessKind::Read)?;
                 let value = self.load(from);
-                self.bus.port_write(io.port, size, value as u32);
+                if !self.bus.port_write(io.port, size, value as u32) {
+                    return Err(Stop::Busy);
+                }
                 self.step_index(Gpr::Rsi, elements);
             }
         }

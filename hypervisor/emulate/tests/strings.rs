@@ -186,6 +186,26 @@ fn ins_and_outs() {
 }
 
 #[test]
+fn outs_stops_at_the_element_that_is_not_taken() {
+    // rep outsw
+    with_ram(None, 0x4_0000, &[0xf3, 0x66, 0x6f], |memory| {
+        let mut vcpu = vcpu64(BUFFER, 0, 5);
+        let mut bus = Bus::new();
+        let exit = io(Direction::Out, 2, true);
+        let mut done = 0;
+        for room in [0, 2, 0, 1] {
+            bus.room = room;
+            assert_eq!(string_io(&mut vcpu, memory, &mut bus, &exit, &FEATURES), Ok(Done::Partial));
+            done += room as u64;
+            assert_eq!((indices(&vcpu), vcpu.rip), ((BUFFER + done * 2, 0, 5 - done), CODE));
+        }
+        bus.room = usize::MAX;
+        assert_eq!(string_io(&mut vcpu, memory, &mut bus, &exit, &FEATURES), Ok(Done::Completed));
+        assert_eq!((indices(&vcpu), vcpu.rip, bus.seen.len()), ((BUFFER + 10, 0, 0), CODE + 3, 5));
+    });
+}
+
+#[test]
 fn ins_finds_its_place_before_it_asks_the_port() {
     with_ram(Some(1), 0x20_0000, &[0xf3, 0x66, 0x6d], |memory| {
         let mut vcpu = vcpu64(0, 0x1f_fffd, 10);

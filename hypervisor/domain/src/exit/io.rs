@@ -73,14 +73,14 @@ impl<V: Vcpu> VirtualCpu<V> {
         match done {
             Ok(Done::Completed) => {
                 self.trap_if_stepping();
-                outcome.unwrap_or(Outcome::Resume)
+                Outcome::Resume
             }
             Ok(Done::Partial) => outcome.unwrap_or(Outcome::Resume),
             Ok(Done::Retry) => {
                 self.hw.flush_tlb();
                 Outcome::Resume
             }
-            Err(StepError::Exception(exception)) => outcome.unwrap_or_else(|| self.raise(exception)),
+            Err(StepError::Exception(exception)) => self.raise(exception),
             Err(StepError::Unhandleable(_)) => self.raise(caisson_x86::Exception::UNDEFINED),
         }
     }
@@ -103,6 +103,7 @@ struct Ports<'a, M, H> {
     domain: &'a Domain<M>,
     host: &'a mut H,
     now: Instant,
+    /// Why an element was not taken.
     outcome: Option<Outcome>,
 }
 
@@ -116,16 +117,15 @@ impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
         value
     }
 
-    fn port_write(&mut self, port: u16, size: u8, value: u32) {
+    fn port_write(&mut self, port: u16, size: u8, value: u32) -> bool {
         let mut chipset = self.domain.chipset();
         let effect = chipset.port_write(port, size, value, self.now);
         let wake = self.domain.settle(&mut chipset);
         drop(chipset);
         self.host.wake(wake);
-        // A full console loses bytes of a string instruction: the element is done when the port has been written.
-        if let Some(outcome @ Outcome::Ended(_)) = apply(effect, self.host) {
-            self.outcome = Some(outcome);
-        }
+        // As with OUT: a full console has the rest of the string wait, and an end comes before the element's.
+        self.outcome = apply(effect, self.host);
+        self.outcome.is_none()
     }
 }
 

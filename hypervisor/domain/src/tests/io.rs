@@ -133,6 +133,39 @@ fn strings_out() {
 }
 
 #[test]
+fn a_full_console_holds_a_string_back() {
+    for told in [true, false] {
+        with(1, |m| {
+            m.code(0, &[0xf3, 0x6e]);
+            m.domain.memory.write(Gpa::new(0x8000), b"hello").unwrap();
+            m.hw().set_gpr(Gpr::Rsi, 0x8000);
+            m.hw().set_gpr(Gpr::Rcx, 5);
+            m.hw().set_gpr(Gpr::Rdx, 0x3f8);
+            m.host.room = 0;
+            for room in [0, 0, 1, 4, 4] {
+                m.host.room = room;
+                let outcome = m.answer(0, string(0x3f8, 1, Direction::Out, true, told));
+                assert_eq!(outcome, Outcome::Yield, "{room}");
+                let registers = [Gpr::Rsi, Gpr::Rcx].map(|register| m.hw().gpr(register));
+                let room = room as u64;
+                assert_eq!((registers, m.hw().rip()), ([0x8000 + room, 5 - room], CODE));
+            }
+            m.host.room = usize::MAX;
+            m.answer(0, string(0x3f8, 1, Direction::Out, true, told)).resumes();
+            assert_eq!(m.host.console, b"hello");
+            assert_eq!(m.hw().rip(), CODE + 2);
+            // Without a repetition, the one element waits.
+            m.code(0, &[0x6e]);
+            m.hw().set_rip(CODE);
+            m.host.room = 5;
+            let exit = string(0x3f8, 1, Direction::Out, false, told);
+            assert_eq!(m.answer(0, exit), Outcome::Yield);
+            assert_eq!((m.hw().rip(), m.hw().gpr(Gpr::Rsi)), (CODE, 0x8005));
+        });
+    }
+}
+
+#[test]
 fn strings_in_go_down_with_the_direction_flag() {
     with(1, |m| {
         m.hw().set_rflags((Rflags::FIXED | Rflags::DF).bits());
@@ -183,6 +216,7 @@ fn a_string_can_end_the_machine() {
         m.hw().set_gpr(Gpr::Rcx, 2);
         let outcome = m.answer(0, string(0xcf9, 1, Direction::Out, true, true));
         assert_eq!(outcome, Outcome::Ended(Ended::Reset));
+        assert_eq!(m.hw().rip(), CODE);
     });
 }
 

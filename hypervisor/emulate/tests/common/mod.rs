@@ -25,11 +25,13 @@ pub(crate) struct Bus {
     pub(crate) registers: [u8; 4096],
     pub(crate) seen: Vec<Seen>,
     pub(crate) port: u32,
+    /// How many elements ports take.
+    pub(crate) room: usize,
 }
 
 impl Bus {
     pub(crate) fn new() -> Self {
-        Self { registers: [0; 4096], seen: Vec::new(), port: 0 }
+        Self { registers: [0; 4096], seen: Vec::new(), port: 0, room: usize::MAX }
     }
 
     pub(crate) fn put(&mut self, offset: u64, size: u8, value: u64) {
@@ -64,8 +66,13 @@ impl IoBus for Bus {
         self.port = self.port.wrapping_add(1);
         self.port
     }
-    fn port_write(&mut self, port: u16, size: u8, value: u32) {
-        self.seen.push(Seen::Out(port, size, value));
+    fn port_write(&mut self, port: u16, size: u8, value: u32) -> bool {
+        let taken = self.room > 0;
+        if taken {
+            self.room -= 1;
+            self.seen.push(Seen::Out(port, size, value));
+        }
+        taken
     }
 }
 
