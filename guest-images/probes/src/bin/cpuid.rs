@@ -129,6 +129,11 @@ fn extended_state() {
     };
     let mut largest = 576;
     for component in (2..63).filter(|component| supported >> component & 1 != 0) {
+        // Bochs's Ice Lake and Tiger Lake announce PKRU (component 9) and leave its subleaf empty.
+        if cpu::cpuid(0xd, component) == [0; 4] {
+            say!("component {}: this CPU does not say where it lies", component);
+            continue;
+        }
         check!(end(component).0 >= 576, "component {} lies behind the header", component);
         largest = largest.max(end(component).1);
     }

@@ -43,7 +43,9 @@ static RAM: Shared<Page> = Shared::new(Page([0xff; 4096]));
 fn run_probe() {
     apic::write(LVT_TIMER, apic::MASKED);
     let mut forms = 0;
-    for instruction in SUPPORTED {
+    // Sandy Bridge and Ivy Bridge do not have it.
+    let movbe = cpu::cpuid(1, 0)[2] & 1 << 22 != 0;
+    for instruction in SUPPORTED.iter().filter(|known| movbe || known.mnemonic != "MOVBE") {
         for &size in instruction.sizes {
             forms += u64::from(same_on_nothing(instruction, size));
             if size == 4 {
