@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod class;
 mod event;
 mod exit;
 mod state;
@@ -18,6 +19,7 @@ pub mod svm;
 pub mod vmx;
 
 pub use backend::{Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup};
+pub use class::ExitClass;
 pub use event::Event;
 pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault};
 pub use state::VcpuState;
