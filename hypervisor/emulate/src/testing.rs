@@ -45,6 +45,8 @@ impl FakeVcpu {
         let segment = |attributes| Segment { selector: 8, attributes, limit, base: 0 };
         let mut segments = [segment(data); 8];
         segments[SegmentRegister::Cs as usize] = segment(code);
+        segments[SegmentRegister::Ldtr as usize] = segment(Attributes::LDT);
+        segments[SegmentRegister::Tr as usize] = segment(Attributes::TSS_BUSY);
         Self {
             gprs: Gprs::default(),
             rip: 0,

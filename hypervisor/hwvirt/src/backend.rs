@@ -101,6 +101,10 @@ pub enum InterruptWindow {
 
 /// A vCPU: its state, and what stands between it and the hardware.
 pub trait Vcpu: VcpuState {
+    /// The CPU keeps the page-directory pointers of PAE paging in registers, and so must a write to CR0 or CR4 that is
+    /// executed for the guest ([`Vcpu::set_page_directory_pointers`]). Otherwise it reads them when it needs them.
+    const KEEPS_POINTERS: bool;
+
     /// Runs the guest until it exits. Interrupts are off on the host before and after; a physical interrupt that
     /// ended the run is still pending.
     fn run(&mut self) -> Exit;
@@ -131,6 +135,9 @@ pub trait Vcpu: VcpuState {
 
     /// Sets the amount that is added to the host's TSC.
     fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Loads the page-directory pointers, which have been checked, where the CPU keeps them.
+    fn set_page_directory_pointers(&mut self, _pointers: [u64; 4]) {}
 
     /// Flushes the guest's TLB entries (guest-virtual and guest-physical) before the next entry.
     fn flush_tlb(&mut self);

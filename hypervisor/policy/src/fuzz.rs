@@ -89,7 +89,9 @@ pub fn drive(data: &[u8]) {
                 }
             }
             3 => {
-                let context = Cr0Context { old: cr0, cr4: vcpu.cr4, efer, long_code: source.u8() & 1 != 0 };
+                let kind = source.u8();
+                let (long_code, task_16) = (kind & 1 != 0, kind & 2 != 0);
+                let context = Cr0Context { old: cr0, cr4: vcpu.cr4, efer, long_code, task_16 };
                 cr0 = table.limits().check_cr0(source.u64(), &context).unwrap_or(cr0);
             }
             4 => {

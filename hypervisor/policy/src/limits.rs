@@ -50,7 +50,38 @@ pub struct Cr0Context {
     pub efer: u64,
     /// CS.L: the code segment is a 64-bit one.
     pub long_code: bool,
+    /// TR holds a 16-bit TSS.
+    pub task_16: bool,
 }
+
+/// What decides about PAE paging.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PagingControls {
+    /// CR0.
+    pub cr0: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.LME: paging is long mode's.
+    pub long: bool,
+}
+
+impl PagingControls {
+    const fn pae_paging(self) -> bool {
+        self.cr0 & Cr0::PG.bits() != 0 && self.cr4 & Cr4::PAE.bits() != 0 && !self.long
+    }
+
+    /// Whether a write to CR0 or CR4 that makes these controls `new` loads the page-directory pointers, on a CPU that
+    /// keeps them in registers (SDM vol. 3, section 4.4.1).
+    #[must_use]
+    pub const fn loads_pointers(self, new: Self) -> bool {
+        const CR0_LOADS: u64 = Cr0::PG.bits() | Cr0::CD.bits() | Cr0::NW.bits();
+        const CR4_LOADS: u64 = Cr4::PAE.bits() | Cr4::PGE.bits() | Cr4::PSE.bits() | Cr4::SMEP.bits();
+        new.pae_paging() && ((self.cr0 ^ new.cr0) & CR0_LOADS != 0 || (self.cr4 ^ new.cr4) & CR4_LOADS != 0)
+    }
+}
+
+/// Reserved bits of a page-directory pointer, below the physical-address width.
+const POINTER_RESERVED: u64 = 0x1e6;
 
 /// What CR0 has. The other bits below bit 32 are ignored, those above are reserved.
 const CR0_DEFINED: Cr0 = Cr0::all();
@@ -159,8 +190,8 @@ impl Limits {
     /// them. Setting EFER.LMA along with PG is the caller's.
     ///
     /// # Errors
-    /// Bits above 31; PG without PE, NW without CD; PG set with LME but without PAE, or with 64-bit code; PG cleared in
-    /// 64-bit code or with PCIDE.
+    /// Bits above 31; PG without PE, NW without CD; PG set with LME but without PAE, with 64-bit code, or with a 16-bit
+    /// TSS (SDM vol. 3, section 10.8.5); PG cleared in 64-bit code or with PCIDE.
     pub const fn check_cr0(&self, new: u64, context: &Cr0Context) -> Result<u64, GeneralProtection> {
         let (pg, pe) = (Cr0::PG.bits(), Cr0::PE.bits());
         if new >> 32 != 0
@@ -172,7 +203,8 @@ impl Limits {
         let paging_starts = new & pg != 0 && context.old & pg == 0;
         let paging_ends = new & pg == 0 && context.old & pg != 0;
         let long = context.efer & Efer::LME.bits() != 0;
-        if paging_starts && long && (context.cr4 & Cr4::PAE.bits() == 0 || context.long_code) {
+        let ready = context.cr4 & Cr4::PAE.bits() != 0 && !context.long_code && !context.task_16;
+        if paging_starts && long && !ready {
             return Err(GeneralProtection);
         }
         let code_64 = context.efer & Efer::LMA.bits() != 0 && context.long_code;
@@ -197,6 +229,18 @@ impl Limits {
         }
         let pcid_starts = changed & new & Cr4::PCIDE.bits() != 0;
         if pcid_starts && (!long || context.cr3 & 0xfff != 0) {
+            return Err(GeneralProtection);
+        }
+        Ok(())
+    }
+
+    /// Whether page-directory pointers may be loaded (SDM vol. 3, table 4-8).
+    ///
+    /// # Errors
+    /// Reserved bits in one that is present.
+    pub fn check_pointers(&self, pointers: &[u64; 4]) -> Result<(), GeneralProtection> {
+        let reserved = POINTER_RESERVED | self.reserved_physical();
+        if pointers.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
             return Err(GeneralProtection);
         }
         Ok(())
@@ -287,7 +331,7 @@ mod tests {
     #[test]
     fn cr0() {
         let l = limits();
-        let real = Cr0Context { old: 0x10, cr4: 0, efer: 0, long_code: false };
+        let real = Cr0Context { old: 0x10, cr4: 0, efer: 0, long_code: false, task_16: false };
         assert_eq!(l.check_cr0(PE_PG, &real), Ok(PE_PG | Cr0::ET.bits()));
         assert_eq!(l.check_cr0(0x1000_ffc0, &real), Ok(0x10), "undefined bits below 32 are ignored");
         let wrong = [1 << 32, Cr0::PG.bits(), Cr0::NW.bits()];
@@ -299,8 +343,10 @@ mod tests {
         let entering = Cr0Context { cr4: Cr4::PAE.bits(), ..entering };
         assert!(l.check_cr0(PE_PG, &entering).is_ok());
         assert!(l.check_cr0(PE_PG, &Cr0Context { long_code: true, ..entering }).is_err());
+        assert!(l.check_cr0(PE_PG, &Cr0Context { task_16: true, ..entering }).is_err());
+        assert!(l.check_cr0(PE_PG, &Cr0Context { task_16: true, efer: 0, ..entering }).is_ok());
         let efer = (Efer::LME | Efer::LMA).bits();
-        let long = Cr0Context { old: PE_PG, cr4: Cr4::PAE.bits(), efer, long_code: false };
+        let long = Cr0Context { old: PE_PG, cr4: Cr4::PAE.bits(), efer, ..real };
         assert!(l.check_cr0(1, &long).is_ok(), "leaving from compatibility mode");
         assert!(l.check_cr0(1, &Cr0Context { long_code: true, ..long }).is_err());
         assert!(l.check_cr0(1, &Cr0Context { cr4: (Cr4::PAE | Cr4::PCIDE).bits(), ..long }).is_err());
@@ -360,7 +406,7 @@ mod tests {
             if l.check_cr4(new, &Cr4Context { old: cr4, cr3, efer: old }).is_ok() {
                 prop_assert_eq!(new & !l.cr4, 0);
             }
-            if let Ok(value) = l.check_cr0(new, &Cr0Context { old: cr0, cr4, efer: old, long_code }) {
+            if let Ok(value) = l.check_cr0(new, &Cr0Context { old: cr0, cr4, efer: old, long_code, task_16: false }) {
                 prop_assert!(value >> 32 == 0 && value & Cr0::ET.bits() != 0);
             }
         }

@@ -122,6 +122,9 @@ impl SvmVcpu {
 }
 
 impl Vcpu for SvmVcpu {
+    // With nested paging they are read as other entries are (section 15.25.10).
+    const KEEPS_POINTERS: bool = false;
+
     #[inline]
     fn run(&mut self) -> Exit {
         loop {

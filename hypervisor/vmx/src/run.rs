@@ -7,8 +7,9 @@ use caisson_hwvirt::vmx::{EntryState, ExitFields, SegmentState, check_entry, dec
 use caisson_hwvirt::{Event, Exit, InterruptWindow, Refusal, Vcpu};
 use caisson_machine::cpu::write_msr;
 use caisson_machine::percpu;
+use caisson_x86::vmx::field::{self, Field};
 use caisson_x86::vmx::{
-    AccessRights, EntryControls, EventInfo, ExitReason, VmxFeatures, field, instruction_error,
+    AccessRights, EntryControls, EventInfo, ExitReason, ReadWrite, VmxFeatures, instruction_error,
 };
 use caisson_x86::{Efer, ExceptionKind, Gprs, msr};
 
@@ -20,6 +21,9 @@ use crate::vpid;
 /// PRED_CMD.IBPB.
 const PREDICTION_BARRIER: u64 = 1;
 const DEBUG: u8 = ExceptionKind::Debug as u8;
+/// The page-directory pointers, which the CPU loads from here at an entry with PAE paging.
+const POINTERS: [Field<u64, ReadWrite>; 4] =
+    [field::GUEST_PDPTE_0, field::GUEST_PDPTE_1, field::GUEST_PDPTE_2, field::GUEST_PDPTE_3];
 
 /// Enters the guest with its registers out of `gprs`, and comes back at its exit with them stored there. 0 after an exit;
 /// 1 where the instruction itself failed.
@@ -219,11 +223,10 @@ impl VmxVcpu {
         EventInfo(self.vmcs.read(field::EXIT_EVENT))
     }
 
-    /// What an exit needs before it is told to the core. `true`: nothing is left to tell.
+    /// What an exit needs before it is told to the core.
     #[inline]
-    fn absorb(&mut self) -> bool {
+    fn absorb(&mut self) {
         match self.reason.0 as u16 {
-            ExitReason::CONTROL_REGISTER => return self.leave_to_cpu(),
             ExitReason::EXCEPTION_OR_NMI => {
                 self.block_nmis_again();
                 let event = self.exit_event();
@@ -238,7 +241,6 @@ impl VmxVcpu {
             }
             _ => {}
         }
-        false
     }
 
     /// Everything that an entry checks, for [`check_entry`].
@@ -275,8 +277,7 @@ impl VmxVcpu {
             event: EventInfo(vmcs.read(field::ENTRY_EVENT)),
             virtual_nmis: true,
             link_pointer: vmcs.read(field::LINK_POINTER),
-            pdptes: [field::GUEST_PDPTE_0, field::GUEST_PDPTE_1, field::GUEST_PDPTE_2, field::GUEST_PDPTE_3]
-                .map(|entry| vmcs.read(entry)),
+            pdptes: POINTERS.map(|entry| vmcs.read(entry)),
             physical_bits: self.shared.physical_bits,
         }
     }
@@ -314,21 +315,19 @@ impl ExitFields for VmxVcpu {
 }
 
 impl Vcpu for VmxVcpu {
+    const KEEPS_POINTERS: bool = true;
+
     #[inline]
     fn run(&mut self) -> Exit {
-        loop {
-            self.enter();
-            if self.absorb() {
-                continue;
-            }
-            let exit = decode(self);
-            if exit == Exit::Nmi {
-                // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
-                // handler, whose gate is set up and which only sets a pending bit.
-                unsafe { asm!("int 2") };
-            }
-            return exit;
+        self.enter();
+        self.absorb();
+        let exit = decode(self);
+        if exit == Exit::Nmi {
+            // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
+            // handler, whose gate is set up and which only sets a pending bit.
+            unsafe { asm!("int 2") };
         }
+        exit
     }
 
     fn inject(&mut self, event: Event) {
@@ -377,6 +376,12 @@ impl Vcpu for VmxVcpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcs.write(field::TSC_OFFSET, offset);
+    }
+
+    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
+        for (entry, value) in POINTERS.into_iter().zip(pointers) {
+            self.vmcs.write(entry, value);
+        }
     }
 
     fn flush_tlb(&mut self) {

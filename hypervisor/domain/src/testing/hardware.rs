@@ -47,6 +47,8 @@ pub(crate) struct FakeHw {
     /// Resets, `true` for INIT.
     pub(crate) resets: Vec<bool>,
     pub(crate) debug_loaded: bool,
+    /// The page-directory pointers, once loaded.
+    pub(crate) pointers: Option<[u64; 4]>,
     /// What has been delivered, oldest first.
     pub(crate) delivered: Vec<Event>,
     /// RFLAGS of each handler's caller.
@@ -71,6 +73,7 @@ impl FakeHw {
             flushes: 0,
             resets: Vec::new(),
             debug_loaded: false,
+            pointers: None,
             delivered: Vec::new(),
             frames: Vec::new(),
         }
@@ -109,6 +112,12 @@ impl FakeHw {
 }
 
 impl Vcpu for FakeHw {
+    const KEEPS_POINTERS: bool = true;
+
+    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
+        self.pointers = Some(pointers);
+    }
+
     fn run(&mut self) -> Exit {
         if let Some(event) = self.injected.take() {
             if let Some(exit) = self.obstacle.take() {

@@ -2,6 +2,7 @@
 //! guests.
 
 mod control;
+mod control_model;
 mod delivery;
 mod exceptions;
 mod instructions;
