@@ -108,6 +108,9 @@ fn run_probe() {
             if mode.kind == 0 {
                 devices(mode);
             }
+            if mode.cr3 == PAE_POINTERS {
+                pointers(mode);
+            }
         }
         compatibility(baseline);
         say!("round {} through all modes", round);
@@ -317,6 +320,25 @@ fn devices(mode: &Mode) {
     everywhere(mode, "MOV [EBX], imm", write, [0, 0, 0, apic::PAGE as u32 + 0x80, 0, 0, 0, 2], &|_| {});
     check_eq!(apic::read(0x80), 0x20, "{}: TPR", mode.name);
     cpu::set_cr8(0);
+}
+
+/// A MOV to CR0 that changes the caches alone loads the page-directory pointers, on CPUs that keep them (SDM vol. 3, section
+/// 4.4.1): Intel's. A reserved bit in one is #GP, and nothing has changed.
+fn pointers(mode: &Mode) {
+    let intel = cpu::cpuid(0, 0)[1] == u32::from_le_bytes(*b"Genu");
+    // MOV [EBX], EDX; MOV EAX, CR0; MOV ECX, EAX; XOR ECX, CD; MOV CR0, ECX; MOV CR0, EAX.
+    let code = [
+        0x89, 0x13, 0x0f, 0x20, 0xc0, 0x89, 0xc1, 0x81, 0xf1, 0, 0, 0, 0x40, 0x0f, 0x22, 0xc1, 0x0f, 0x22,
+        0xc0,
+    ];
+    let slot = PAE_POINTERS + 8;
+    for (pointer, bad) in [(0, false), (3, true), (2, false), (0x21, true)] {
+        let end = go(mode, 0x20, &code, [0, 0, pointer, slot as u32, 0, 0, 0, 2]);
+        cpu::write64(slot, 0);
+        let expected = if bad && intel { (GP.into(), 0x2d) } else { (NO_VECTOR, end.ip) };
+        check_eq!((end.vector, end.ip), expected, "{}: pointer {:#x}: {:x?}", mode.name, pointer, end);
+        check_eq!(cpu::cr0() & 1 << 30, 0, "{}: CD after pointer {:#x}", mode.name, pointer);
+    }
 }
 
 /// 16- and 32-bit code of long mode, in ring 0, in segments with a base.
