@@ -152,9 +152,14 @@ impl Chipset {
         self.interrupts.eoi(vector);
     }
 
-    /// No local APIC has accepted a level-triggered message with `vector`.
-    pub fn rejected(&mut self, vector: u8) {
-        self.interrupts.ioapic.rejected(vector);
+    /// No local APIC has accepted this level-triggered message.
+    pub fn rejected(&mut self, message: &InterruptMessage) {
+        self.interrupts.ioapic.rejected(message);
+    }
+
+    /// A local APIC may now accept what none did.
+    pub fn resend(&mut self) {
+        self.interrupts.resend();
     }
 
     /// Whether the 8259 pair asks the CPU for an interrupt.

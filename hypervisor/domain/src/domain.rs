@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 
 use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
-use caisson_irqchip::{ApicMap, InterruptMessage, Ipi, Mailbox, VcpuSet};
+use caisson_irqchip::{ApicMap, InterruptMessage, Ipi, Mailbox, Routing, TriggerMode, VcpuSet};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
 use spin::{Mutex, MutexGuard};
@@ -132,13 +132,22 @@ impl<M> Domain<M> {
         wake
     }
 
+    /// Tells senders how to reach vCPU `index`'s local APIC from now on, sends again what no local APIC has accepted so far,
+    /// and answers which vCPUs must be woken.
+    pub(crate) fn route(&self, index: usize, routing: &Routing) -> VcpuSet {
+        self.apics.update(index, routing);
+        let mut chipset = self.chipset();
+        chipset.resend();
+        self.deliver_messages(&mut chipset)
+    }
+
     /// Delivers the messages of the I/O APIC, and answers which vCPUs must be woken.
     pub(crate) fn deliver_messages(&self, chipset: &mut Chipset) -> VcpuSet {
         let mut wake = VcpuSet::EMPTY;
         while let Some(message) = chipset.pop_message() {
             let receivers = self.apics.resolve(&message);
-            if receivers.is_empty() && message.trigger == caisson_irqchip::TriggerMode::Level {
-                chipset.rejected(message.vector);
+            if receivers.is_empty() && message.trigger == TriggerMode::Level {
+                chipset.rejected(&message);
             }
             for index in self.post_to(receivers, &message) {
                 wake.insert(index);

@@ -137,7 +137,6 @@ impl IoApic {
     /// Drives a pin's line: `level` is whether it is asserted. Answers the message that this sends. No effect for a pin
     /// past the last.
     ///
-    /// Driving an asserted level-triggered line again sends again what was [`rejected`](Self::rejected).
     #[must_use = "the message is an interrupt to deliver"]
     pub fn set_irq(&mut self, pin: usize, level: bool) -> Option<InterruptMessage> {
         let entry = *self.entries.get(pin)?;
@@ -197,12 +196,26 @@ impl IoApic {
         }
     }
 
-    /// No local APIC has accepted a level-triggered message with this vector, so no EOI will come: its pins may send
-    /// again at the next [`Self::set_irq`] or write to their entries.
-    pub fn rejected(&mut self, vector: u8) {
-        for pin in 0..IOAPIC_PINS {
-            self.clear_remote_irr(pin, vector);
+    /// No local APIC has accepted this level-triggered message, so no EOI will come: the pins that send it may send again,
+    /// at [`Self::resend`], at a new assertion of their lines or at a write to their entries.
+    pub fn rejected(&mut self, message: &InterruptMessage) {
+        for entry in &mut self.entries {
+            if entry.is_level() && entry.message().as_ref() == Some(message) {
+                entry.0 &= !REMOTE_IRR;
+            }
         }
+    }
+
+    /// A local APIC may now accept what none did: level-triggered pins whose line is asserted and that have no message
+    /// under way send again.
+    pub fn resend(&mut self) -> Messages<'_> {
+        let mut pins = 0;
+        for pin in 0..IOAPIC_PINS {
+            if self.send_level(pin) {
+                pins |= 1 << pin;
+            }
+        }
+        self.messages(pins)
     }
 
     // ---- registers
@@ -373,8 +386,27 @@ mod tests {
         program(&mut io, 1, 0x1_0050);
         assert_eq!(read(&mut io, REG_TABLE + 2), 0x1_0050);
         assert_eq!(program(&mut io, 1, 0x8050).len(), 1);
-        io.rejected(0x50);
+        io.rejected(&InterruptMessage { trigger: TriggerMode::Level, ..InterruptMessage::fixed(0, 0x50) });
         assert!(io.set_irq(1, true).is_some());
+    }
+
+    #[test]
+    fn what_was_rejected_and_nothing_else_is_sent_again() {
+        let mut io = IoApic::new(0);
+        // Two pins of one vector for different APICs, an edge, and a masked level.
+        write(&mut io, REG_TABLE + 3, 3 << 24);
+        for (pin, low) in [(0, 0x8050), (1, 0x8050), (2, 0x51), (3, 0x1_8052)] {
+            program(&mut io, pin, low);
+            let _ = io.set_irq(usize::from(pin), true);
+        }
+        assert_eq!(io.resend().count(), 0, "all are under way");
+        let rejected = InterruptMessage { trigger: TriggerMode::Level, ..InterruptMessage::fixed(3, 0x50) };
+        io.rejected(&rejected);
+        assert_eq!(io.resend().collect::<Vec<_>>(), [rejected]);
+        assert_eq!(io.resend().count(), 0, "once");
+        io.rejected(&rejected);
+        assert_eq!(io.set_irq(1, false), None);
+        assert_eq!(io.resend().count(), 0, "withdrawn");
     }
 
     #[test]

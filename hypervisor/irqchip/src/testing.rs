@@ -99,7 +99,7 @@ impl Machine {
         let receivers = self.map.resolve(message);
         self.post(message, receivers);
         if receivers.is_empty() && message.trigger == TriggerMode::Level {
-            self.ioapic.rejected(message.vector);
+            self.ioapic.rejected(message);
         }
     }
 
@@ -117,7 +117,10 @@ impl Machine {
                 self.post(&ipi.message, receivers);
             }
             Effect::BroadcastEoi(vector) => self.send_all(|io| collect(io.eoi(vector))),
-            Effect::RoutingChanged => self.map.update(index, &self.vcpus[index].apic.routing()),
+            Effect::RoutingChanged => {
+                self.map.update(index, &self.vcpus[index].apic.routing());
+                self.send_all(|io| collect(io.resend()));
+            }
             Effect::None | Effect::TimerChanged | Effect::TprChanged => {}
         }
     }

@@ -112,6 +112,11 @@ impl Interrupts {
         let _ = self.ioapic.mmio_write(SELECT, register);
     }
 
+    pub(super) fn resend(&mut self) {
+        let Self { ioapic, outbox, .. } = self;
+        ioapic.resend().for_each(|message| outbox.push(message));
+    }
+
     pub(super) fn eoi(&mut self, vector: u8) {
         let Self { ioapic, outbox, .. } = self;
         ioapic.eoi(vector).for_each(|message| outbox.push(message));

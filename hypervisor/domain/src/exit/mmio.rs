@@ -98,7 +98,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             Effect::TprChanged => self.hw.set_cr8(self.apic.cr8()),
             Effect::RoutingChanged => {
-                domain.apics.update(self.index(), &self.apic.routing());
+                let wake = domain.route(self.index(), &self.apic.routing());
+                host.wake(wake);
                 self.hw.set_cr8(self.apic.cr8());
                 self.mirrored.apic_enabled = self.apic.mode() != caisson_irqchip::ApicMode::Disabled;
                 self.pic_asserted = true;

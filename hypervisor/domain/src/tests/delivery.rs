@@ -369,6 +369,48 @@ fn unmasking_a_level_pin_by_mmio_delivers() {
     });
 }
 
+#[test]
+fn a_level_that_nobody_accepted_comes_when_somebody_does() {
+    const SVR: u32 = 0x80f;
+    ready(|m| {
+        ioapic(m, 0x10 + 2 * 21, 0x8000 | 0x64);
+        m.wrmsr(0, SVR, 0xff).resumes();
+        line(m, 21, true);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [], "the APIC is software disabled");
+        assert_eq!(ioapic_read(m, 0x10 + 2 * 21) & 1 << 14, 0, "remote IRR");
+        m.wrmsr(0, SVR, 0x1ff).resumes();
+        assert!(m.settle(0));
+        assert_eq!(vectors(&m.delivered(0)), [0x64]);
+        assert_ne!(ioapic_read(m, 0x10 + 2 * 21) & 1 << 14, 0, "remote IRR");
+        m.wrmsr(0, SVR, 0x1ff).resumes();
+        line(m, 21, false);
+        finish(m);
+        assert!(m.settle(0));
+        assert_eq!(m.delivered(0), [], "once");
+    });
+}
+
+#[test]
+fn a_level_for_another_cpu_comes_when_that_one_is_ready() {
+    with(2, |m| {
+        m.x2apic(0);
+        ioapic(m, 0x11 + 2 * 21, 1 << 24);
+        ioapic(m, 0x10 + 2 * 21, 0x8000 | 0x64);
+        line(m, 21, true);
+        assert_eq!(m.host.woken[1], 0, "software disabled");
+        let _ = m.domain.mailbox(1).post_init();
+        let _ = m.domain.mailbox(1).post_sipi(2);
+        assert!(m.settle(1));
+        m.x2apic(1);
+        assert!(m.settle(1));
+        assert_eq!(m.delivered(1), [], "interrupts are off");
+        m.interrupts(1, true);
+        assert!(m.settle(1));
+        assert_eq!(vectors(&m.delivered(1)), [0x64]);
+    });
+}
+
 /// x87 errors as a PC reports them: line 13, until port 0xF0 is written.
 #[test]
 fn an_x87_error_is_interrupt_13() {
