@@ -7,6 +7,10 @@ use caisson_x86::Rflags;
 use crate::domain::{Domain, Host, WORK_PIC};
 use crate::vcpu::{Ended, Readiness, RunState, VirtualCpu};
 
+/// How long, in nanoseconds, an NMI waits for the next look where the hardware does not tell when it can be taken: time for
+/// the guest to go on by some instructions.
+const NMI_PATIENCE: u64 = 20_000;
+
 /// What waits to interrupt the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Waiting {
@@ -89,16 +93,19 @@ impl<V: Vcpu> VirtualCpu<V> {
                 if self.hw.nmi_blocked() {
                     self.apic.latch_nmis();
                 }
-                self.hw.set_nmi_window(true);
-                // Where the hardware has no such window, look again at the next exit, for which the end of a shadow is
-                // made one wherever it can be.
+                let announced = self.hw.set_nmi_window(true);
                 self.attention = true;
+                // The window of interrupts opens at the end of a shadow as well, where they are on.
                 nmi_in_shadow = open && self.hw.interrupt_shadow();
+                if !announced && (self.hw.injecting() || !nmi_in_shadow) {
+                    self.look_again = domain.clock.at(host.tsc()) + NMI_PATIENCE;
+                    self.deadline_changed = true;
+                }
             } else {
                 let _ = self.apic.take_nmi();
                 self.hw.inject(Event::Nmi);
                 // A second one waits for the handler's end.
-                self.hw.set_nmi_window(self.apic.nmi_pending());
+                let _ = self.hw.set_nmi_window(self.apic.nmi_pending());
             }
         }
         let Some(waiting) = self.waiting(domain) else {

@@ -189,6 +189,8 @@ pub struct VirtualCpu<V> {
     pub(crate) tsc_adjust: u64,
     /// An INIT reached the boot vCPU, whose reset vector is the machine's.
     pub(crate) reset_requested: bool,
+    /// When to look again at what waits, where no exit will tell.
+    pub(crate) look_again: Instant,
     /// [`VirtualCpu::next_deadline`] may be another than when the core last asked.
     pub(crate) deadline_changed: bool,
 }
@@ -222,6 +224,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             pv_eoi_armed: false,
             tsc_adjust: 0,
             reset_requested: false,
+            look_again: Instant::NEVER,
             deadline_changed: true,
         }
     }
@@ -245,10 +248,11 @@ impl<V: Vcpu> VirtualCpu<V> {
         domain.apics.update(self.index(), &self.apic.routing());
     }
 
-    /// When the vCPU must be looked at although nothing else happens: its own timer, or the chipset's.
+    /// When the vCPU must be looked at although nothing else happens: its own timer, the chipset's, or an NMI that waits
+    /// where the hardware does not tell for how long.
     #[must_use]
     pub fn next_deadline<M>(&self, domain: &Domain<M>) -> Instant {
-        self.apic.next_deadline().min(domain.chipset().next_deadline())
+        self.apic.next_deadline().min(self.look_again).min(domain.chipset().next_deadline())
     }
 
     /// Whether [`VirtualCpu::next_deadline`] may have changed since this was last asked.
@@ -263,6 +267,9 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.settle_pv_eoi(domain);
         self.apic.advance(now);
         self.attention = true;
+        if self.look_again <= now {
+            self.look_again = Instant::NEVER;
+        }
         let mut chipset = domain.chipset();
         if chipset.next_deadline() <= now {
             chipset.advance(now);

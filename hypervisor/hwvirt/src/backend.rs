@@ -124,8 +124,10 @@ pub trait Vcpu: VcpuState {
     /// Whether NMIs are blocked, because the guest is in its NMI handler.
     fn nmi_blocked(&self) -> bool;
 
-    /// Asks for [`Exit::NmiWindow`] when the guest can take the next NMI, or no longer.
-    fn set_nmi_window(&mut self, on: bool);
+    /// Asks for [`Exit::NmiWindow`] when the guest can take the next NMI, or no longer. `false`: the hardware will not tell
+    /// (AMD's tells of the end of an NMI handler, and not of that of a shadow or of another event), and the caller has to
+    /// look again by itself.
+    fn set_nmi_window(&mut self, on: bool) -> bool;
 
     /// The task priority that the guest set through CR8, bits 3:0.
     fn cr8(&self) -> u8;

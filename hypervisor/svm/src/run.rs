@@ -168,8 +168,9 @@ impl Vcpu for SvmVcpu {
         self.nmi.blocked
     }
 
-    fn set_nmi_window(&mut self, on: bool) {
+    fn set_nmi_window(&mut self, on: bool) -> bool {
         self.nmi.window = on;
+        self.nmi.blocked
     }
 
     #[inline]

@@ -354,8 +354,9 @@ impl Vcpu for VmxVcpu {
         self.nmis_blocked()
     }
 
-    fn set_nmi_window(&mut self, on: bool) {
+    fn set_nmi_window(&mut self, on: bool) -> bool {
         self.want_nmi_window(on);
+        true
     }
 
     #[inline]

@@ -8,10 +8,10 @@ use caisson_probes::apic::register::{
     APR, DFR, ESR, ICR, ID, ISR, LDR, LVT_ERROR, LVT_LINT0, LVT_TIMER, PPR, SVR, TPR, VERSION,
 };
 use caisson_probes::apic::{self, BASE_MSR, ENABLE, MASKED, PAGE, X2APIC};
-use caisson_probes::trap::vector::{GP, NMI};
-use caisson_probes::{Frame, Shared, check, check_eq, cpu, probe, say, trap};
+use caisson_probes::trap::vector::{DB, GP, NMI};
+use caisson_probes::{Frame, Regs, Shared, check, check_eq, cpu, probe, run, say, trap};
 
-probe!("apic", run);
+probe!("apic", run_probe);
 
 const SELF: u32 = 1 << 18;
 const ALL: u32 = 2 << 18;
@@ -20,13 +20,16 @@ const ASSERT: u32 = 1 << 14;
 const LOGICAL: u32 = 1 << 11;
 const LOWEST: u32 = 1 << 8;
 const NMI_MODE: u32 = 4 << 8;
+/// RFLAGS.TF.
+const TRAP_FLAG: u64 = 1 << 8;
 /// Nothing is here.
 const ONES: u32 = u32::MAX;
 
+static NMIS: Shared<u64> = Shared::new(0);
 /// The order in which handlers began and ended: four bits each, the vector's class; 0xf for an end.
 static TRACE: Shared<u64> = Shared::new(0);
 
-fn run() {
+fn run_probe() {
     for class in 3..=7 {
         trap::handle(class << 4 | 1, note as trap::Handler);
     }
@@ -144,6 +147,7 @@ fn common() {
     nesting();
     nmis();
     nmi_return_faults();
+    nmi_behind_a_step();
 }
 
 fn to_self(vector: u8) {
@@ -201,6 +205,36 @@ fn nesting() {
     trap::handle(0x42, None);
 }
 
+/// An instruction that is stepped sends an NMI to its own CPU: #DB goes first, and the NMI comes into its handler although
+/// that does nothing that a hypervisor would see.
+fn nmi_behind_a_step() {
+    static SEEN: Shared<bool> = Shared::new(false);
+    SEEN.set(false);
+    trap::handle(NMI, (|_: &mut Frame| ()) as trap::Handler);
+    trap::handle(
+        DB,
+        (|frame: &mut Frame| {
+            // Behind the one instruction of the snippet.
+            if frame.rip == run::code_base() as u64 + 2 {
+                frame.rflags &= !TRAP_FLAG;
+                SEEN.set((0..5_000_000).any(|_| trap::count(NMI) == NMIS.get() + 1));
+            }
+        }) as trap::Handler,
+    );
+    NMIS.set(trap::count(NMI));
+    let command = u64::from(SELF | ASSERT | NMI_MODE);
+    let number = 0x800 + u64::from(ICR) / 16;
+    let rdi = (PAGE + ICR as usize) as u64;
+    let mut regs = Regs { rax: command, rcx: number, rdi, rflags: 2 | TRAP_FLAG, ..Regs::default() };
+    // WRMSR; MOV [RDI], EAX.
+    let code: [u8; 2] = if apic::is_x2() { [0x0f, 0x30] } else { [0x89, 0x07] };
+    check!(run(&code, &mut regs).is_ok(), "an NMI to itself, stepped");
+    check!(SEEN.get(), "the NMI behind a step comes while its handler runs");
+    check_eq!(trap::count(NMI), NMIS.get() + 1, "NMIs behind a step");
+    trap::handle(DB, None);
+    trap::handle(NMI, None);
+}
+
 /// An NMI comes with interrupts off; another one waits for IRET, and several become one (section 7.7.1).
 fn nmis() {
     static DEPTH: Shared<u64> = Shared::new(0);
@@ -232,7 +266,6 @@ fn nmis() {
 /// An NMI waits while its handler's IRET faults: the frames show nothing of how it was waited for, and it comes at the
 /// fault, which has ended the blocking (section 7.7.1).
 fn nmi_return_faults() {
-    const TRAP_FLAG: u64 = 1 << 8;
     /// Beyond the GDT.
     const NO_SELECTOR: u64 = 0xfff8;
     static CODE: Shared<u64> = Shared::new(0);

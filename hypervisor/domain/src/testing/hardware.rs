@@ -167,8 +167,9 @@ impl Vcpu for FakeHw {
         self.nmi_blocked
     }
 
-    fn set_nmi_window(&mut self, on: bool) {
+    fn set_nmi_window(&mut self, on: bool) -> bool {
         self.nmi_window = on;
+        self.has_nmi_window || self.nmi_blocked
     }
 
     fn cr8(&self) -> u8 {

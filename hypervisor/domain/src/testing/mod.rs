@@ -219,6 +219,9 @@ impl<'a> Machine<'a> {
         apic.set_cr8(hw.cr8());
         if apic.nmi_pending() {
             assert!(hw.nmi_window, "an NMI waits, and nobody looks for it");
+            let in_shadow = hw.window == InterruptWindow::Any && hw.injected.is_none();
+            let told = hw.has_nmi_window || hw.nmi_blocked || in_shadow;
+            assert!(told || vcpu.look_again != Instant::NEVER, "an NMI waits for the next exit");
         }
         let class = apic.pending_vector().map(|vector| vector >> 4);
         if vcpu.postponed.is_some() || class.is_some() || apic.extint_pending() || self.pic_waits(index) {

@@ -103,6 +103,33 @@ fn the_end_of_a_shadow_is_an_exit() {
     });
 }
 
+/// Where it does not, and interrupts are off or another event goes first, a look comes soon.
+#[test]
+fn an_nmi_that_no_window_announces_is_looked_for() {
+    let obstacles: [fn(&mut Machine<'_>); 2] = [
+        |m| m.hw().set_interrupt_shadow(true),
+        |m| assert_eq!(m.answer(0, Exit::Unsupported), Outcome::Resume),
+    ];
+    for obstacle in obstacles {
+        with(1, |m| {
+            m.hw().has_nmi_window = false;
+            obstacle(m);
+            post(m);
+            assert_eq!(m.enter(0), Ok(Exit::ExternalInterrupt));
+            assert!(!m.delivered(0).contains(&Event::Nmi));
+            assert!(m.vcpus[0].take_deadline_changed(), "the core must arm its timer");
+            let wait = m.vcpus[0].next_deadline(&m.domain).since(m.now());
+            assert!((1_000..100_000).contains(&wait), "{wait} ns");
+            m.hw().set_interrupt_shadow(false);
+            m.pass(wait);
+            m.timers();
+            assert!(m.settle(0));
+            assert_eq!(m.delivered(0), [Event::Nmi]);
+            assert!(m.vcpus[0].next_deadline(&m.domain) > m.now(), "no further look");
+        });
+    }
+}
+
 #[test]
 fn an_interrupted_nmi_is_delivered_again_although_it_blocks() {
     with(1, |m| {
