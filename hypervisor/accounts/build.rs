@@ -1,4 +1,4 @@
-//! Makes `cfg(loom)`, under which the mailbox is checked for every interleaving, known to the compiler.
+//! Makes `cfg(loom)`, under which readers and writers are checked for every interleaving, known to the compiler.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
