@@ -1,10 +1,22 @@
-//! Caps: an upper limit on what a group of entities (a domain) uses of one CPU.
+//! Caps: an upper limit on what a group of entities (a domain) uses of all its CPUs together.
 //!
 //! A cap is a *quota* of ticks in every *window*. Windows follow one another without gap. A group whose quota is used
 //! up is *spent*: its entities are parked until a window brings a new one. What a window did not use is lost; what was
 //! used too much (the timer came late) is taken from the windows that follow, so that the cap holds exactly over time.
+//!
+//! A [`CapAccount`] is shared by all CPUs, without a lock. A CPU *claims* ticks before it runs an entity, and gives back
+//! what that did not use: so CPUs that run at the same time cannot use the same ticks. A claim ends with the window at
+//! the latest.
+//!
+//! # Invariants
+//!
+//! - `position` counts ticks that were used or are claimed, each window's unused ones included: in window *n* the
+//!   group may use what lies between it (or *n* quotas, whichever is more) and *n + 1* quotas.
+//! - Counts wrap, and are compared by their difference: nothing ends after years.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::heap::IndexHeap;
 use crate::{MAX_PERIOD, NEVER, ParameterError};
@@ -13,10 +25,10 @@ use crate::{MAX_PERIOD, NEVER, ParameterError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupId(pub u32);
 
-/// At most `quota` ticks of the CPU in every `window` ticks. A quota as long as the window is no limit.
+/// At most `quota` ticks of CPU time in every `window` ticks, over all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
-    /// Ticks of the CPU, at least 1.
+    /// Ticks of CPU time, at least 1; more than the window is more than one CPU. Up to 2^20 CPUs.
     pub quota: u64,
     /// Ticks, 1 to [`MAX_PERIOD`].
     pub window: u64,
@@ -24,7 +36,131 @@ pub struct Cap {
 
 impl Cap {
     fn is_valid(&self) -> bool {
-        self.quota != 0 && (1..=MAX_PERIOD).contains(&self.window)
+        (1..=MAX_PERIOD).contains(&self.window) && (1..=self.window << 20).contains(&self.quota)
+    }
+}
+
+/// What a capped group has used, on all CPUs.
+pub struct CapAccount {
+    cap: Cap,
+    /// When the first window began.
+    origin: u64,
+    /// The most that is claimed at once.
+    grain: u64,
+    position: AtomicU64,
+    /// What of `position` was claimed, by those that have not settled yet.
+    claimed: AtomicU64,
+}
+
+/// The answer to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// So many ticks may be used, until the window ends.
+    Granted(u64),
+    /// The quota is used up. Ask again then.
+    Spent(u64),
+}
+
+impl CapAccount {
+    /// An account whose first window begins now. `entities` is how many the group has: one alone claims all that is left,
+    /// several claim up to `quantum` at once, so that none has to wait for what another claimed and does not use.
+    ///
+    /// # Errors
+    ///
+    /// The cap makes no sense.
+    pub fn new(cap: Cap, entities: u32, quantum: u64, now: u64) -> Result<Arc<Self>, ParameterError> {
+        if !cap.is_valid() {
+            return Err(ParameterError::Cap);
+        }
+        let grain = if entities <= 1 { NEVER } else { quantum.max(1) };
+        let (position, claimed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Arc::new(Self { cap, origin: now, grain, position, claimed }))
+    }
+
+    /// The cap.
+    #[must_use]
+    pub fn cap(&self) -> Cap {
+        self.cap
+    }
+
+    /// The number of the window of `now`, and when it ends.
+    fn window(&self, now: u64) -> (u64, u64) {
+        let window = now.saturating_sub(self.origin) / self.cap.window;
+        (window, self.start(window + 1))
+    }
+
+    fn start(&self, window: u64) -> u64 {
+        self.origin.saturating_add(window.saturating_mul(self.cap.window))
+    }
+
+    /// Where the account is in window `window` that was last at `position`: what no window used is lost.
+    fn at(&self, position: u64, window: u64) -> u64 {
+        let base = window.wrapping_mul(self.cap.quota);
+        if (position.wrapping_sub(base) as i64) < 0 { base } else { position }
+    }
+
+    /// `position` and `used` more, but not so far from `window` that it would seem to be behind it.
+    fn add(&self, position: u64, used: u64, window: u64) -> u64 {
+        let base = window.wrapping_mul(self.cap.quota);
+        let ahead = i128::from(position.wrapping_sub(base) as i64) + i128::from(used);
+        base.wrapping_add(ahead.min(i128::from(i64::MAX / 2)) as i64 as u64)
+    }
+
+    /// Ticks left in a window; not positive: spent.
+    fn left(&self, position: u64, window: u64) -> i64 {
+        (window + 1).wrapping_mul(self.cap.quota).wrapping_sub(self.at(position, window)) as i64
+    }
+
+    /// Asks for ticks to use from now on.
+    pub(crate) fn claim(&self, now: u64) -> Claim {
+        let (window, end) = self.window(now);
+        let want = |position| {
+            self.left(position, window).max(0).unsigned_abs().min(self.grain).min(end.saturating_sub(now))
+        };
+        let next = |position| {
+            let want = want(position);
+            (want != 0).then(|| self.at(position, window).wrapping_add(want))
+        };
+        match self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Ok(old) => {
+                let granted = want(old);
+                self.claimed.fetch_add(granted, Ordering::Relaxed);
+                Claim::Granted(granted)
+            }
+            Err(position) => Claim::Spent(self.goes_on(position, window, now)),
+        }
+    }
+
+    /// Ends a claim of `granted`, of which `left` was not used.
+    pub(crate) fn settle(&self, granted: u64, left: u64) {
+        self.claimed.fetch_sub(granted, Ordering::Relaxed);
+        if left != 0 {
+            self.position.fetch_sub(left, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes ticks that were used without a claim.
+    pub(crate) fn overrun(&self, used: u64, now: u64) {
+        let (window, _) = self.window(now);
+        let next = |position| {
+            // What was used before this window began belongs to those before it.
+            let latest = used.min(now.saturating_sub(self.start(window)));
+            let before = self.add(position, used - latest, window);
+            Some(self.add(self.at(before, window), latest, window))
+        };
+        let _ = self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// Whether there is nothing to claim.
+    pub(crate) fn is_spent(&self, now: u64) -> bool {
+        self.left(self.position.load(Ordering::Relaxed), self.window(now).0) <= 0
+    }
+
+    /// When a group has ticks to use again that is spent in `window`. While others hold claims, those may be given back.
+    fn goes_on(&self, position: u64, window: u64, now: u64) -> u64 {
+        let over = self.left(position, window).min(0).unsigned_abs();
+        let at = self.start((window + 1).saturating_add(over / self.cap.quota));
+        if self.claimed.load(Ordering::Relaxed) == 0 { at } else { at.min(now.saturating_add(self.grain)) }
     }
 }
 
@@ -34,13 +170,17 @@ pub(crate) const NOBODY: u32 = u32::MAX;
 #[derive(Clone)]
 struct Group {
     /// `None`: no limit.
-    cap: Option<Cap>,
-    /// When the window began that `left` is for.
-    start: u64,
-    /// Ticks left in the window; spent where not positive.
-    left: i64,
+    account: Option<Arc<CapAccount>>,
     /// The first of the list of parked entities.
     parked: u32,
+}
+
+/// What the current entity of a queue has claimed.
+#[derive(Clone, Copy)]
+struct Held {
+    group: GroupId,
+    granted: u64,
+    left: u64,
 }
 
 /// The groups of one run queue.
@@ -48,70 +188,90 @@ pub(crate) struct Groups {
     groups: Vec<Group>,
     /// The groups that have parked entities, by when they go on.
     timers: IndexHeap<u64>,
+    held: Option<Held>,
 }
 
 impl Groups {
     pub(crate) fn new(count: usize) -> Self {
-        let group = Group { cap: None, start: 0, left: 0, parked: NOBODY };
-        Self { groups: alloc::vec![group; count], timers: IndexHeap::new(count) }
+        let group = Group { account: None, parked: NOBODY };
+        Self { groups: alloc::vec![group; count], timers: IndexHeap::new(count), held: None }
     }
 
     pub(crate) fn contains(&self, group: GroupId) -> bool {
         (group.0 as usize) < self.groups.len()
     }
 
-    /// Sets a cap, whose first window starts now. What the group owes under the old cap is forgiven.
-    pub(crate) fn set(&mut self, group: GroupId, cap: Option<Cap>, now: u64) -> Result<(), ParameterError> {
-        if cap.is_some_and(|cap| !cap.is_valid()) {
-            return Err(ParameterError::Cap);
+    fn account(&self, group: GroupId) -> Option<&CapAccount> {
+        self.groups.get(group.0 as usize)?.account.as_deref()
+    }
+
+    /// Gives a group an account, or none. Those that are parked ask again at once.
+    pub(crate) fn set(
+        &mut self,
+        id: GroupId,
+        account: Option<Arc<CapAccount>>,
+        now: u64,
+    ) -> Result<(), ParameterError> {
+        if !self.contains(id) {
+            return Err(ParameterError::Unknown);
         }
-        let group = self.groups.get_mut(group.0 as usize).ok_or(ParameterError::Unknown)?;
-        group.cap = cap.filter(|cap| cap.quota < cap.window);
-        group.start = now;
-        group.left = group.cap.map_or(0, |cap| cap.quota as i64);
+        if self.held.is_some_and(|held| held.group == id) {
+            self.release();
+        }
+        let group = &mut self.groups[id.0 as usize];
+        group.account = account;
+        if group.parked != NOBODY {
+            self.timers.set(id.0 as usize, now);
+        }
         Ok(())
     }
 
-    /// Takes `ran` ticks that ended now from the quota.
-    pub(crate) fn charge(&mut self, group: GroupId, ran: u64, now: u64) {
-        let Some(group) = self.groups.get_mut(group.0 as usize) else { return };
-        if group.cap.is_none() {
-            return;
+    /// Takes `ran` ticks that ended now from the quota: from what the current entity claimed, where it was the one.
+    pub(crate) fn charge(&mut self, group: GroupId, ran: u64, current: bool, now: u64) {
+        let mut rest = ran;
+        if let Some(held) = self.held.as_mut().filter(|held| current && held.group == group) {
+            let used = rest.min(held.left);
+            held.left -= used;
+            rest -= used;
         }
-        let ran = ran.min(i64::MAX as u64);
-        // What was used before the latest window began belongs to those before it.
-        let windows = group.windows(now);
-        let latest = if windows == 0 { ran } else { ran.min(now - group.start_after(windows)) };
-        group.left = group.left.saturating_sub((ran - latest) as i64);
-        group.refill(windows);
-        group.left = group.left.saturating_sub(latest as i64);
+        if rest != 0
+            && let Some(account) = self.account(group)
+        {
+            account.overrun(rest, now);
+        }
     }
 
     /// Whether the quota is used up.
-    pub(crate) fn is_spent(&mut self, group: GroupId, now: u64) -> bool {
-        let Some(group) = self.groups.get_mut(group.0 as usize) else { return false };
-        if group.cap.is_none() || group.left > 0 {
-            return false;
+    pub(crate) fn is_spent(&self, group: GroupId, now: u64) -> bool {
+        self.account(group).is_some_and(|account| account.is_spent(now))
+    }
+
+    /// Claims ticks for the entity that runs next, `same` as before or another: for how long it may run.
+    pub(crate) fn claim(&mut self, group: GroupId, same: bool, now: u64) -> Claim {
+        if let Some(held) = self.held.filter(|held| same && held.group == group && held.left != 0) {
+            return Claim::Granted(held.left);
         }
-        group.refill(group.windows(now));
-        group.left <= 0
+        self.release();
+        let Some(account) = self.account(group) else { return Claim::Granted(NEVER) };
+        let claim = account.claim(now);
+        if let Claim::Granted(granted) = claim {
+            self.held = Some(Held { group, granted, left: granted });
+        }
+        claim
     }
 
-    /// Until when a group may run that starts now and is not spent.
-    pub(crate) fn limit(&self, group: GroupId, now: u64) -> u64 {
-        let Some(group) = self.groups.get(group.0 as usize) else { return NEVER };
-        let Some(cap) = group.cap else { return NEVER };
-        let mut seen = group.clone();
-        seen.refill(seen.windows(now));
-        let left = seen.left.max(0) as u64;
-        let end = seen.start.saturating_add(cap.window);
-        if now.saturating_add(left) < end { now.saturating_add(left) } else { end.saturating_add(cap.quota) }
+    /// The current entity stops: gives back what it claimed and did not use.
+    pub(crate) fn release(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if let Some(account) = self.account(held.group) {
+            account.settle(held.granted, held.left);
+        }
     }
 
-    /// Puts an entity at the head of its group's list of the parked, and answers who follows it.
-    pub(crate) fn park(&mut self, id: GroupId, who: u32) -> u32 {
+    /// Puts an entity at the head of its group's list of the parked, until `until`; answers who follows it.
+    pub(crate) fn park(&mut self, id: GroupId, who: u32, until: u64) -> u32 {
         let Some(group) = self.groups.get_mut(id.0 as usize) else { return NOBODY };
-        self.timers.set(id.0 as usize, group.goes_on());
+        self.timers.set(id.0 as usize, until);
         core::mem::replace(&mut group.parked, who)
     }
 
@@ -128,19 +288,21 @@ impl Groups {
         self.groups.get(id.0 as usize).map_or(NOBODY, |group| group.parked)
     }
 
-    /// A group with parked entities that may go on by now.
-    pub(crate) fn due(&self, now: u64) -> Option<GroupId> {
-        self.timers
-            .first()
-            .filter(|&(at, _)| at <= now && at != NEVER)
-            .map(|(_, group)| GroupId(group as u32))
-    }
-
-    /// The group still cannot go on (it was charged meanwhile): sets its timer to when it can.
-    pub(crate) fn postpone(&mut self, id: GroupId) {
-        if let Some(group) = self.groups.get(id.0 as usize) {
-            self.timers.set(id.0 as usize, group.goes_on());
+    /// A group with parked entities that may go on by now. What is still spent is put off.
+    pub(crate) fn due(&mut self, now: u64) -> Option<GroupId> {
+        while let Some((at, index)) = self.timers.first()
+            && at <= now
+            && at != NEVER
+        {
+            let id = GroupId(index as u32);
+            let Some(account) = self.account(id).filter(|account| account.is_spent(now)) else {
+                return Some(id);
+            };
+            let (window, _) = account.window(now);
+            let at = account.goes_on(account.position.load(Ordering::Relaxed), window, now);
+            self.timers.set(index, at.max(now.saturating_add(1)));
         }
+        None
     }
 
     /// When [`Groups::due`] has one next.
@@ -151,38 +313,5 @@ impl Groups {
     #[cfg(test)]
     pub(crate) fn comparisons(&self) -> u64 {
         self.timers.comparisons.get()
-    }
-}
-
-impl Group {
-    /// How many windows have begun since the one that `left` is for.
-    fn windows(&self, now: u64) -> u64 {
-        self.cap.map_or(0, |cap| now.saturating_sub(self.start) / cap.window)
-    }
-
-    /// When the window starts that is `windows` after the one that `left` is for.
-    fn start_after(&self, windows: u64) -> u64 {
-        let window = self.cap.map_or(0, |cap| cap.window);
-        self.start.saturating_add(windows.saturating_mul(window))
-    }
-
-    fn refill(&mut self, windows: u64) {
-        let Some(cap) = self.cap else { return };
-        if windows == 0 {
-            return;
-        }
-        self.start = self.start_after(windows);
-        // The debt is at most 2^63: the sum fits, and is at most a quota.
-        let left = i128::from(self.left) + i128::from(windows) * i128::from(cap.quota);
-        self.left = left.min(i128::from(cap.quota)).max(i128::from(i64::MIN)) as i64;
-    }
-
-    /// When a spent group has ticks to use again.
-    fn goes_on(&self) -> u64 {
-        let Some(cap) = self.cap else { return 0 };
-        if self.left > 0 {
-            return 0;
-        }
-        self.start_after(self.left.unsigned_abs() / cap.quota + 1)
     }
 }

@@ -3,6 +3,9 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+/// How many members [`IndexHeap::visit`] shows at most.
+pub(crate) const VISITED: usize = 32;
+
 /// The place of an index that is not in the heap.
 const ABSENT: u32 = u32::MAX;
 
@@ -41,11 +44,43 @@ impl<K: Ord + Copy> IndexHeap<K> {
         self.nodes.first().map(|&(key, index)| (key, index as usize))
     }
 
-    /// The least key apart from that of [`IndexHeap::first`].
-    pub(crate) fn second(&self) -> Option<K> {
-        match (self.nodes.get(1), self.nodes.get(2)) {
-            (Some(a), Some(b)) => Some(if self.less(&b.0, &a.0) { b.0 } else { a.0 }),
-            (a, _) => a.map(|a| a.0),
+    /// The least key apart from that of [`IndexHeap::first`], and whose it is.
+    pub(crate) fn second(&self) -> Option<(K, usize)> {
+        let least = match (self.nodes.get(1), self.nodes.get(2)) {
+            (Some(a), Some(b)) => Some(if self.less(&b.0, &a.0) { b } else { a }),
+            (a, _) => a,
+        };
+        least.map(|&(key, index)| (key, index as usize))
+    }
+
+    /// Shows up to `most` (and up to [`VISITED`]) members in their order, until `visitor` answers `true`.
+    pub(crate) fn visit(&self, most: usize, mut visitor: impl FnMut(K, usize) -> bool) {
+        // Those not shown yet whose parent has been shown: one more for each that was.
+        let mut frontier = [0usize; VISITED + 1];
+        let mut len = usize::from(!self.nodes.is_empty());
+        for _ in 0..most.min(VISITED) {
+            let mut least = 0;
+            for at in 1..len {
+                if self.less(&self.nodes[frontier[at]].0, &self.nodes[frontier[least]].0) {
+                    least = at;
+                }
+            }
+            if len == 0 {
+                return;
+            }
+            let at = frontier[least];
+            let (key, index) = self.nodes[at];
+            if visitor(key, index as usize) {
+                return;
+            }
+            len -= 1;
+            frontier[least] = frontier[len];
+            for child in [2 * at + 1, 2 * at + 2] {
+                if child < self.nodes.len() {
+                    frontier[len] = child;
+                    len += 1;
+                }
+            }
         }
     }
 
@@ -163,7 +198,13 @@ mod tests {
                 keys.sort_unstable();
                 prop_assert_eq!(heap.len(), keys.len());
                 prop_assert_eq!(heap.first().map(|f| f.0), keys.first().copied());
-                prop_assert_eq!(heap.second(), keys.get(1).copied());
+                prop_assert_eq!(heap.second().map(|s| s.0), keys.get(1).copied());
+                let mut seen = Vec::new();
+                heap.visit(18, |key, _| {
+                    seen.push(key);
+                    false
+                });
+                prop_assert_eq!(&seen, &keys);
                 if let Some((key, index)) = heap.first() {
                     prop_assert_eq!(model.get(&index), Some(&key));
                 }

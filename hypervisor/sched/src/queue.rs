@@ -1,11 +1,16 @@
 //! The run queue of one CPU: who is in it, in which state, and whose turn it is.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::cap::{Cap, GroupId, Groups, NOBODY};
-use crate::{AddError, NEVER, ParameterError, Policy};
+use crate::cap::{CapAccount, Claim, GroupId, Groups, NOBODY};
+use crate::contention::Contention;
+use crate::heap::VISITED;
+use crate::policy::{Belongings, Policies};
+use crate::pool::Shown;
+use crate::{AddError, Key, NEVER, ParameterError, Parameters, PolicyKind, Pool, Settings};
 
-/// An entity of one run queue. It is given out again once its entity is removed.
+/// An entity of one run queue. It is given out again once its entity is removed or taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntityId(u32);
 
@@ -26,6 +31,37 @@ pub struct Decision {
     pub until: u64,
 }
 
+/// An entity on its way from one queue of a pool to another, with all that it has and owes. It is in no queue: whoever
+/// holds it puts it into one, once.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Parcel {
+    group: GroupId,
+    belongings: Belongings,
+    blocked: Option<Blocked>,
+}
+
+impl Parcel {
+    /// Its group.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Whether it waits for something: it arrives blocked.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+}
+
+/// When an entity blocked: the time, and the pool's contention clock.
+#[derive(Clone, Copy, Debug)]
+struct Blocked {
+    at: u64,
+    contention: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     /// No entity has this place.
@@ -44,47 +80,102 @@ struct Entity {
     group: GroupId,
     /// Who follows in the list of the free places, or of the group's parked.
     next: u32,
+    blocked: Blocked,
 }
 
-/// The run queue of one CPU under one policy.
+/// The entity whose turn it is.
+#[derive(Clone, Copy)]
+struct Current {
+    /// [`NOBODY`], or who it is.
+    who: u32,
+    /// What it used of its turn, in ticks.
+    used: u64,
+    /// Up to when it is charged.
+    since: u64,
+    /// The pool's contention clock then.
+    contention: u64,
+    /// Ticks it was charged for ahead of the caller's charge, because another asked meanwhile.
+    prepaid: u64,
+    /// Until when it was told to run.
+    until: u64,
+    /// It has no turn to end, for nobody waited.
+    endless: bool,
+}
+
+/// The run queue of one CPU of a pool. The caller has it behind the CPU's lock, and may call from any CPU.
 ///
-/// The entity that runs stays queued; [`RunQueue::charge`] moves it back.
-pub struct RunQueue<P> {
-    policy: P,
+/// The entity that runs stays queued; [`CpuQueue::charge`] moves it back.
+pub struct CpuQueue {
+    pool: Arc<Pool>,
+    cpu: u32,
+    policies: Policies,
     groups: Groups,
     entities: Vec<Entity>,
     /// The first free place.
     free: u32,
-    /// Whose turn it is.
-    current: u32,
-    /// What the current one used of its turn, in ticks.
-    used: u64,
+    current: Current,
+    /// What the pool was shown last.
+    shown: Shown,
+    /// The latest time that was told.
+    now: u64,
 }
 
-impl<P: Policy> RunQueue<P> {
-    /// A queue of up to `capacity` entities in groups below `groups`. All memory is taken here; `policy` must be made
-    /// for the same capacity.
+impl CpuQueue {
+    /// The queue of `cpu`, one of the pool's members, for up to `capacity` entities in groups below `groups`. All memory
+    /// is taken here. All queues of a pool have the same settings.
     #[must_use]
-    pub fn new(policy: P, capacity: usize, groups: usize) -> Self {
+    pub fn new(
+        pool: Arc<Pool>,
+        cpu: u32,
+        kind: PolicyKind,
+        settings: &Settings,
+        capacity: usize,
+        groups: usize,
+    ) -> Self {
         let capacity = capacity.min(NOBODY as usize - 1);
         let place = |index: usize| Entity {
             state: State::Free,
             group: GroupId(0),
             next: if index + 1 < capacity { index as u32 + 1 } else { NOBODY },
+            blocked: Blocked { at: 0, contention: 0 },
         };
         Self {
-            policy,
+            pool,
+            cpu,
+            policies: Policies::new(kind, capacity, settings),
             groups: Groups::new(groups),
             entities: (0..capacity).map(place).collect(),
             free: if capacity == 0 { NOBODY } else { 0 },
-            current: NOBODY,
-            used: 0,
+            current: Current {
+                who: NOBODY,
+                used: 0,
+                since: 0,
+                contention: 0,
+                prepaid: 0,
+                until: NEVER,
+                endless: false,
+            },
+            shown: Shown::NOTHING,
+            now: 0,
         }
     }
 
-    /// The policy, to look at.
-    pub fn policy(&self) -> &P {
-        &self.policy
+    /// The pool that it belongs to.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> PolicyKind {
+        self.policies.kind()
+    }
+
+    /// The reserved part of the CPU, in millionths, rounded up.
+    #[must_use]
+    pub fn booked_ppm(&self) -> u32 {
+        self.policies.reservations.booked_ppm()
     }
 
     /// Adds an entity, blocked.
@@ -92,31 +183,16 @@ impl<P: Policy> RunQueue<P> {
     /// # Errors
     ///
     /// The queue is full, the group is not below the count it was made for, or the policy turns the parameters down.
-    pub fn add(&mut self, group: GroupId, parameters: P::Parameters, now: u64) -> Result<EntityId, AddError> {
-        if !self.groups.contains(group) {
-            return Err(ParameterError::Unknown.into());
-        }
-        let who = self.free;
-        let entity = self.entities.get_mut(who as usize).ok_or(AddError::Full)?;
-        self.policy.add(who as usize, parameters, now)?;
-        self.free = entity.next;
-        *entity = Entity { state: State::Blocked, group, next: NOBODY };
-        Ok(EntityId(who))
+    pub fn add(&mut self, group: GroupId, parameters: Parameters, now: u64) -> Result<EntityId, AddError> {
+        let now = self.told(now);
+        let join = self.pool.join(self.cpu);
+        self.admit(group, |policies, who| policies.add(who, parameters, join, now))
     }
 
     /// Removes an entity, in whichever state. For one that is parked this takes a step for each of its group.
     pub fn remove(&mut self, who: EntityId) {
-        match self.state(who) {
-            State::Free => return,
-            State::Parked => self.unlink(who.0),
-            State::Blocked | State::Ready => {}
-        }
-        self.policy.remove(who.index());
-        if self.current == who.0 {
-            self.current = NOBODY;
-        }
-        self.entities[who.index()] = Entity { state: State::Free, group: GroupId(0), next: self.free };
-        self.free = who.0;
+        self.forget(who);
+        self.show();
     }
 
     /// Changes an entity's parameters.
@@ -124,35 +200,65 @@ impl<P: Policy> RunQueue<P> {
     /// # Errors
     ///
     /// No such entity, or the policy turns the parameters down; the old ones stay.
-    pub fn set(&mut self, who: EntityId, parameters: P::Parameters, now: u64) -> Result<(), ParameterError> {
-        match self.state(who) {
-            State::Free => Err(ParameterError::Unknown),
-            _ => self.policy.set(who.index(), parameters, now),
+    pub fn set(&mut self, who: EntityId, parameters: Parameters, now: u64) -> Result<(), ParameterError> {
+        let now = self.told(now);
+        let state = self.state(who);
+        if state == State::Free {
+            return Err(ParameterError::Unknown);
         }
-    }
-
-    /// Sets or lifts the cap of a group. Its first window begins now.
-    ///
-    /// # Errors
-    ///
-    /// No such group, or the cap makes no sense.
-    pub fn set_cap(&mut self, group: GroupId, cap: Option<Cap>, now: u64) -> Result<(), ParameterError> {
-        self.groups.set(group, cap, now)?;
-        if self.groups.parked(group) != NOBODY {
-            self.groups.postpone(group);
-        }
+        let join = self.pool.join(self.cpu);
+        self.policies.set(who.index(), parameters, state == State::Ready, join, now)?;
+        self.show();
         Ok(())
     }
 
-    /// A blocked entity can run. Ask [`RunQueue::should_preempt`] next, or pick.
-    pub fn wake(&mut self, who: EntityId, now: u64) {
-        if self.state(who) == State::Blocked {
-            self.entities[who.index()].state = State::Ready;
-            self.policy.enqueue(who.index(), now);
-        }
+    /// Sets or lifts the cap of a group. All queues of the pool must be given the same account.
+    ///
+    /// # Errors
+    ///
+    /// No such group.
+    pub fn set_cap(
+        &mut self,
+        group: GroupId,
+        account: Option<Arc<CapAccount>>,
+        now: u64,
+    ) -> Result<(), ParameterError> {
+        let now = self.told(now);
+        self.groups.set(group, account, now)
     }
 
-    /// Whether an entity waits for something: [`RunQueue::wake`] would have it run.
+    /// Changes the policy; entities, their states and their caps stay. Takes O(n log n).
+    ///
+    /// # Errors
+    ///
+    /// To [`PolicyKind::Sedf`]: the reservations of the entities do not fit this CPU. Nothing has changed.
+    pub fn switch_policy(&mut self, kind: PolicyKind, now: u64) -> Result<(), ParameterError> {
+        let now = self.told(now);
+        let join = self.pool.join(self.cpu);
+        let members = self
+            .entities
+            .iter()
+            .enumerate()
+            .filter(|(_, entity)| entity.state != State::Free)
+            .map(|(who, entity)| (who, entity.state == State::Ready));
+        self.policies.switch(kind, members, join, now)?;
+        self.show();
+        Ok(())
+    }
+
+    /// A blocked entity can run. Ask [`CpuQueue::should_preempt`] next, or pick.
+    pub fn wake(&mut self, who: EntityId, now: u64) {
+        if self.state(who) != State::Blocked {
+            return;
+        }
+        let now = self.told(now);
+        self.entities[who.index()].state = State::Ready;
+        self.enqueue(who.index(), now);
+        self.show();
+    }
+
+    /// Whether an entity waits for something: [`CpuQueue::wake`] would have it run.
+    #[must_use]
     pub fn is_blocked(&self, who: EntityId) -> bool {
         self.state(who) == State::Blocked
     }
@@ -161,122 +267,349 @@ impl<P: Policy> RunQueue<P> {
     pub fn block(&mut self, who: EntityId) {
         match self.state(who) {
             State::Free | State::Blocked => return,
-            State::Ready => self.policy.dequeue(who.index()),
+            State::Ready => self.policies.dequeue(who.index()),
             State::Parked => self.unlink(who.0),
         }
-        self.entities[who.index()].state = State::Blocked;
-        if self.current == who.0 {
-            self.current = NOBODY;
+        let blocked = self.moment(self.now);
+        let entity = &mut self.entities[who.index()];
+        entity.state = State::Blocked;
+        entity.blocked = blocked;
+        if self.current.who == who.0 {
+            // Who runs next is picked before the lock is given back.
+            self.stop();
+        } else {
+            self.show();
         }
     }
 
     /// An entity's guest reboots: it gains nothing by it. The entity keeps its state.
     pub fn restart(&mut self, who: EntityId, now: u64) {
         if self.state(who) != State::Free {
-            self.policy.restart(who.index(), now);
+            self.told(now);
+            self.policies.restart(who.index());
         }
     }
 
     /// An entity, or the hypervisor for it, used the CPU for `ran` ticks that ended now.
     pub fn charge(&mut self, who: EntityId, ran: u64, now: u64) {
+        self.now = self.now.max(now);
         if self.state(who) == State::Free {
             return;
         }
-        self.policy.charge(who.index(), ran, now);
-        self.groups.charge(self.entities[who.index()].group, ran, now);
-        if self.current == who.0 {
-            self.used = self.used.saturating_add(ran);
+        if self.current.who == who.0 {
+            let due = ran.saturating_sub(self.current.prepaid);
+            self.current.prepaid = self.current.prepaid.saturating_sub(ran);
+            self.charge_current(due, now);
+        } else {
+            let now = self.told(now);
+            let join = self.pool.join(self.cpu);
+            self.policies.charge(who.index(), ran, ran, join, now);
+            self.groups.charge(self.entities[who.index()].group, ran, false, now);
         }
     }
 
     /// An entity ends its turn in favour of others, as one that spins on a lock should.
     pub fn give_way(&mut self, who: EntityId) {
         if self.state(who) == State::Ready {
-            self.policy.give_way(who.index());
-            if self.current == who.0 {
-                self.current = NOBODY;
+            self.policies.give_way(who.index());
+            if self.current.who == who.0 {
+                self.stop();
             }
         }
     }
 
-    /// Whether `woken` should take the CPU from `current` before its turn ends. Charge `current` first.
+    /// Whether the CPU should pick again now that `woken` can run: it should take the CPU from `current` before its turn
+    /// ends, or `current` was told to run until later than it may now.
     pub fn should_preempt(&mut self, current: EntityId, woken: EntityId, now: u64) -> bool {
+        let now = self.told(now);
+        if self.state(current) != State::Ready || self.next_deadline() < self.current.until {
+            return true;
+        }
         self.state(woken) == State::Ready
             && !self.groups.is_spent(self.entities[woken.index()].group, now)
-            && (self.state(current) != State::Ready || self.policy.preempts(woken.index(), current.index()))
+            && (self.current.endless || self.policies.preempts(woken.index(), current.index()))
+    }
+
+    /// Whose turn it is.
+    #[must_use]
+    pub fn current(&self) -> Option<EntityId> {
+        (self.current.who != NOBODY).then_some(EntityId(self.current.who))
     }
 
     /// Who runs from now on: the current one while its turn lasts and nobody pre-empts it. `None`: nobody can run until
-    /// [`RunQueue::next_deadline`] or a wake.
+    /// [`CpuQueue::next_deadline`] or a wake; try to steal, then idle.
     ///
-    /// It may be asked at any time, once what runs is charged.
+    /// It may be asked at any time by the CPU itself, once what runs is charged. Where a turn may have ended, look first
+    /// whether to pull one from another queue.
     pub fn pick(&mut self, now: u64) -> Option<Decision> {
-        self.policy.advance(now);
-        self.unpark(now);
-        let best = loop {
-            let Some(best) = self.policy.best() else {
-                self.current = NOBODY;
+        let now = self.told(now);
+        self.advance(now);
+        let elsewhere = self.pool.elsewhere(self.cpu);
+        self.policies.shares.set_heaviest_elsewhere(elsewhere.heaviest);
+        if let Some(level) = elsewhere.level {
+            self.policies.shares.align(level);
+        }
+        let contended = elsewhere.level.is_some();
+        let claimed = loop {
+            let Some(best) = self.policies.best() else {
+                self.stop();
+                self.show();
                 return None;
             };
-            let group = self.entities[best].group;
-            if !self.groups.is_spent(group, now) {
-                break best;
+            let keeps = self.keeps(best, contended);
+            let who = if keeps { self.current.who as usize } else { best };
+            let group = self.entities[who].group;
+            match self.groups.claim(group, who as u32 == self.current.who, now) {
+                Claim::Granted(claimed) => {
+                    if !keeps {
+                        self.start(who, now);
+                    }
+                    break claimed;
+                }
+                Claim::Spent(until) => self.park(who, group, until),
             }
-            self.park(best, group);
         };
-        let who = self.keep_or(best, now);
-        let left = self.policy.turn_left(who, self.used).max(1);
+        let who = self.current.who as usize;
+        let left = self.policies.turn_left(who, self.current.used, contended);
+        self.current.endless = left == NEVER;
+        self.show();
         let until = now
-            .saturating_add(left)
-            .min(self.groups.limit(self.entities[who].group, now))
+            .saturating_add(left.max(1))
+            .min(now.saturating_add(claimed))
             .min(self.next_deadline())
             .max(now.saturating_add(1));
+        self.current.until = until;
         Some(Decision { who: EntityId(who as u32), until })
     }
 
+    /// Whether the turn of the current entity is over, or there is none: when to look whether to pull.
+    #[must_use]
+    pub fn turn_is_over(&self) -> bool {
+        let who = self.current.who as usize;
+        self.current.who == NOBODY
+            || self.entities[who].state != State::Ready
+            || self.policies.turn_left(who, self.current.used, true) == 0
+    }
+
     /// When a parked or waiting entity may run again, [`NEVER`] where none will by time alone.
+    #[must_use]
     pub fn next_deadline(&self) -> u64 {
-        self.policy.next_event().min(self.groups.next_event())
+        self.policies.next_event().min(self.groups.next_event())
     }
 
-    /// The current entity while its turn goes on, else `best`, whose turn begins.
-    fn keep_or(&mut self, best: usize, now: u64) -> usize {
-        let current = self.current as usize;
-        if self.current != NOBODY
-            && self.entities[current].state == State::Ready
-            && self.policy.turn_left(current, self.used) != 0
-            && (best == current || !self.policy.preempts(best, current))
-            && !self.groups.is_spent(self.entities[current].group, now)
-        {
-            return current;
+    /// The best entity that is queued and not current, and may be stolen. It is what the pool is shown.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Key> {
+        self.policies.shares.best_but(self.current.who as usize).map(|(key, _)| key)
+    }
+
+    /// Where the entity stands that this CPU would run next if its turn ended now: what one must be behind that is pulled.
+    /// [`Key::NEVER`] where there is none, [`Key::FIRST`] where a reservation needs the CPU first.
+    #[must_use]
+    pub fn next_key(&self) -> Key {
+        if self.policies.reservations.best().is_some() {
+            return Key::FIRST;
         }
-        self.current = best as u32;
-        self.used = 0;
-        best
+        self.policies.shares.best_but(NOBODY as usize).map_or(Key::NEVER, |(key, _)| key)
     }
 
-    /// Takes a queued entity whose group is spent out of the order.
-    fn park(&mut self, who: usize, group: GroupId) {
-        self.policy.dequeue(who);
-        self.entities[who].state = State::Parked;
-        self.entities[who].next = self.groups.park(group, who as u32);
+    /// Takes an entity out, in whichever state, to put it into another queue. Charge it first where it ran.
+    pub fn take(&mut self, who: EntityId, now: u64) -> Option<Parcel> {
+        self.told(now);
+        let parcel = self.pack(who)?;
+        self.forget(who);
+        self.show();
+        Some(parcel)
     }
 
-    /// Queues the parked whose group may go on.
-    fn unpark(&mut self, now: u64) {
+    /// Takes in an entity from another queue of the pool, in the state that it was taken in (one that was parked is
+    /// ready). Its reservation must pass the admission test here.
+    ///
+    /// # Errors
+    ///
+    /// As [`CpuQueue::add`]; the parcel can be put elsewhere.
+    pub fn put(&mut self, parcel: Parcel, now: u64) -> Result<EntityId, AddError> {
+        let now = self.told(now);
+        let join = self.pool.join(self.cpu);
+        let who =
+            self.admit(parcel.group, |policies, who| policies.unpack(who, &parcel.belongings, join, now))?;
+        match parcel.blocked {
+            Some(blocked) => self.entities[who.index()].blocked = blocked,
+            None => {
+                self.entities[who.index()].state = State::Ready;
+                self.policies.arrive(who.index(), now, join);
+                self.show();
+            }
+        }
+        Ok(who)
+    }
+
+    /// Takes out, for another CPU to run, the best of those that wait here before `before`, are `allowed` and have no
+    /// reservation (those stay with the CPU that admitted them). An idle CPU gives [`Key::NEVER`]; one that has
+    /// something to run, its [`CpuQueue::next_key`] less [`Pool::margin`]. Looks at the first 32 in the order.
+    pub fn steal(
+        &mut self,
+        before: Key,
+        allowed: impl Fn(EntityId) -> bool,
+        now: u64,
+    ) -> Option<(EntityId, Parcel)> {
+        let now = self.told(now);
+        let current = self.current.who as usize;
+        let policies = &self.policies;
+        let found = policies.shares.find(before, VISITED, |who| {
+            who != current && !policies.reservations.is_reserved(who) && allowed(EntityId(who as u32))
+        })?;
+        let who = EntityId(found as u32);
+        self.take(who, now).map(|parcel| (who, parcel))
+    }
+
+    /// Looks at the clock on behalf of another CPU: the current entity is charged up to now, so that whoever is compared
+    /// with it is compared with what it has used. The caller's own charge takes that off.
+    fn told(&mut self, now: u64) -> u64 {
+        self.now = self.now.max(now);
+        let now = self.now;
+        if self.current.who != NOBODY {
+            let ran = now.saturating_sub(self.current.since);
+            self.current.prepaid = self.current.prepaid.saturating_add(ran);
+            self.charge_current(ran, now);
+        }
+        now
+    }
+
+    /// The current entity ran for `ran` ticks that ended now, of those since it was charged last.
+    fn charge_current(&mut self, ran: u64, now: u64) {
+        let moment = self.pool.contention().at(now);
+        let contended = Contention::between(self.current.contention, moment).min(ran);
+        self.current.since = self.current.since.max(now);
+        self.current.contention = moment;
+        if ran == 0 {
+            return;
+        }
+        let who = self.current.who as usize;
+        let join = self.pool.join(self.cpu);
+        self.policies.charge(who, ran, contended, join, now);
+        self.groups.charge(self.entities[who].group, ran, true, now);
+        self.current.used = self.current.used.saturating_add(ran);
+    }
+
+    /// What is due by now: periods, and the windows of caps.
+    fn advance(&mut self, now: u64) {
+        let join = self.pool.join(self.cpu);
+        self.policies.advance(join, now);
         while let Some(group) = self.groups.due(now) {
             let who = self.groups.parked(group);
-            if self.groups.is_spent(group, now) {
-                self.groups.postpone(group);
-                continue;
-            }
             let Some(entity) = self.entities.get_mut(who as usize) else {
                 self.groups.set_parked(group, NOBODY);
                 continue;
             };
             entity.state = State::Ready;
-            self.groups.set_parked(group, entity.next);
-            self.policy.enqueue(who as usize, now);
+            let next = entity.next;
+            self.groups.set_parked(group, next);
+            self.policies.enqueue(who as usize, now, 0, join);
+        }
+    }
+
+    /// Whether the turn of the current entity goes on, though `best` is the best.
+    fn keeps(&self, best: usize, contended: bool) -> bool {
+        let current = self.current.who as usize;
+        self.current.who != NOBODY
+            && self.entities[current].state == State::Ready
+            && self.policies.turn_left(current, self.current.used, contended) != 0
+            && (best == current || !self.policies.preempts(best, current))
+    }
+
+    /// The turn of `who` begins. Where it is the one that ran, it goes on being charged from where it was.
+    fn start(&mut self, who: usize, now: u64) {
+        self.current.used = 0;
+        if self.current.who == who as u32 {
+            return;
+        }
+        let contention = self.pool.contention().at(now);
+        self.current = Current {
+            who: who as u32,
+            used: 0,
+            since: now,
+            contention,
+            prepaid: 0,
+            until: NEVER,
+            endless: false,
+        };
+    }
+
+    /// The current entity runs no longer.
+    fn stop(&mut self) {
+        self.groups.release();
+        self.current.who = NOBODY;
+        self.current.endless = false;
+    }
+
+    fn moment(&self, now: u64) -> Blocked {
+        Blocked { at: now, contention: self.pool.contention().at(now) }
+    }
+
+    /// Queues one that was blocked.
+    fn enqueue(&mut self, who: usize, now: u64) {
+        let blocked = self.entities[who].blocked;
+        let contended = Contention::between(blocked.contention, self.pool.contention().at(now));
+        let idle = now.saturating_sub(blocked.at).saturating_sub(contended);
+        let join = self.pool.join(self.cpu);
+        self.policies.enqueue(who, now, idle, join);
+    }
+
+    /// Gives a new entity a place, blocked, if `admit` lets the policies have it.
+    fn admit(
+        &mut self,
+        group: GroupId,
+        admit: impl FnOnce(&mut Policies, usize) -> Result<(), ParameterError>,
+    ) -> Result<EntityId, AddError> {
+        if !self.groups.contains(group) {
+            return Err(ParameterError::Unknown.into());
+        }
+        let who = self.free;
+        let entity = self.entities.get(who as usize).ok_or(AddError::Full)?;
+        let next = entity.next;
+        admit(&mut self.policies, who as usize)?;
+        self.free = next;
+        let blocked = self.moment(self.now);
+        self.entities[who as usize] = Entity { state: State::Blocked, group, next: NOBODY, blocked };
+        self.show();
+        Ok(EntityId(who))
+    }
+
+    fn pack(&self, who: EntityId) -> Option<Parcel> {
+        let entity = self.entities.get(who.index())?;
+        let blocked = match entity.state {
+            State::Free => return None,
+            State::Blocked => Some(entity.blocked),
+            State::Ready | State::Parked => None,
+        };
+        Some(Parcel { group: entity.group, belongings: self.policies.pack(who.index()), blocked })
+    }
+
+    /// Takes an entity out of everything.
+    fn forget(&mut self, who: EntityId) {
+        match self.state(who) {
+            State::Free => return,
+            State::Parked => self.unlink(who.0),
+            State::Blocked | State::Ready => {}
+        }
+        self.policies.remove(who.index());
+        if self.current.who == who.0 {
+            self.stop();
+        }
+        let entity = &mut self.entities[who.index()];
+        entity.state = State::Free;
+        entity.next = self.free;
+        self.free = who.0;
+    }
+
+    /// Takes a queued entity whose group is spent out of the order.
+    fn park(&mut self, who: usize, group: GroupId, until: u64) {
+        self.policies.dequeue(who);
+        self.entities[who].state = State::Parked;
+        self.entities[who].next = self.groups.park(group, who as u32, until);
+        if self.current.who == who as u32 {
+            self.stop();
         }
     }
 
@@ -304,10 +637,25 @@ impl<P: Policy> RunQueue<P> {
         self.entities.get(who.index()).map_or(State::Free, |entity| entity.state)
     }
 
+    /// Shows the pool where this queue is.
+    fn show(&mut self) {
+        let shares = &self.policies.shares;
+        let shown = Shown {
+            waiting: self.waiting().unwrap_or(Key::NEVER),
+            level: shares.level(),
+            heaviest: shares.heaviest_here(),
+            busy: shares.len() != 0,
+            lone: self.current.endless,
+        };
+        self.pool.show(self.cpu, self.shown, shown, self.now);
+        self.pool.set_margin(shares.margin());
+        self.shown = shown;
+    }
+
     #[cfg(test)]
-    pub(crate) fn cap_comparisons(&self) -> u64 {
-        self.groups.comparisons()
+    pub(crate) fn comparisons(&self) -> u64 {
+        self.policies.shares.comparisons()
+            + self.policies.reservations.comparisons()
+            + self.groups.comparisons()
     }
 }
-
-const _: () = assert!(NEVER == u64::MAX);

@@ -3,23 +3,22 @@
 use std::vec::Vec;
 
 use super::simulator::{Behaviour, Simulator, jain};
-use crate::{Bvt, BvtParameters, BvtSettings};
+use crate::{Parameters, PolicyKind, Settings};
 
 const QUANTUM: u64 = 10_000;
 
-fn settings() -> BvtSettings {
-    BvtSettings { quantum: QUANTUM, min_turn: 1, allowance: QUANTUM / 10 }
-}
+const SETTINGS: Settings =
+    Settings { quantum: QUANTUM, min_turn: 1, allowance: QUANTUM / 10, reservable: 1000 };
 
-fn weight(weight: u32) -> BvtParameters {
-    BvtParameters { weight, ..BvtParameters::default() }
+fn cpu(capacity: usize, seed: u64) -> Simulator {
+    Simulator::new(PolicyKind::Bvt, 1, &SETTINGS, capacity, 1, seed)
 }
 
 /// A CPU of spinners of given weights.
-fn spinners(weights: &[u32], seed: u64) -> Simulator<Bvt> {
-    let mut simulator = Simulator::new(Bvt::new(weights.len(), settings()), weights.len(), 1, seed);
+fn spinners(weights: &[u32], seed: u64) -> Simulator {
+    let mut simulator = cpu(weights.len(), seed);
     for &w in weights {
-        simulator.add(0, weight(w), Behaviour::Spins).unwrap();
+        simulator.add(0, Parameters::with_weight(w), Behaviour::Spins).unwrap();
     }
     simulator
 }
@@ -42,10 +41,10 @@ fn spinners_lag_by_at_most_a_quantum() {
         let mut simulator = spinners(&weights, seed);
         for _ in 0..200 {
             simulator.step(u64::MAX);
-            for (task, &w) in simulator.tasks.iter().zip(&weights) {
+            for (task, &w) in weights.iter().enumerate() {
                 // Lag times the total weight, exactly; a tick more for turns that are cut to whole ticks.
                 let ideal = i128::from(simulator.now) * i128::from(w);
-                let lag = ideal - i128::from(task.served) * i128::from(total);
+                let lag = ideal - i128::from(simulator.served(task)) * i128::from(total);
                 let bound = i128::from(QUANTUM + weights.len() as u64) * i128::from(total);
                 assert!(lag.abs() <= bound, "seed {seed}: {weights:?}: lag {lag} of {bound}");
             }
@@ -75,7 +74,7 @@ fn mix(seed: u64, warps: bool) {
     let weights = some_weights(&mut random, 16);
     let heaviest = u64::from(*weights.iter().max().unwrap());
     let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-    let mut simulator = Simulator::new(Bvt::new(weights.len(), settings()), weights.len(), 1, seed);
+    let mut simulator = cpu(weights.len(), seed);
     let mut longest_warp = 0;
     for (i, &w) in weights.iter().enumerate() {
         // At least one spins, by which the others are measured.
@@ -87,7 +86,7 @@ fn mix(seed: u64, warps: bool) {
             3 => Behaviour::Sleeps { run: random.within(100, 1000), sleep: random.within(1000, 2 * QUANTUM) },
             _ => Behaviour::Reboots { every: random.within(1, 3 * QUANTUM), down: random.within(1, QUANTUM) },
         };
-        let mut parameters = weight(w);
+        let mut parameters = Parameters::with_weight(w);
         if warps && random.one_in(2) {
             parameters.warp = random.within(0, 5 * QUANTUM * 256 / heaviest);
             parameters.warp_limit = random.within(0, 2 * QUANTUM);
@@ -99,10 +98,10 @@ fn mix(seed: u64, warps: bool) {
     let rounds = if warps { 150 } else { 60 };
     let end = rounds * QUANTUM * total / heaviest;
     while simulator.now < end {
-        let (idle, runnable) = (simulator.idle, simulator.anyone_runnable());
         simulator.step(end);
-        assert!(simulator.idle == idle || !runnable, "seed {seed}: the CPU idled while a task waited");
+        assert!(!simulator.idles_while(|_| true), "seed {seed}: the CPU idled while a task waited");
     }
+    simulator.run(end);
     // A turn in virtual time, and what can be borrowed; two ticks of the lightest for the cut to whole ticks.
     let one = |ticks: u64| u128::from(ticks) << 32;
     let lightest = u128::from(*weights.iter().min().unwrap());
@@ -126,7 +125,14 @@ fn mix(seed: u64, warps: bool) {
         );
         // Nobody waits for longer than it takes the others to get past it, from behind and from ahead.
         let wait = (2 * turn + 2 * warp) * u128::from(total);
-        assert!(one(task.longest_wait) <= wait, "seed {seed}: {:?} waited too long", task.behaviour);
+        assert!(
+            one(task.longest_wait) <= wait,
+            "seed {seed}: {:?} of weight {} among {weights:?} waited {} of {}",
+            task.behaviour,
+            weights[t],
+            task.longest_wait,
+            wait >> 32
+        );
         if matches!(task.behaviour, Behaviour::Spins) {
             shares.push(normal(t) as f64);
         }
@@ -152,11 +158,12 @@ fn warps_borrow_and_do_not_gain() {
 #[test]
 fn warp_shortens_the_wait() {
     let wait = |warp: u64| {
-        let mut simulator = Simulator::new(Bvt::new(9, settings()), 9, 1, 7);
+        let mut simulator = cpu(9, 7);
         for _ in 0..8 {
-            simulator.add(0, weight(256), Behaviour::Spins).unwrap();
+            simulator.add(0, Parameters::default(), Behaviour::Spins).unwrap();
         }
-        let parameters = BvtParameters { weight: 256, warp, warp_limit: QUANTUM, warp_period: QUANTUM };
+        let parameters =
+            Parameters { warp, warp_limit: QUANTUM, warp_period: QUANTUM, ..Parameters::default() };
         let sleeper = simulator.add(0, parameters, Behaviour::Sporadic { run: 500, every: 100_000 }).unwrap();
         simulator.run(3000 * QUANTUM);
         simulator.tasks[sleeper].longest_wait

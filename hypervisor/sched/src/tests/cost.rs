@@ -3,23 +3,19 @@
 use std::println;
 
 use super::simulator::Random;
-use crate::{
-    Bvt, BvtParameters, BvtSettings, Cap, GroupId, Policy, RunQueue, Sedf, SedfParameters, SedfSettings,
-};
+use crate::{Cap, CapAccount, CpuQueue, GroupId, Parameters, PolicyKind, Pool, Reservation, Settings};
 
 /// Mean and most of comparisons, of: charge and pick; block, wake and pick.
-fn cost<P: Policy>(
-    queue: &mut RunQueue<P>,
-    n: usize,
-    add: impl Fn(&mut RunQueue<P>, u32) -> crate::EntityId,
-    count: impl Fn(&RunQueue<P>) -> u64,
-) -> [(f64, u64); 2] {
+fn cost(kind: PolicyKind, n: usize, parameters: impl Fn(u32) -> Parameters) -> [(f64, u64); 2] {
+    let settings = Settings { quantum: 1000, min_turn: 10, allowance: 100, reservable: 1000 };
+    let queue = &mut CpuQueue::new(Pool::new(&[0]), 0, kind, &settings, n, n);
+    let count = CpuQueue::comparisons;
     let mut random = Random::new(n as u64);
     for domain in 0..n as u32 {
-        queue
-            .set_cap(GroupId(domain), (domain % 10 == 0).then_some(Cap { quota: 50, window: 100_000 }), 0)
-            .unwrap();
-        let id = add(queue, domain);
+        let cap = Cap { quota: 50, window: 100_000 };
+        let account = (domain % 10 == 0).then(|| CapAccount::new(cap, 1, 1000, 0).unwrap());
+        queue.set_cap(GroupId(domain), account, 0).unwrap();
+        let id = queue.add(GroupId(domain), parameters(domain), 0).unwrap();
         queue.wake(id, 0);
     }
     let mut now = 0;
@@ -51,20 +47,11 @@ fn cost<P: Policy>(
 #[test]
 fn decisions_are_logarithmic() {
     for n in [10, 100, 1000, 10_000] {
-        let bvt = Bvt::new(n, BvtSettings { quantum: 1000, min_turn: 10, allowance: 100 });
-        let mut queue = RunQueue::new(bvt, n, n);
-        let add = |q: &mut RunQueue<Bvt>, d| {
-            let weight = 1 + d % 7;
-            q.add(GroupId(d), BvtParameters { weight, warp: 0, warp_limit: 0, warp_period: 0 }, 0).unwrap()
-        };
-        let bvt = cost(&mut queue, n, add, |q| q.policy().comparisons() + q.cap_comparisons());
-        let sedf = Sedf::new(n, SedfSettings { reservable: 1000, quantum: 1000 });
-        let mut queue = RunQueue::new(sedf, n, n);
-        let add = |q: &mut RunQueue<Sedf>, d: u32| {
-            let p = SedfParameters { period: 1_000_000 + u64::from(d), slice: 50, extra: true };
-            q.add(GroupId(d), p, 0).unwrap()
-        };
-        let sedf = cost(&mut queue, n, add, |q| q.policy().comparisons() + q.cap_comparisons());
+        let bvt = cost(PolicyKind::Bvt, n, |domain| Parameters::with_weight(1 + domain % 7));
+        let sedf = cost(PolicyKind::Sedf, n, |domain| {
+            let period = 1_000_000 + u64::from(domain);
+            Parameters::with_reservation(Reservation { period, slice: 50, extra: true })
+        });
         println!("{n:6} entities: bvt {bvt:?} sedf {sedf:?}");
         let log = f64::log2(n as f64);
         for (mean, _) in bvt.into_iter().chain(sedf) {

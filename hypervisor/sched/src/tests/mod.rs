@@ -6,3 +6,4 @@ mod cost;
 mod operations;
 mod sedf;
 mod simulator;
+mod smp;

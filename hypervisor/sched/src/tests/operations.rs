@@ -2,23 +2,31 @@
 
 use proptest::prelude::*;
 
+use crate::bvt::Bvt;
 use crate::{
-    AddError, Bvt, BvtParameters, BvtSettings, Cap, Decision, EntityId, GroupId, MAX_PERIOD, NEVER,
-    ParameterError, Policy, RunQueue, Sedf, SedfParameters, SedfSettings,
+    AddError, Cap, CapAccount, CpuQueue, Decision, EntityId, GroupId, Key, MAX_PERIOD, NEVER, ParameterError,
+    Parameters, PolicyKind, Pool, Reservation, Settings,
 };
 
-const BVT: BvtSettings = BvtSettings { quantum: 1000, min_turn: 100, allowance: 100 };
-const SEDF: SedfSettings = SedfSettings { reservable: 1000, quantum: 1000 };
+const SETTINGS: Settings = Settings { quantum: 1000, min_turn: 100, allowance: 100, reservable: 1000 };
 
-fn bvt(capacity: usize) -> RunQueue<Bvt> {
-    RunQueue::new(Bvt::new(capacity, BVT), capacity, 2)
+fn queue(kind: PolicyKind, capacity: usize) -> CpuQueue {
+    CpuQueue::new(Pool::new(&[0]), 0, kind, &SETTINGS, capacity, 2)
 }
 
-fn sedf(capacity: usize) -> RunQueue<Sedf> {
-    RunQueue::new(Sedf::new(capacity, SEDF), capacity, 2)
+fn bvt(capacity: usize) -> CpuQueue {
+    queue(PolicyKind::Bvt, capacity)
 }
 
-fn woken<P: Policy>(queue: &mut RunQueue<P>, parameters: P::Parameters, now: u64) -> EntityId {
+fn sedf(capacity: usize) -> CpuQueue {
+    queue(PolicyKind::Sedf, capacity)
+}
+
+fn reserve(period: u64, slice: u64, extra: bool) -> Parameters {
+    Parameters::with_reservation(Reservation { period, slice, extra })
+}
+
+fn woken(queue: &mut CpuQueue, parameters: Parameters, now: u64) -> EntityId {
     let id = queue.add(GroupId(0), parameters, now).unwrap();
     queue.wake(id, now);
     id
@@ -29,21 +37,21 @@ fn a_lone_entity_is_not_interrupted() {
     let mut queue = bvt(2);
     assert_eq!(queue.pick(0), None);
     assert_eq!(queue.next_deadline(), NEVER);
-    let id = woken(&mut queue, BvtParameters::default(), 5);
+    let id = woken(&mut queue, Parameters::default(), 5);
     assert_eq!(queue.pick(5), Some(Decision { who: id, until: NEVER }));
     queue.charge(id, 1_000_000, 1_000_005);
     assert_eq!(queue.pick(1_000_005), Some(Decision { who: id, until: NEVER }));
     // One that comes late starts level with it, and gets its turn at once, for that of the other is long over.
-    let late = woken(&mut queue, BvtParameters::default(), 1_000_005);
-    assert!(!queue.should_preempt(id, late, 1_000_005));
+    let late = woken(&mut queue, Parameters::default(), 1_000_005);
+    assert!(queue.should_preempt(id, late, 1_000_005));
     assert_eq!(queue.pick(1_000_005).map(|d| (d.until, d.who != id)), Some((1_001_005, true)));
 }
 
 #[test]
 fn a_turn_lasts_whatever_asks_meanwhile() {
     let mut queue = bvt(2);
-    let a = woken(&mut queue, BvtParameters::default(), 0);
-    let _ = woken(&mut queue, BvtParameters::default(), 0);
+    let a = woken(&mut queue, Parameters::default(), 0);
+    let _ = woken(&mut queue, Parameters::default(), 0);
     assert_eq!(queue.pick(0), Some(Decision { who: a, until: 1000 }));
     queue.charge(a, 90, 90);
     assert_eq!(queue.pick(90), Some(Decision { who: a, until: 1000 }));
@@ -54,7 +62,7 @@ fn a_turn_lasts_whatever_asks_meanwhile() {
 #[test]
 fn giving_way_lets_everyone_else_go_first() {
     let mut queue = bvt(3);
-    let ids = [0; 3].map(|_| woken(&mut queue, BvtParameters::default(), 0));
+    let ids = [0; 3].map(|_| woken(&mut queue, Parameters::default(), 0));
     let mut order = std::vec![];
     for now in 0..6 {
         let who = queue.pick(now).unwrap().who;
@@ -67,27 +75,27 @@ fn giving_way_lets_everyone_else_go_first() {
 #[test]
 fn a_full_queue_says_so_and_places_come_back() {
     let mut queue = bvt(1);
-    let id = woken(&mut queue, BvtParameters::default(), 0);
-    assert_eq!(queue.add(GroupId(0), BvtParameters::default(), 0), Err(AddError::Full));
+    let id = woken(&mut queue, Parameters::default(), 0);
+    assert_eq!(queue.add(GroupId(0), Parameters::default(), 0), Err(AddError::Full));
     assert_eq!(
-        queue.add(GroupId(2), BvtParameters::default(), 0),
+        queue.add(GroupId(2), Parameters::default(), 0),
         Err(AddError::Parameters(ParameterError::Unknown))
     );
     queue.remove(id);
     queue.remove(id);
     assert_eq!(queue.pick(0), None);
-    assert!(queue.add(GroupId(0), BvtParameters::default(), 0).is_ok());
-    let none = BvtParameters { weight: 0, ..BvtParameters::default() };
+    assert!(queue.add(GroupId(0), Parameters::default(), 0).is_ok());
+    let none = Parameters::with_weight(0);
     assert_eq!(queue.set(id, none, 0), Err(ParameterError::Weight));
 }
 
 #[test]
 fn weights_change_while_they_run() {
     let mut queue = bvt(2);
-    let ids = [0; 2].map(|_| woken(&mut queue, BvtParameters::default(), 0));
+    let ids = [0; 2].map(|_| woken(&mut queue, Parameters::default(), 0));
     let mut now = 0;
     for (weight, share) in [(256, 500_000), (768, 750_000), (64, 200_000)] {
-        queue.set(ids[0], BvtParameters { weight, ..BvtParameters::default() }, now).unwrap();
+        queue.set(ids[0], Parameters::with_weight(weight), now).unwrap();
         let (start, mut used) = (now, 0u64);
         while now < start + 1_000_000 {
             let decision = queue.pick(now).unwrap();
@@ -104,14 +112,14 @@ fn weights_change_while_they_run() {
 #[test]
 fn virtual_time_does_not_drift() {
     for weight in [1, 3, 7, 255, 1_000_003, u32::MAX] {
-        let mut policy = Bvt::new(1, BVT);
-        policy.add(0, BvtParameters { weight, ..BvtParameters::default() }, 0).unwrap();
+        let mut policy = Bvt::new(1, &SETTINGS);
+        policy.add(0, &Parameters::with_weight(weight), Key::FIRST);
         let mut total = 0u64;
         for piece in 1..20_000u64 {
-            policy.charge(0, piece * 7919, 0);
+            policy.charge(0, piece * 7919, piece * 7919);
             total += piece * 7919;
         }
-        policy.charge(0, 15_768_000_000_000_000_000, 0);
+        policy.charge(0, 15_768_000_000_000_000_000, 15_768_000_000_000_000_000);
         total += 15_768_000_000_000_000_000 - total;
         let exact = ((u128::from(total) + (1..20_000u128).map(|p| p * 7919).sum::<u128>()) << 32)
             / u128::from(weight);
@@ -122,15 +130,15 @@ fn virtual_time_does_not_drift() {
 #[test]
 fn admission_is_exact() {
     let mut queue = sedf(20_000);
-    let third = SedfParameters { period: 3, slice: 1, extra: false };
+    let third = reserve(3, 1, false);
     for _ in 0..3 {
         woken(&mut queue, third, 0);
     }
-    let least = SedfParameters { period: MAX_PERIOD, slice: 1, extra: false };
+    let least = reserve(MAX_PERIOD, 1, false);
     assert_eq!(queue.add(GroupId(0), least, 0), Err(AddError::Parameters(ParameterError::Overbooked)));
     let mut queue = sedf(20_000);
     for _ in 0..9_973 {
-        woken(&mut queue, SedfParameters { period: 9_973, slice: 1, extra: false }, 0);
+        woken(&mut queue, reserve(9_973, 1, false), 0);
     }
     assert_eq!(queue.add(GroupId(0), least, 0), Err(AddError::Parameters(ParameterError::Overbooked)));
     for (period, slice, extra, error) in [
@@ -139,23 +147,23 @@ fn admission_is_exact() {
         (5, 6, true, ParameterError::Slice),
         (5, 0, false, ParameterError::Slice),
     ] {
-        let parameters = SedfParameters { period, slice, extra };
+        let parameters = reserve(period, slice, extra);
         assert_eq!(queue.add(GroupId(0), parameters, 0), Err(AddError::Parameters(error)));
     }
-    assert!(queue.add(GroupId(0), SedfParameters { period: 1, slice: 0, extra: true }, 0).is_ok());
+    assert!(queue.add(GroupId(0), reserve(1, 0, true), 0).is_ok());
 }
 
 /// What has been used ahead is not sold twice.
 #[test]
 fn a_booking_ends_with_its_period() {
     let mut queue = sedf(3);
-    let half = SedfParameters { period: 1000, slice: 500, extra: false };
+    let half = reserve(1000, 500, false);
     let a = woken(&mut queue, half, 0);
     let _ = woken(&mut queue, half, 0);
     assert_eq!(queue.pick(0), Some(Decision { who: a, until: 500 }));
     queue.charge(a, 500, 500);
     queue.remove(a);
-    let other = SedfParameters { period: 100, slice: 50, extra: false };
+    let other = reserve(100, 50, false);
     let _ = queue.pick(500);
     // In the same place it may be booked again, but it starts when the period of the old one has ended.
     let again = woken(&mut queue, other, 500);
@@ -171,9 +179,10 @@ fn a_booking_ends_with_its_period() {
 fn parked_entities_can_block_and_leave() {
     let mut queue = bvt(5);
     let cap = Cap { quota: 10, window: 100 };
-    queue.set_cap(GroupId(1), Some(cap), 0).unwrap();
+    let account = CapAccount::new(cap, 4, 1000, 0).unwrap();
+    queue.set_cap(GroupId(1), Some(account), 0).unwrap();
     let ids = [0; 4].map(|_| {
-        let id = queue.add(GroupId(1), BvtParameters::default(), 0).unwrap();
+        let id = queue.add(GroupId(1), Parameters::default(), 0).unwrap();
         queue.wake(id, 0);
         id
     });
@@ -190,14 +199,15 @@ fn parked_entities_can_block_and_leave() {
     assert_eq!(queue.pick(110), None);
     queue.set_cap(GroupId(1), None, 120).unwrap();
     assert_eq!(queue.pick(120), Some(Decision { who: ids[2], until: NEVER }));
-    assert_eq!(queue.set_cap(GroupId(1), Some(Cap { quota: 0, window: 5 }), 0), Err(ParameterError::Cap));
+    let none = CapAccount::new(Cap { quota: 0, window: 5 }, 1, 1, 0);
+    assert_eq!(none.map(|_| ()), Err(ParameterError::Cap));
     assert_eq!(queue.set_cap(GroupId(9), None, 0), Err(ParameterError::Unknown));
 }
 
 /// One operation: which, on whom, and a number for it.
 type Step = (u8, usize, u64);
 
-fn anything<P: Policy>(mut queue: RunQueue<P>, steps: &[Step], parameters: impl Fn(u64) -> P::Parameters) {
+fn anything(mut queue: CpuQueue, steps: &[Step], parameters: impl Fn(u64) -> Parameters) {
     let mut ids: std::vec::Vec<EntityId> = std::vec![];
     let mut now = 0u64;
     let mut running: Option<EntityId> = None;
@@ -214,7 +224,8 @@ fn anything<P: Policy>(mut queue: RunQueue<P>, steps: &[Step], parameters: impl 
             (7, Some(id)) => drop(queue.set(id, parameters(number), now)),
             (8, _) => {
                 let cap = Cap { quota: number % 5000, window: number % 70_000 };
-                let _ = queue.set_cap(GroupId(number as u32 % 3), (number % 3 != 0).then_some(cap), now);
+                let account = CapAccount::new(cap, who as u32, number >> 3, now).ok();
+                let _ = queue.set_cap(GroupId(number as u32 % 3), account, now);
             }
             (9, Some(id)) => drop(running.map(|r| queue.should_preempt(r, id, now))),
             _ => now = now.saturating_add(number),
@@ -236,16 +247,18 @@ fn number() -> impl Strategy<Value = u64> {
 proptest! {
     #[test]
     fn nothing_panics(steps in proptest::collection::vec((0u8..12, 0usize..8, number()), 1..200)) {
-        anything(bvt(6), &steps, |n| BvtParameters {
+        let parameters = |n: u64| Parameters {
             weight: n as u32,
             warp: n.rotate_left(7),
             warp_limit: n.rotate_left(13),
             warp_period: n >> 3,
-        });
-        anything(sedf(6), &steps, |n| SedfParameters {
-            period: (n % 50_000) | (n & MAX_PERIOD),
-            slice: n % 9_000,
-            extra: n % 2 == 0,
-        });
+            reservation: Reservation {
+                period: (n % 50_000) | (n & MAX_PERIOD),
+                slice: n % 9_000,
+                extra: n.is_multiple_of(2),
+            },
+        };
+        anything(bvt(6), &steps, parameters);
+        anything(sedf(6), &steps, parameters);
     }
 }

@@ -3,14 +3,23 @@
 use std::vec::Vec;
 
 use super::simulator::{Behaviour, Random, Simulator, jain};
-use crate::{Sedf, SedfParameters, SedfSettings};
+use crate::{Parameters, PolicyKind, Reservation, Settings};
 
-const SETTINGS: SedfSettings = SedfSettings { reservable: 1000, quantum: 1000 };
+const SETTINGS: Settings = Settings { quantum: 1000, min_turn: 1, allowance: 100, reservable: 1000 };
+
+fn cpu(capacity: usize, seed: u64) -> Simulator {
+    Simulator::new(PolicyKind::Sedf, 1, &SETTINGS, capacity, 1, seed)
+}
+
+fn reserve(period: u64, slice: u64, extra: bool) -> Parameters {
+    Parameters::with_reservation(Reservation { period, slice, extra })
+}
 
 /// Fills a CPU with random reservations up to exactly what it has.
-fn booked_out(seed: u64) -> Simulator<Sedf> {
+fn booked_out(seed: u64) -> (Simulator, Vec<Reservation>) {
+    let mut reserved = Vec::new();
     let mut random = Random::new(seed);
-    let mut simulator = Simulator::new(Sedf::new(40, SETTINGS), 40, 1, seed);
+    let mut simulator = cpu(40, seed);
     let scale = random.within(1, 2000);
     let periods = [6, 10, 12, 15, 20, 30, 60].map(|p| p * scale);
     for _ in 0..random.within(1, 20) {
@@ -22,33 +31,33 @@ fn booked_out(seed: u64) -> Simulator<Sedf> {
             2 => Behaviour::Sporadic { run: random.within(1, slice), every: period },
             _ => Behaviour::Sleeps { run: 2 * slice, sleep: 2 * period },
         };
-        simulator.add(0, SedfParameters { period, slice, extra }, behaviour);
+        if simulator.add(0, reserve(period, slice, extra), behaviour).is_some() {
+            reserved.push(Reservation { period, slice, extra });
+        }
     }
     // The rest goes to one more, to the last tick of the longest period.
     for slice in (1..=60 * scale).rev() {
-        let last = SedfParameters { period: 60 * scale, slice, extra: false };
-        if simulator.add(0, last, Behaviour::Spins).is_some() {
+        if simulator.add(0, reserve(60 * scale, slice, false), Behaviour::Spins).is_some() {
+            reserved.push(Reservation { period: 60 * scale, slice, extra: false });
             break;
         }
-        if slice > 2000 && simulator.queue.policy().booked_ppm() > 990_000 {
+        if slice > 2000 && simulator.queues[0].booked_ppm() > 990_000 {
             break;
         }
     }
     for _ in 0..random.within(0, 3) {
-        let extra = SedfParameters { period: scale, slice: 0, extra: true };
-        simulator.add(0, extra, Behaviour::Spins);
+        simulator.add(0, Parameters::default(), Behaviour::Spins);
+        reserved.push(Reservation::NONE);
     }
-    simulator
+    (simulator, reserved)
 }
 
 #[test]
 fn deadlines_are_met_at_every_admitted_load() {
     let mut full = 0;
     for seed in 0..1000 {
-        let mut simulator = booked_out(seed);
-        full += u64::from(simulator.queue.policy().booked_ppm() >= 999_000);
-        let parameters: Vec<SedfParameters> =
-            simulator.tasks.iter().map(|task| simulator.queue.policy().parameters(task.id.index())).collect();
+        let (mut simulator, parameters) = booked_out(seed);
+        full += u64::from(simulator.queues[0].booked_ppm() >= 999_000);
         let longest = parameters.iter().map(|p| p.period).max().unwrap();
         // Every period of every spinner ends at a check, for all begin at 0.
         let end = 8 * longest;
@@ -57,18 +66,18 @@ fn deadlines_are_met_at_every_admitted_load() {
         while simulator.now < end {
             let next = due.iter().copied().min().unwrap().min(end);
             while simulator.now < next {
-                let (idle, extra) = (
-                    simulator.idle,
-                    simulator.tasks.iter().zip(&parameters).any(|(t, p)| t.runnable && p.extra),
-                );
                 simulator.step(next);
-                assert!(simulator.idle == idle || !extra, "seed {seed}: idle while extra time was wanted");
+                let extra = |task: usize| simulator.tasks[task].runnable && parameters[task].extra;
+                assert!(
+                    !simulator.idles_while(|_| true) || !(0..parameters.len()).any(extra),
+                    "seed {seed}: idle while extra time was wanted"
+                );
             }
             for (i, p) in parameters.iter().enumerate() {
                 if due[i] <= next {
                     due[i] += p.period;
-                    let served = simulator.tasks[i].served - before[i];
-                    before[i] = simulator.tasks[i].served;
+                    let served = simulator.served(i) - before[i];
+                    before[i] += served;
                     if matches!(simulator.tasks[i].behaviour, Behaviour::Spins) {
                         assert!(served >= p.slice, "seed {seed}: {served} of {p:?} in a period");
                         assert!(p.extra || served == p.slice, "seed {seed}: {served} of {p:?}: too much");
@@ -90,19 +99,17 @@ fn deadlines_are_met_at_every_admitted_load() {
 fn extra_time_is_fair() {
     for seed in 0..200 {
         let mut random = Random::new(seed);
-        let mut simulator = Simulator::new(Sedf::new(20, SETTINGS), 20, 1, seed);
-        let reserved = SedfParameters { period: 10_000, slice: random.within(1, 8000), extra: false };
-        let spinner = simulator.add(0, reserved, Behaviour::Spins).unwrap();
+        let mut simulator = cpu(20, seed);
+        let slice = random.within(1, 8000);
+        let spinner = simulator.add(0, reserve(10_000, slice, false), Behaviour::Spins).unwrap();
         let takers = random.within(2, 12);
         for _ in 0..takers {
-            let none = SedfParameters { period: 1000, slice: 0, extra: true };
-            simulator.add(0, none, Behaviour::Spins).unwrap();
+            simulator.add(0, Parameters::default(), Behaviour::Spins).unwrap();
         }
-        let sleeper = SedfParameters { period: 1000, slice: 0, extra: true };
-        simulator.add(0, sleeper, Behaviour::Sleeps { run: 3000, sleep: 9000 }).unwrap();
+        simulator.add(0, Parameters::default(), Behaviour::Sleeps { run: 3000, sleep: 9000 }).unwrap();
         simulator.run(4_000_000);
         assert_eq!(simulator.idle, 0);
-        assert_eq!(simulator.tasks[spinner].served, reserved.slice * 400);
+        assert_eq!(simulator.tasks[spinner].served, slice * 400);
         let extra: Vec<f64> = simulator.tasks[1..=takers as usize].iter().map(|t| t.served as f64).collect();
         assert!(jain(&extra) >= 0.999, "seed {seed}: {extra:?}");
         let (least, most) =
