@@ -41,6 +41,7 @@ type Probes = &'static [(&'static str, &'static str)];
 const QUICK: Probes = &[
     ("modes", ""),
     ("exceptions", ""),
+    ("task-switch", ""),
     ("apic", ""),
     ("string-io", ""),
     ("mmio", ""),

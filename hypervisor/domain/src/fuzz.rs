@@ -6,11 +6,14 @@
 
 use alloc::vec::Vec;
 
-use caisson_hwvirt::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault, VcpuState};
+use caisson_hwvirt::{
+    DebugAccess, Direction, Event, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource, VcpuState,
+};
 use caisson_irqchip::TriggerMode;
 use caisson_types::{Gpa, GuestMemory};
 use caisson_x86::{
-    Attributes, CpuMode, Exception, ExceptionKind, Gpr, Rflags, Segment, SegmentRegister, msr,
+    Attributes, CpuMode, DescriptorTable, Exception, ExceptionKind, Gpr, Rflags, Segment, SegmentRegister,
+    msr,
 };
 
 use crate::testing::{CODE, Machine};
@@ -165,7 +168,12 @@ impl Source<'_> {
             22 => Exit::ReadCounter,
             23 => Exit::WriteCr8(gpr(self.u8())),
             24 => Exit::ReadCr8(Gpr::from_encoding(self.u8())),
-            25 => Exit::TaskSwitch { selector: self.number(2) as u16 },
+            25 => Exit::TaskSwitch(TaskSwitch {
+                selector: self.number(2) as u16 & 0x1f,
+                source: [TaskSwitchSource::Call, TaskSwitchSource::Jump, TaskSwitchSource::Return]
+                    [usize::from(self.u8() % 3)],
+                next_rip: self.flag().then(|| rip.wrapping_add(7)),
+            }),
             _ => Exit::Exception { vector: [1, 17][usize::from(self.u8() & 1)], error_code: 0, address: 0 },
         }
     }
@@ -291,6 +299,10 @@ fn guest(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) {
     };
     hw.set_gpr(Gpr::Rcx, rcx);
     mode(hw, source.u8());
+    if source.u8() & 7 == 0 {
+        tasks(machine, source, index);
+    }
+    let hw = &mut machine.vcpus[index].hw;
     let rip = if source.u8() == 0xff { source.value() } else { CODE * (index as u64 + 1) };
     hw.set_rip(rip);
     hw.regs.next_rip = source.flag().then(|| rip.wrapping_add(2));
@@ -302,11 +314,39 @@ fn guest(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) {
     let _ = machine.domain.memory.write(Gpa::new(rip), &code);
 }
 
+/// Descriptors and a task of its own for a vCPU, as they come.
+fn tasks(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) {
+    const TABLE: u64 = 0x5000;
+    const OLD: u64 = 0x5100;
+    let hw = &mut machine.vcpus[index].hw;
+    hw.set_gdtr(DescriptorTable { base: TABLE, limit: 0x3f });
+    let attributes = Attributes([0x8b, 0x83][usize::from(source.flag())]);
+    hw.set_segment(SegmentRegister::Tr, Segment { selector: 8, attributes, limit: 0x67, base: OLD });
+    // A data and a code segment, flat, and tasks that are busy or not.
+    let tasks = [0x8b_0000, 0x89_0000, 0x83_0000, 0x81_0000].map(|kind| {
+        let base = 0x5200 + u64::from(source.u8()) * 0x10;
+        0x67 | base << 16 | kind << 24
+    });
+    let flat = [0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    for (slot, descriptor) in (1..).zip(tasks.into_iter().chain(flat)) {
+        let _ = machine.domain.memory.write_u64(Gpa::new(TABLE + 8 * slot), descriptor);
+    }
+    for selector in 0x5200 / 2..0x6400 / 2 {
+        let value = u32::from(source.u8() & 0x3f);
+        let _ = machine.domain.memory.write(Gpa::new(selector * 2), &value.to_le_bytes()[..2]);
+        if value == 0x3f {
+            break;
+        }
+    }
+}
+
 /// The exit that ends the guest's run. Exits that no instruction asks for can come in the middle of a delivery.
 fn ending(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) -> Exit {
     let hw = &mut machine.vcpus[index].hw;
     let exit = source.exit(hw.rip());
-    if matches!(exit, Exit::Exception { .. } | Exit::NestedFault(_)) && source.u8() & 3 == 0 {
+    if matches!(exit, Exit::Exception { .. } | Exit::NestedFault(_) | Exit::TaskSwitch(_))
+        && source.u8() & 3 == 0
+    {
         let event = source.event();
         if !matches!(event, Event::Interrupt(_)) || hw.open() {
             hw.interrupted = Some(event);

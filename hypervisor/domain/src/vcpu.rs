@@ -40,13 +40,6 @@ pub enum KillReason {
         /// What the hardware says beside it.
         qualification: u64,
     },
-    /// The guest switched tasks by hardware, which VT-x leaves to software, and Caisson does not emulate.
-    TaskSwitch {
-        /// Where.
-        rip: u64,
-        /// The selector of the new task's TSS.
-        selector: u16,
-    },
     /// An exception or interrupt was being delivered with its tables or its stack outside of memory.
     LostDelivery {
         /// What was accessed.
@@ -74,11 +67,6 @@ impl fmt::Display for KillReason {
             Self::UnknownExit { reason, qualification } => {
                 write!(f, "an exit that Caisson does not know (reason {reason:#x}, {qualification:#x})")
             }
-            Self::TaskSwitch { rip, selector } => write!(
-                f,
-                "a hardware task switch to TSS {selector:#x} at rip {rip:#x}, which Caisson does not emulate on VT-x: \
-                 use a kernel without task gates"
-            ),
             Self::LostDelivery { gpa } => {
                 write!(
                     f,

@@ -6,6 +6,7 @@
 //! - [`length`]: where the instruction that exited ends, on the exit path.
 //! - [`emulate`]: one instruction that met a device in memory space, [`strings`]: INS and OUTS; [`SUPPORTED`]
 //!   lists what they have.
+//! - [`task`]: task switches, which VT-x leaves to software.
 //! - [`cr`]: the operands of accesses to control and debug registers.
 //!
 //! A guest chooses every byte that is read here. Nothing panics or loops on it; each call does a bounded amount
@@ -27,6 +28,7 @@ pub mod length;
 mod operand;
 pub mod strings;
 mod supported;
+pub mod task;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;
 pub mod walk;
@@ -38,4 +40,5 @@ pub use emulate::{Done, STRING_BOUND, StepError, step};
 pub use length::{LengthError, Opcode, instruction_end};
 pub use strings::{IoBus, string_io};
 pub use supported::{SUPPORTED, Supported};
+pub use task::{TaskError, TaskRequest, switch_task};
 pub use walk::{Access, AccessKind, PagingFeatures, fetch_translate, translate};

@@ -102,7 +102,7 @@ pub enum InterruptWindow {
 /// A vCPU: its state, and what stands between it and the hardware.
 pub trait Vcpu: VcpuState {
     /// The CPU keeps the page-directory pointers of PAE paging in registers, and so must a write to CR0 or CR4 that is
-    /// executed for the guest ([`Vcpu::set_page_directory_pointers`]). Otherwise it reads them when it needs them.
+    /// executed for the guest ([`VcpuState::set_page_directory_pointers`]). Otherwise it reads them when it needs them.
     const KEEPS_POINTERS: bool;
 
     /// Runs the guest until it exits. Interrupts are off on the host before and after; a physical interrupt that
@@ -124,6 +124,9 @@ pub trait Vcpu: VcpuState {
     /// Whether NMIs are blocked, because the guest is in its NMI handler.
     fn nmi_blocked(&self) -> bool;
 
+    /// Blocks NMIs, or ends their being blocked, as the start and the end of a handler do that is a task of its own.
+    fn set_nmi_blocked(&mut self, blocked: bool);
+
     /// Asks for [`Exit::NmiWindow`] when the guest can take the next NMI, or no longer. `false`: the hardware will not tell
     /// (AMD's tells of the end of an NMI handler, and not of that of a shadow or of another event), and the caller has to
     /// look again by itself.
@@ -137,9 +140,6 @@ pub trait Vcpu: VcpuState {
 
     /// Sets the amount that is added to the host's TSC.
     fn set_tsc_offset(&mut self, offset: u64);
-
-    /// Loads the page-directory pointers, which have been checked, where the CPU keeps them.
-    fn set_page_directory_pointers(&mut self, _pointers: [u64; 4]) {}
 
     /// Flushes the guest's TLB entries (guest-virtual and guest-physical) before the next entry.
     fn flush_tlb(&mut self);

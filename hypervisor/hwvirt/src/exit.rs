@@ -59,6 +59,30 @@ pub struct DebugAccess {
     pub gpr: Option<Gpr>,
 }
 
+/// What asks for a task switch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TaskSwitchSource {
+    /// A far CALL, or an event that takes a task gate in the IDT: the new task is to return. The event, where no
+    /// instruction raised it, is [`crate::Vcpu::take_interrupted_event`]'s.
+    Call,
+    /// IRET with RFLAGS.NT set.
+    Return,
+    /// A far JMP.
+    Jump,
+}
+
+/// A task switch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TaskSwitch {
+    /// The selector of the new task's TSS.
+    pub selector: u16,
+    /// What asks for it.
+    pub source: TaskSwitchSource,
+    /// The RIP behind the instruction that asks for it, where the hardware tells; means nothing where an event does that no
+    /// instruction raised.
+    pub next_rip: Option<u64>,
+}
+
 /// Why a guest stopped running.
 ///
 /// Instruction exits leave the guest's RIP at the instruction; [`crate::VcpuState::next_rip`] tells where the next one
@@ -120,11 +144,9 @@ pub enum Exit {
     /// An x87 instruction waits for an earlier one's error to be served, which the guest takes by interrupt (CR0.NE is
     /// clear): a PC's coprocessor line.
     X87Error,
-    /// A task switch through a task gate or a TSS, which VT-x leaves to software.
-    TaskSwitch {
-        /// The selector of the new task's TSS.
-        selector: u16,
-    },
+    /// A task switch through a task gate or a TSS, which VT-x leaves to software. Privileges, the gate and the new task's
+    /// descriptor have been checked.
+    TaskSwitch(TaskSwitch),
     /// A triple fault.
     TripleFault,
     /// A physical INIT.

@@ -21,5 +21,5 @@ pub mod vmx;
 pub use backend::{Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup};
 pub use class::ExitClass;
 pub use event::Event;
-pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault};
+pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource};
 pub use state::VcpuState;

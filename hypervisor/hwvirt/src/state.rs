@@ -28,6 +28,8 @@ pub trait VcpuState {
     fn cr3(&self) -> u64;
     /// Sets CR3. The guest's TLB entries are flushed as a MOV to CR3 would.
     fn set_cr3(&mut self, value: u64);
+    /// Loads the page-directory pointers of PAE paging, which have been checked, where the CPU keeps them.
+    fn set_page_directory_pointers(&mut self, _pointers: [u64; 4]) {}
     /// CR4.
     fn cr4(&self) -> u64;
     /// Sets CR4. The guest's TLB entries are flushed where the change asks for it.

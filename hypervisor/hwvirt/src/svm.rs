@@ -4,7 +4,7 @@ use caisson_types::Gpa;
 use caisson_x86::svm::{EventInjection, EventKind, ExitCode, SvmFeatures};
 use caisson_x86::{Exception, ExceptionKind, Gpr, SegmentRegister};
 
-use crate::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault};
+use crate::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource};
 
 /// What the CPU wrote about an exit.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
             error_code: raw.info_1 as u32,
             address: raw.info_2,
         },
-        ExitCode::TASK_SWITCH => Exit::TaskSwitch { selector: raw.info_1 as u16 },
+        ExitCode::TASK_SWITCH => Exit::TaskSwitch(decode_task_switch(raw)),
         ExitCode::SHUTDOWN => Exit::TripleFault,
         ExitCode::INIT => Exit::Init,
         ExitCode::FERR_FREEZE => Exit::X87Error,
@@ -116,6 +116,18 @@ fn decode_npf(raw: RawExit) -> NestedFault {
     }
 }
 
+/// EXITINFO1 and EXITINFO2 of a task switch (section 15.14.1).
+fn decode_task_switch(raw: RawExit) -> TaskSwitch {
+    const RETURN: u64 = 1 << 36;
+    const JUMP: u64 = 1 << 38;
+    let source = match raw.info_2 & (RETURN | JUMP) {
+        0 => TaskSwitchSource::Call,
+        JUMP => TaskSwitchSource::Jump,
+        _ => TaskSwitchSource::Return,
+    };
+    TaskSwitch { selector: raw.info_1 as u16, source, next_rip: None }
+}
+
 /// EXITINFO1 of a MOV to a control register (section 15.8.1): bit 63 tells MOV from LMSW and CLTS.
 fn decode_gpr(raw: RawExit, features: SvmFeatures) -> Option<Gpr> {
     (features.contains(SvmFeatures::DECODE_ASSISTS) && raw.info_1 & 1 << 63 != 0)
@@ -169,6 +181,7 @@ mod tests {
             segment: None,
             next_rip: Some(0x1002),
         };
+        let switch = |source| Exit::TaskSwitch(TaskSwitch { selector: 0x28, source, next_rip: None });
         let table = [
             (raw(0x72, 0, 0), NONE, Exit::Cpuid),
             (raw(0x7c, 0, 0), NONE, Exit::ReadMsr),
@@ -207,7 +220,9 @@ mod tests {
             (raw(0x64, 0, 0), NONE, Exit::InterruptWindow),
             (raw(0x74, 0, 0), NONE, Exit::NmiWindow),
             (raw(0x63, 0, 0), NONE, Exit::Init),
-            (raw(0x7d, 0x28, 0), NONE, Exit::TaskSwitch { selector: 0x28 }),
+            (raw(0x7d, 0x28, 0), NONE, switch(TaskSwitchSource::Call)),
+            (raw(0x7d, 0x28, 1 << 36), NONE, switch(TaskSwitchSource::Return)),
+            (raw(0x7d, 0x28, 1 << 38), NONE, switch(TaskSwitchSource::Jump)),
             (raw(0x7e, 0, 0), NONE, Exit::X87Error),
             (raw(0x7f, 0, 0), NONE, Exit::TripleFault),
             (raw(0x80, 0, 0), NONE, Exit::Unsupported),

@@ -8,7 +8,7 @@ use caisson_types::Gpa;
 use caisson_x86::vmx::{EventInfo, EventType, ExitReason};
 use caisson_x86::{Exception, ExceptionKind, Gpr, SegmentRegister};
 
-use crate::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault};
+use crate::{DebugAccess, Direction, Event, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource};
 
 pub use entry::{EntryState, SegmentState, check_entry};
 
@@ -62,7 +62,7 @@ pub fn decode(raw: &impl ExitFields) -> Exit {
         ExitReason::XSETBV => Exit::Xsetbv,
         ExitReason::INVD | ExitReason::WBINVD => Exit::CacheFlush,
         ExitReason::RDPMC => Exit::ReadCounter,
-        ExitReason::TASK_SWITCH => Exit::TaskSwitch { selector: raw.qualification() as u16 },
+        ExitReason::TASK_SWITCH => Exit::TaskSwitch(decode_task_switch(raw)),
         ExitReason::TRIPLE_FAULT => Exit::TripleFault,
         ExitReason::INIT => Exit::Init,
         ExitReason::GETSEC
@@ -130,6 +130,18 @@ fn decode_violation(raw: &impl ExitFields) -> NestedFault {
         present: qualification & 7 << 3 != 0,
         page_walk: qualification & LINEAR_ADDRESS_VALID != 0 && qualification & FINAL_ACCESS == 0,
     }
+}
+
+/// The qualification of a task switch (table 28-2).
+fn decode_task_switch(raw: &impl ExitFields) -> TaskSwitch {
+    let qualification = raw.qualification();
+    let source = match qualification >> 30 & 3 {
+        1 => TaskSwitchSource::Return,
+        2 => TaskSwitchSource::Jump,
+        // CALL, and a task gate in the IDT.
+        _ => TaskSwitchSource::Call,
+    };
+    TaskSwitch { selector: qualification as u16, source, next_rip: Some(raw.next_rip()) }
 }
 
 fn decode_exception(raw: &impl ExitFields) -> Exit {
@@ -296,6 +308,7 @@ mod tests {
             present: false,
             page_walk: false,
         };
+        let switch = |source| Exit::TaskSwitch(TaskSwitch { selector: 0x28, source, next_rip: Some(0x1002) });
         let debug = |register, write, gpr| Exit::Debug(DebugAccess { register, write, gpr: Some(gpr) });
         let table = [
             (raw(10, 0), Exit::Cpuid),
@@ -362,7 +375,10 @@ mod tests {
             (raw(13, 0), Exit::CacheFlush),
             (raw(54, 0), Exit::CacheFlush),
             (raw(15, 0), Exit::ReadCounter),
-            (raw(9, 0x4000_0028), Exit::TaskSwitch { selector: 0x28 }),
+            (raw(9, 0x0028), switch(TaskSwitchSource::Call)),
+            (raw(9, 0x4000_0028), switch(TaskSwitchSource::Return)),
+            (raw(9, 0x8000_0028), switch(TaskSwitchSource::Jump)),
+            (raw(9, 0xc000_0028), switch(TaskSwitchSource::Call)),
             (raw(2, 0), Exit::TripleFault),
             (raw(3, 0), Exit::Init),
             (raw(11, 0), Exit::Unsupported),

@@ -2,7 +2,7 @@
 
 use caisson_hwvirt::svm::{self, RawExit};
 use caisson_hwvirt::vmx::{self, ExitFields};
-use caisson_hwvirt::{Direction, Event, Exit, IoExit, NestedFault};
+use caisson_hwvirt::{Direction, Event, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource};
 use caisson_types::Gpa;
 use caisson_x86::svm::{EventInjection, ExitCode, SvmFeatures};
 use caisson_x86::vmx::{EventInfo, ExitReason};
@@ -103,13 +103,29 @@ fn golden_exits_of_both_vendors() {
             exception(0x8000_0b0e, 2, 0x55),
             Exit::Exception { vector: 14, error_code: 2, address: 0x55 },
         ),
-        (amd(0x7d, 0x28, 0), intel(9, 0x4000_0028), Exit::TaskSwitch { selector: 0x28 }),
         (amd(0x7f, 0, 0), intel(2, 0), Exit::TripleFault),
         (amd(0x63, 0, 0), intel(3, 0), Exit::Init),
     ];
     for (amd, intel, exit) in table {
         assert_eq!(svm::decode(amd, SvmFeatures::DECODE_ASSISTS), exit, "{amd:?}");
         assert_eq!(vmx::decode(&intel), exit, "{intel:?}");
+    }
+}
+
+/// AMD-V, where Caisson does not intercept task switches, does not tell where the instruction ends.
+#[test]
+fn task_switches_of_both_vendors() {
+    let table = [
+        (amd(0x7d, 0x28, 0), intel(9, 0x28), TaskSwitchSource::Call),
+        // A task gate in the IDT.
+        (amd(0x7d, 0x28, 1 << 44 | 7), intel(9, 0xc000_0028), TaskSwitchSource::Call),
+        (amd(0x7d, 0x28, 1 << 36), intel(9, 0x4000_0028), TaskSwitchSource::Return),
+        (amd(0x7d, 0x28, 1 << 38), intel(9, 0x8000_0028), TaskSwitchSource::Jump),
+    ];
+    for (amd, intel, source) in table {
+        let exit = |next_rip| Exit::TaskSwitch(TaskSwitch { selector: 0x28, source, next_rip });
+        assert_eq!(svm::decode(amd, SvmFeatures::empty()), exit(None), "{amd:?}");
+        assert_eq!(vmx::decode(&intel), exit(Some(NEXT_RIP)), "{intel:?}");
     }
 }
 

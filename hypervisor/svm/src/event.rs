@@ -108,6 +108,12 @@ impl SvmVcpu {
         self.vmcb.set_intercepts(if request == 0 { kept } else { kept | Intercepts::VINTR });
     }
 
+    pub(crate) fn block_nmis(&mut self, blocked: bool) {
+        self.nmi.blocked = blocked;
+        let intercepts = self.vmcb.intercepts() - Intercepts::IRET;
+        self.vmcb.set_intercepts(if blocked { intercepts | Intercepts::IRET } else { intercepts });
+    }
+
     /// The guest is about to execute the IRET of its NMI handler: steps over it where the core waits for its end.
     ///
     /// The flag for that is the guest's RFLAGS.TF, which must show nowhere else: whatever of the guest's could save it (an

@@ -168,6 +168,10 @@ impl Vcpu for SvmVcpu {
         self.nmi.blocked
     }
 
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.block_nmis(blocked);
+    }
+
     fn set_nmi_window(&mut self, on: bool) -> bool {
         self.nmi.window = on;
         self.nmi.blocked

@@ -141,6 +141,11 @@ impl VmxVcpu {
         self.interruptibility().contains(Interruptibility::NMI)
     }
 
+    pub(crate) fn block_nmis(&mut self, blocked: bool) {
+        let state = self.interruptibility() - Interruptibility::NMI;
+        self.set_interruptibility(if blocked { state | Interruptibility::NMI } else { state });
+    }
+
     pub(crate) fn want_nmi_window(&mut self, on: bool) {
         // Which of the two windows it is may have changed.
         if on || self.nmi_window {

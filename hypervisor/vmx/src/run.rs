@@ -22,7 +22,7 @@ use crate::vpid;
 const PREDICTION_BARRIER: u64 = 1;
 const DEBUG: u8 = ExceptionKind::Debug as u8;
 /// The page-directory pointers, which the CPU loads from here at an entry with PAE paging.
-const POINTERS: [Field<u64, ReadWrite>; 4] =
+pub(crate) const POINTERS: [Field<u64, ReadWrite>; 4] =
     [field::GUEST_PDPTE_0, field::GUEST_PDPTE_1, field::GUEST_PDPTE_2, field::GUEST_PDPTE_3];
 
 /// Enters the guest with its registers out of `gprs`, and comes back at its exit with them stored there. 0 after an exit;
@@ -354,6 +354,10 @@ impl Vcpu for VmxVcpu {
         self.nmis_blocked()
     }
 
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.block_nmis(blocked);
+    }
+
     fn set_nmi_window(&mut self, on: bool) -> bool {
         self.want_nmi_window(on);
         true
@@ -377,12 +381,6 @@ impl Vcpu for VmxVcpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcs.write(field::TSC_OFFSET, offset);
-    }
-
-    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
-        for (entry, value) in POINTERS.into_iter().zip(pointers) {
-            self.vmcs.write(entry, value);
-        }
     }
 
     fn flush_tlb(&mut self) {

@@ -19,7 +19,7 @@ use caisson_x86::{
 use crate::context::Context;
 use crate::control::CR0_HOST;
 use crate::enable::Shared;
-use crate::run::exit_address;
+use crate::run::{POINTERS, exit_address};
 use crate::vmcs::{Cpu, Register, Vmcs};
 use crate::vpid::Vpid;
 
@@ -367,6 +367,12 @@ impl VcpuState for VmxVcpu {
     fn set_cr3(&mut self, value: u64) {
         self.vmcs.set(Register::Cr3, value);
         self.stale |= Stale::LINEAR;
+    }
+
+    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
+        for (entry, value) in POINTERS.into_iter().zip(pointers) {
+            self.vmcs.write(entry, value);
+        }
     }
 
     #[inline]

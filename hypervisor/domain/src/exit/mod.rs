@@ -5,6 +5,7 @@ mod hypercall;
 mod io;
 mod mmio;
 mod msr;
+mod task;
 
 use caisson_emulate::{Opcode, instruction_end};
 use caisson_hwvirt::{Exit, Vcpu};
@@ -64,9 +65,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),
             Exit::Exception { vector, error_code, address } => self.exception(vector, error_code, address),
             Exit::X87Error => Self::x87_error(domain, host),
-            Exit::TaskSwitch { selector } => {
-                Outcome::Ended(Ended::Killed(KillReason::TaskSwitch { rip: self.hw.rip(), selector }))
-            }
+            Exit::TaskSwitch(switch) => self.task_switch(domain, switch),
             Exit::TripleFault => Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() }),
             Exit::Init => Outcome::MachineReset,
             Exit::EntryFailure { reason, qualification } => {

@@ -114,10 +114,6 @@ impl FakeHw {
 impl Vcpu for FakeHw {
     const KEEPS_POINTERS: bool = true;
 
-    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
-        self.pointers = Some(pointers);
-    }
-
     fn run(&mut self) -> Exit {
         if let Some(event) = self.injected.take() {
             if let Some(exit) = self.obstacle.take() {
@@ -165,6 +161,10 @@ impl Vcpu for FakeHw {
 
     fn nmi_blocked(&self) -> bool {
         self.nmi_blocked
+    }
+
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.nmi_blocked = blocked;
     }
 
     fn set_nmi_window(&mut self, on: bool) -> bool {
@@ -241,6 +241,9 @@ macro_rules! registers {
             }
             fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
                 self.regs.set_segment(register, segment);
+            }
+            fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
+                self.pointers = Some(pointers);
             }
             fn next_rip(&self) -> Option<u64> {
                 self.regs.next_rip()

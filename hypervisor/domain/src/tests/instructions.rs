@@ -208,8 +208,6 @@ fn what_is_the_hosts_and_what_ends_a_guest() {
         assert_eq!(m.answer(0, Exit::Pause), Outcome::Yield);
         let rip = CODE + 2;
         assert_eq!(m.answer(0, Exit::TripleFault), Outcome::Ended(Ended::TripleFault { rip }));
-        let killed = KillReason::TaskSwitch { rip, selector: 0x28 };
-        assert_eq!(m.answer(0, Exit::TaskSwitch { selector: 0x28 }), Outcome::Ended(Ended::Killed(killed)));
         let (reason, qualification) = (7, 9);
         assert_eq!(
             m.answer(0, Exit::EntryFailure { reason, qualification }),

@@ -13,6 +13,7 @@ mod nmi;
 mod paravirt;
 mod random;
 mod smp;
+mod task;
 mod time;
 
 use alloc::vec;
