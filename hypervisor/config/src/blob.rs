@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use zerocopy::FromBytes;
 
 use crate::PAYLOAD_ALIGN;
-use crate::error::{BlobError, Field, Reason};
+use crate::error::{BlobError, Field, NamedFile, Reason};
 use crate::layout::{
     DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, Text, VERSION,
 };
@@ -35,7 +35,7 @@ impl<'a> Blob<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError<'a>> {
         let meta = check_frame(bytes)?;
         let blob = Self::split(bytes, meta)?;
-        blob.check_payloads()?;
+        blob.check_payloads().map_err(|error| blob.name_file(error))?;
         blob.check_domains()?;
         blob.check_machine_settings()?;
         Ok(blob)
@@ -117,6 +117,28 @@ impl<'a> Blob<'a> {
             return Err(BlobError::new(Field::Blob, Reason::Overlong { have, need }));
         }
         Ok(())
+    }
+
+    /// Says which file the payload that `error` is about is, as far as the tables, which are not checked yet, make sense.
+    fn name_file(&self, mut error: BlobError<'a>) -> BlobError<'a> {
+        let Field::Payload(payload, _) = error.field else { return error };
+        let text = |text| self.check_text(text).ok().filter(|name| rules::check_reference(name).is_ok());
+        let name = self.payloads.get(payload).and_then(|record| text(record.name));
+        let holds = |number: u32| number as usize == payload;
+        let kernel_of = self.domains.iter().find(|domain| holds(domain.kernel.get()));
+        let module_of = || {
+            let module = self.modules.iter().position(|module| holds(module.payload.get()))? as u64;
+            self.domains.iter().find(|domain| {
+                let first = u64::from(domain.first_module.get());
+                (first..first + u64::from(domain.modules.get())).contains(&module)
+            })
+        };
+        error.file = name.map(|name| NamedFile {
+            name,
+            is_kernel: kernel_of.is_some(),
+            domain: kernel_of.or_else(module_of).and_then(|domain| text(domain.name)),
+        });
+        error
     }
 
     fn check_domains(&self) -> Result<(), BlobError<'a>> {

@@ -4,24 +4,48 @@ use core::fmt;
 
 use crate::rules;
 
-/// Why a configuration was refused. Displays as one line, `field: reason; what to do`.
+/// Why a configuration was refused. Displays as one line, `field: reason; what to do`, for a payload with its file's name
+/// before the field.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlobError<'a> {
     /// The field that is at fault.
     pub field: Field,
     /// What is wrong with it.
     pub reason: Reason<'a>,
+    /// For a field of a payload: the file that the payload is, where the blob tells that.
+    pub file: Option<NamedFile<'a>>,
 }
 
 impl<'a> BlobError<'a> {
     pub(crate) const fn new(field: Field, reason: Reason<'a>) -> Self {
-        Self { field, reason }
+        Self { field, reason, file: None }
+    }
+}
+
+/// A file by the words of who wrote the configuration. Displays as `kernel "@linux" of domain "web"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NamedFile<'a> {
+    /// What the text called it: a path, or `@name`.
+    pub name: &'a str,
+    /// It is a kernel of the domain, and not one of its modules.
+    pub is_kernel: bool,
+    /// The name of the first domain that uses it, if there is one.
+    pub domain: Option<&'a str>,
+}
+
+impl fmt::Display for NamedFile<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", if self.is_kernel { "kernel" } else { "file" }, self.name)?;
+        self.domain.map_or(Ok(()), |domain| write!(f, " of domain {domain:?}"))
     }
 }
 
 impl fmt::Display for BlobError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.reason)
+        match &self.file {
+            Some(file) => write!(f, "{file} ({}): {}", self.field, self.reason),
+            None => write!(f, "{}: {}", self.field, self.reason),
+        }
     }
 }
 

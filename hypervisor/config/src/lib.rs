@@ -88,7 +88,7 @@ mod tests;
 pub use blob::{Blob, Domain, Module, Payload};
 #[cfg(feature = "build")]
 pub use build::{BuildError, build};
-pub use error::{BlobError, Field, Reason, Size};
+pub use error::{BlobError, Field, NamedFile, Reason, Size};
 pub use layout::{MAGIC, VERSION};
 pub use rules::{
     ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE, MAX_VCPUS,

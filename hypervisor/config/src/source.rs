@@ -48,6 +48,7 @@ pub struct ConfigText {
     /// The domains, in the order of their start.
     pub domains: Vec<DomainText>,
     positions: BTreeMap<Field, Position>,
+    origins: BTreeMap<Field, String>,
 }
 
 /// The text's `[machine]` table.
@@ -105,7 +106,7 @@ pub struct Position {
 /// Why a text was refused. Displays as one line, `file:line:column: field: reason; what to do`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SourceError {
-    /// The file's name.
+    /// The file's name, or what else the value is from.
     pub file: String,
     /// Where in the file, where that is known.
     pub position: Option<Position>,
@@ -148,6 +149,19 @@ impl ConfigText {
     pub fn check(&self) -> Result<(), SourceError> {
         self.try_check().map_err(|error| self.error(&error))?;
         self.selected_console().map(|_| ())
+    }
+
+    /// Has messages about a field blame `origin` (such as an option of a command line) in place of the text, which does
+    /// not hold its value any more.
+    pub fn set_origin(&mut self, field: Field, origin: &str) {
+        self.origins.insert(field, origin.to_string());
+    }
+
+    /// The refusal of a kernel, which is known only where it can be read: the domain's index, and what is wrong.
+    #[must_use]
+    pub fn kernel_error(&self, domain: usize, reason: &str) -> SourceError {
+        let name = self.domains.get(domain).map_or("", |domain| &domain.kernel);
+        self.error_at(Field::Domain(domain, "kernel"), format!("{name:?}: {reason}"))
     }
 
     /// Checks that a machine can carry all domains at once.
@@ -219,6 +233,10 @@ impl ConfigText {
     }
 
     pub(crate) fn error_at(&self, field: Field, reason: String) -> SourceError {
+        if let Some(origin) = self.origins.get(&field) {
+            let (file, field) = (origin.clone(), String::new());
+            return SourceError { file, position: None, field, reason };
+        }
         SourceError {
             file: self.file.clone(),
             position: self.positions.get(&field).copied(),

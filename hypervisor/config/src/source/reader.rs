@@ -22,7 +22,13 @@ pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
     reader.known_keys(&root, &["machine", "domain"])?;
     let machine = reader.machine(&root)?;
     let domains = reader.domains(&root)?;
-    Ok(ConfigText { file: file.to_owned(), machine, domains, positions: reader.positions })
+    Ok(ConfigText {
+        file: file.to_owned(),
+        machine,
+        domains,
+        positions: reader.positions,
+        origins: BTreeMap::new(),
+    })
 }
 
 /// A table of the text and its path.

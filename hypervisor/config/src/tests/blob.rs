@@ -1,5 +1,6 @@
 //! The blob: what goes in comes out, and what was damaged is refused.
 
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -92,10 +93,15 @@ fn frames_that_do_not_fit_are_told_apart() {
     assert!(reason(&bad).starts_with("header.sha256: the SHA-256 does not match"));
     let mut bad = good.clone();
     bad[4096] ^= 1;
-    assert!(reason(&bad).starts_with("payload[0].sha256: the SHA-256 does not match"));
+    let file = "file \"@initrd\" of domain \"first\"";
+    assert!(reason(&bad).starts_with(&format!("{file} (payload[0].sha256): the SHA-256 does not match")));
+    let mut bad = good.clone();
+    bad[3 * 4096] ^= 1;
+    let file = "kernel \"@linux\" of domain \"first\"";
+    assert!(reason(&bad).starts_with(&format!("{file} (payload[2].sha256): the SHA-256 does not match")));
     let mut bad = good.clone();
     *bad.last_mut().unwrap() = 1;
-    assert!(reason(&bad).starts_with("payload[3].padding: bytes that must be zero"));
+    assert!(reason(&bad).contains("(payload[3].padding): bytes that must be zero"), "{}", reason(&bad));
 }
 
 /// What the parser says about the full blob with some bytes of its metadata replaced and the checksum corrected.
@@ -155,6 +161,30 @@ fn contradictions_with_a_good_checksum_are_refused() {
         let (found, reason) = patched(at, patch);
         assert_eq!(found, field, "byte {at}: {reason}");
     }
+}
+
+/// A payload whose name or user makes no sense is told by its number.
+#[test]
+fn a_payload_without_a_user_is_told_all_the_same() {
+    const KERNEL_OF_FIRST: usize = 96 + 36;
+    const PAYLOAD: usize = 96 + 2 * 64 + 4 * 16;
+    const NAME_OF_THIRD: usize = PAYLOAD + 2 * 64 + 16;
+    let damaged = |patches: &[(usize, &[u8])]| {
+        let mut bytes = full_blob();
+        for (at, patch) in patches {
+            bytes[*at..at + patch.len()].copy_from_slice(patch);
+        }
+        bytes[3 * 4096] ^= 1;
+        reseal(&mut bytes);
+        Blob::parse(&bytes).unwrap_err().to_string()
+    };
+    // The second module of the second domain is the same file.
+    let line = damaged(&[(KERNEL_OF_FIRST, &[0xFF; 4])]);
+    assert!(line.starts_with("file \"@linux\" of domain \"second\" (payload[2].sha256)"), "{line}");
+    let line = damaged(&[(96, &[0xFF; 4])]);
+    assert!(line.starts_with("kernel \"@linux\" (payload[2].sha256)"), "{line}");
+    let line = damaged(&[(NAME_OF_THIRD, &[0xFF; 4])]);
+    assert!(line.starts_with("payload[2].name: "), "{line}");
 }
 
 #[test]

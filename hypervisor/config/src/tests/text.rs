@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{FULL, resolver, text};
 use crate::source::{parse_size, parse_toml};
-use crate::{Console, LoaderKind, LogLevel, MachineLimits, OnExit, build};
+use crate::{Console, Field, LoaderKind, LogLevel, MachineLimits, OnExit, build};
 
 fn refusal(toml: &str) -> String {
     parse_toml(toml, "t.toml").unwrap_err().to_string()
@@ -122,6 +122,18 @@ fn files_that_cannot_be_had_are_named() {
     let config = text(&FULL.replace("probe.elf", "empty"));
     let error = build(&config, resolver).unwrap_err().to_string();
     assert_eq!(error, "test.toml:23:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
+}
+
+#[test]
+fn a_value_from_elsewhere_is_not_blamed_on_the_text() {
+    let mut config = text(FULL);
+    config.domains[0].kernel = "empty".into();
+    config.set_origin(Field::Domain(0, "kernel"), "--kernel");
+    let error = build(&config, resolver).unwrap_err().to_string();
+    assert_eq!(error, "--kernel: \"empty\" is an empty file; name one with content");
+    assert_eq!(config.kernel_error(0, "no kernel").to_string(), "--kernel: \"empty\": no kernel");
+    let error = config.kernel_error(1, "no kernel").to_string();
+    assert_eq!(error, "test.toml:23:10: domain[1].kernel: \"probe.elf\": no kernel");
 }
 
 #[test]
