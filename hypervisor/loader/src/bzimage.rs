@@ -51,6 +51,14 @@ pub fn is_bzimage(image: &[u8]) -> bool {
     header::is_present(image)
 }
 
+/// Checks the header of an image.
+///
+/// # Errors
+/// See [`crate::check`].
+pub(crate) fn check(image: &[u8]) -> Result<(), LoadError> {
+    SetupHeader::parse(image).map(|_| ())
+}
+
 /// Loads a bzImage. The request's modules, joined, are its initial RAM disk.
 ///
 /// # Errors

@@ -131,8 +131,8 @@ impl<'a> Elf<'a> {
         self.segments().filter(|segment| segment.kind == PT_LOAD && segment.memory_size != 0)
     }
 
-    /// Takes the RAM of all segments at their physical addresses.
-    pub(crate) fn claim(&self, placement: &mut Placement<'_>) -> Result<(), LoadError> {
+    /// Checks that all segments lie in the image, and that there are some, and not too many.
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
         let mut count = 0;
         for segment in self.loadable() {
             count += 1;
@@ -143,9 +143,15 @@ impl<'a> Elf<'a> {
                 return Err(LoadError::BadField { field: "p_filesz", value: segment.file_size });
             }
             self.data(&segment)?;
-            placement.claim("segment", segment.physical_address, segment.memory_size)?;
         }
         if count == 0 { Err(LoadError::NoSegments) } else { Ok(()) }
+    }
+
+    /// Takes the RAM of all segments at their physical addresses.
+    pub(crate) fn claim(&self, placement: &mut Placement<'_>) -> Result<(), LoadError> {
+        self.check()?;
+        self.loadable()
+            .try_for_each(|segment| placement.claim("segment", segment.physical_address, segment.memory_size))
     }
 
     /// Copies all segments, which have been claimed, and clears what the file does not hold of them.

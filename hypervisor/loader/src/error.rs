@@ -9,6 +9,8 @@ use caisson_types::{Gpa, MemoryError};
 pub enum LoadError {
     /// The image is none that a loader here knows.
     UnknownImage,
+    /// The image is an ELF file that no loader here has an entry to.
+    PlainElf,
     /// The image is not of the format that was asked for.
     NotThis(&'static str),
     /// The image ends inside the named part.
@@ -82,12 +84,16 @@ impl fmt::Display for LoadError {
             Self::UnknownImage => f.write_str(
                 "no Linux bzImage, PVH ELF or multiboot1 kernel; give an image of one of these kinds",
             ),
+            Self::PlainElf => f.write_str(
+                "an ELF file with neither a PVH note nor a multiboot1 header; build it with one of them (Linux: \
+                 CONFIG_PVH), or give a bzImage",
+            ),
             Self::NotThis(kind) => {
                 write!(f, "not a {kind} image; correct the loader setting or leave it out")
             }
             Self::Truncated(part) => write!(f, "the image ends inside its {part}; copy or build it again"),
             Self::BadField { field, value } => {
-                write!(f, "the image's {field} is {value:#x}, which cannot be right; build it again")
+                write!(f, "the image's {field} is {value:#x}, where {} is accepted; build it again", accepted(field))
             }
             Self::UnknownFlags(bits) => {
                 write!(f, "the multiboot header demands unknown features {bits:#x}; build without them")
@@ -122,6 +128,26 @@ impl fmt::Display for LoadError {
             Self::CommandLineHasZero => f.write_str("a command line has a zero byte in it; remove it"),
             Self::Memory(error) => write!(f, "{error}"),
         }
+    }
+}
+
+/// What a header's field may be, for people.
+fn accepted(field: &str) -> &'static str {
+    match field {
+        "ELF class" => "1 (32-bit) or 2 (64-bit)",
+        "ELF data encoding" => "1 (little-endian)",
+        "e_type" => "2 (executable) or 3 (shared object)",
+        "e_machine" => "0x3 (80386) or 0x3e (x86-64)",
+        "e_phentsize" => "0x20 (ELF32) or 0x38 (ELF64)",
+        "p_filesz" => "at most p_memsz",
+        "boot protocol version" => "0x200 to 0x2ff",
+        "kernel_alignment" => "a power of two",
+        "pref_address" => "what ends with the kernel below 4 GiB",
+        "load_addr" => "at most header_addr",
+        "header_addr" => "what lies in the image",
+        "load_end_addr" => "0 or at least load_addr",
+        "bss_end_addr" => "0 or at least load_end_addr",
+        _ => "something else",
     }
 }
 

@@ -42,8 +42,10 @@ fn drive(kind: Kind, image: &[u8]) {
     };
     let mut ram = vec![0; RAM_LEN as usize];
     let memory = Guarded(SliceMemory::new(&mut ram));
-    let _ = crate::detect(image);
+    let _ = crate::check(None, image);
+    let checked = crate::check(Some(kind), image);
     if let Ok(state) = crate::load_as(kind, image, &request, &memory) {
+        assert_eq!(checked, Ok(kind), "what can be loaded passes the check");
         assert!(state.rip < RAM_LEN && state.gdt.base + u64::from(state.gdt.limit) < RAM_LEN);
     }
 }

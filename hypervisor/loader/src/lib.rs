@@ -82,16 +82,45 @@ pub fn detect(image: &[u8]) -> Option<Kind> {
     }
 }
 
+/// What kind of image this is, or why it is none that can be loaded.
+fn recognise(image: &[u8]) -> Result<Kind, LoadError> {
+    match detect(image) {
+        Some(kind) => Ok(kind),
+        None if elf::is_elf(image) => {
+            // A note that the image does not hold any more is no note: what is missing has more to say.
+            elf::Elf::parse(image)?.check()?;
+            Err(LoadError::PlainElf)
+        }
+        None => Err(LoadError::UnknownImage),
+    }
+}
+
+/// Checks what can be known of an image without a guest: that it is of the given kind, or of any, and that its headers
+/// agree with each other and with its length. What passes here can fail to load only for want of RAM where it belongs.
+///
+/// # Errors
+/// What the loader of that kind would say; see [`load`].
+pub fn check(kind: Option<Kind>, image: &[u8]) -> Result<Kind, LoadError> {
+    let kind = kind.map_or_else(|| recognise(image), Ok)?;
+    match kind {
+        Kind::Linux => bzimage::check(image)?,
+        Kind::Pvh => pvh::check(image)?,
+        Kind::Multiboot1 => multiboot1::check(image)?,
+    }
+    Ok(kind)
+}
+
 /// Loads an image of the kind that [`detect`] finds.
 ///
 /// # Errors
-/// [`LoadError::UnknownImage`] where it finds none, else what the loader of that kind says.
+/// [`LoadError::UnknownImage`] or [`LoadError::PlainElf`] where it finds none, what is wrong with the headers of an ELF
+/// file that is damaged, else what the loader of that kind says.
 pub fn load(
     image: &[u8],
     request: &LoadRequest<'_>,
     memory: &impl GuestMemory,
 ) -> Result<EntryState, LoadError> {
-    load_as(detect(image).ok_or(LoadError::UnknownImage)?, image, request, memory)
+    load_as(recognise(image)?, image, request, memory)
 }
 
 /// Loads an image of the given kind.

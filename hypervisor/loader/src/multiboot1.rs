@@ -49,6 +49,14 @@ pub fn is_multiboot1(image: &[u8]) -> bool {
     Header::find(image).is_some()
 }
 
+/// Checks the headers of an image.
+///
+/// # Errors
+/// See [`crate::check`].
+pub(crate) fn check(image: &[u8]) -> Result<(), LoadError> {
+    Kernel::parse(&Header::parse(image)?, image).map(|_| ())
+}
+
 /// Loads a multiboot1 kernel.
 ///
 /// # Errors
@@ -62,7 +70,8 @@ pub fn load(
     request.check()?;
     let header = Header::parse(image)?;
     let mut placement = Placement::new(request)?;
-    let kernel = Kernel::claim(&header, image, &mut placement)?;
+    let kernel = Kernel::parse(&header, image)?;
+    kernel.claim(&mut placement)?;
     let info = Info::place(request, &mut placement)?;
     let mut places = Ascending::modules(&placement, request, kernel.end())?;
 
@@ -77,20 +86,19 @@ pub fn load(
     Ok(EntryState { rax: LOADER_MAGIC, rbx: info.start, ..state })
 }
 
-/// A kernel whose RAM has been taken.
+/// A kernel by its headers, which agree with the image.
 enum Kernel<'a> {
     Flat { flat: Flat<'a>, entry: u64 },
     Elf { elf: Elf<'a>, entry: u64 },
 }
 
 impl<'a> Kernel<'a> {
-    fn claim(header: &Header, image: &'a [u8], placement: &mut Placement<'_>) -> Result<Self, LoadError> {
+    fn parse(header: &Header, image: &'a [u8]) -> Result<Self, LoadError> {
         if let Some(addresses) = header.addresses {
             let flat = addresses.resolve(image)?;
             if flat.len == 0 {
                 return Err(LoadError::NoSegments);
             }
-            placement.claim("kernel", flat.start, flat.len)?;
             let entry = addresses.entry;
             let inside = entry.checked_sub(flat.start).is_some_and(|offset| offset < flat.len);
             return if inside { Ok(Self::Flat { flat, entry }) } else { Err(LoadError::BadEntry(entry)) };
@@ -99,13 +107,20 @@ impl<'a> Kernel<'a> {
             return Err(LoadError::NotThis("multiboot1 (neither address fields nor ELF)"));
         }
         let elf = Elf::parse(image)?;
-        elf.claim(placement)?;
+        elf.check()?;
         // By ELF the entry is a virtual address; kernels that run elsewhere than they are loaded often give the
         // physical one.
         let entry = elf.physical(elf.entry).or(elf.holds(elf.entry).then_some(elf.entry));
         match entry {
             Some(entry) if entry < FOUR_GIB => Ok(Self::Elf { elf, entry }),
             _ => Err(LoadError::BadEntry(elf.entry)),
+        }
+    }
+
+    fn claim(&self, placement: &mut Placement<'_>) -> Result<(), LoadError> {
+        match self {
+            Self::Flat { flat, .. } => placement.claim("kernel", flat.start, flat.len),
+            Self::Elf { elf, .. } => elf.claim(placement),
         }
     }
 

@@ -40,6 +40,27 @@ fn entry_note(elf: &Elf<'_>) -> Option<u64> {
     }
 }
 
+/// The image's headers, and its entry.
+fn parse(image: &[u8]) -> Result<(Elf<'_>, u64), LoadError> {
+    let elf = Elf::parse(image)?;
+    let rip = entry_note(&elf).ok_or(LoadError::NotThis("PVH ELF"))?;
+    Ok((elf, rip))
+}
+
+fn check_entry(elf: &Elf<'_>, rip: u64) -> Result<(), LoadError> {
+    if rip >= FOUR_GIB || !elf.holds(rip) { Err(LoadError::BadEntry(rip)) } else { Ok(()) }
+}
+
+/// Checks the headers of an image.
+///
+/// # Errors
+/// See [`crate::check`].
+pub(crate) fn check(image: &[u8]) -> Result<(), LoadError> {
+    let (elf, rip) = parse(image)?;
+    elf.check()?;
+    check_entry(&elf, rip)
+}
+
 /// Loads an ELF kernel by its PVH entry.
 ///
 /// # Errors
@@ -50,13 +71,10 @@ pub fn load(
     memory: &impl GuestMemory,
 ) -> Result<EntryState, LoadError> {
     request.check()?;
-    let elf = Elf::parse(image)?;
-    let rip = entry_note(&elf).ok_or(LoadError::NotThis("PVH ELF"))?;
+    let (elf, rip) = parse(image)?;
     let mut placement = Placement::new(request)?;
     elf.claim(&mut placement)?;
-    if rip >= FOUR_GIB || !elf.holds(rip) {
-        return Err(LoadError::BadEntry(rip));
-    }
+    check_entry(&elf, rip)?;
     let info = Info::place(request, &mut placement)?;
     let modules = Ascending::modules(&placement, request, elf.end(FOUR_GIB))?;
 

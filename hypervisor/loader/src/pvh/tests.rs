@@ -122,6 +122,49 @@ fn what_cannot_be_right_is_refused() {
     assert_eq!(try_load(b"MZ", &request("", &[]), 0).err(), Some(LoadError::NotThis("ELF")));
 }
 
+/// The check without a guest tells what it can of an image, and no more.
+#[test]
+fn images_are_checked_without_a_guest() {
+    let image = kernel(true);
+    assert_eq!(crate::check(None, &image), Ok(Kind::Pvh));
+    assert_eq!(crate::check(Some(Kind::Pvh), &image), Ok(Kind::Pvh));
+    assert_eq!(crate::check(Some(Kind::Linux), &image), Err(LoadError::NotThis("Linux bzImage")));
+    assert_eq!(crate::check(Some(Kind::Multiboot1), &image), Err(LoadError::NotThis("multiboot1")));
+    assert_eq!(crate::check(None, &image[..image.len() - 5000]), Err(LoadError::Truncated("segment")));
+    assert_eq!(crate::check(None, &image[..0x50]), Err(LoadError::Truncated("program header table")));
+    assert_eq!(crate::check(None, &image[..0x30]), Err(LoadError::Truncated("ELF header")));
+    assert_eq!(crate::check(None, b"#!/bin/sh\n"), Err(LoadError::UnknownImage));
+    assert_eq!(crate::check(None, &[]), Err(LoadError::UnknownImage));
+    for (at, value, field) in
+        [(4, 3, "ELF class"), (5, 2, "ELF data encoding"), (16, 1, "e_type"), (18, 0xB7, "e_machine")]
+    {
+        let mut other = image.clone();
+        other[at] = value;
+        let error = crate::check(None, &other).unwrap_err();
+        assert_eq!(error, LoadError::BadField { field, value: u64::from(value) });
+        assert!(
+            crate::load(&other, &request("", &[]), &StrictMemory::new(&request("", &[]), 0)) == Err(error)
+        );
+    }
+    let plain = elf(true, 0, &[TestSegment::load(16 * MIB, &[0x90; 16], 16)]).0;
+    assert_eq!(crate::check(None, &plain), Err(LoadError::PlainElf));
+    let nowhere =
+        elf(true, 0, &[TestSegment::load(1 << 40, &[0; 16], 16), TestSegment::note(b"Xen\0", 18, &[0; 4])]);
+    assert_eq!(crate::check(None, &nowhere.0), Err(LoadError::BadEntry(0)));
+    let far = elf(true, 0, &[TestSegment::load(0, &[0; 16], 16), TestSegment::note(b"Xen\0", 18, &[0; 4])]);
+    assert_eq!(crate::check(None, &far.0), Ok(Kind::Pvh), "where a guest's RAM is does not matter here");
+}
+
+/// Each field that is refused says what would be accepted.
+#[test]
+fn a_bad_field_is_told_with_what_is_accepted() {
+    let line = alloc::format!("{}", LoadError::BadField { field: "e_machine", value: 0xB7 });
+    assert_eq!(
+        line,
+        "the image's e_machine is 0xb7, where 0x3 (80386) or 0x3e (x86-64) is accepted; build it again"
+    );
+}
+
 fn good_copy(segment: &TestSegment) -> TestSegment {
     TestSegment { data: segment.data.clone(), ..*segment }
 }
