@@ -10,7 +10,7 @@ mod heap;
 mod map;
 
 use caisson_boot::{BOOT_MAPPED_END, BootInfo, Image, KERNEL_BASE, Range};
-use caisson_frames::{FrameAllocator, FrameMeta, Owner, SetupError, ZonePlan};
+use caisson_frames::{FrameAllocator, FrameMeta, HEAP_ORDER, Owner, SetupError, ZonePlan, table_bytes};
 use caisson_types::{Hpa, PAGE_SIZE};
 use spin::{Mutex, MutexGuard};
 use x86_64::PhysAddr;
@@ -25,8 +25,6 @@ pub use heap::is_there as has_heap;
 
 /// Where the direct map starts: the byte at host-physical address `a` is at `DIRECT_MAP + a`.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
-/// log2 of the heap's size in pages: 4 MiB.
-const HEAP_ORDER: u8 = 10;
 /// Scrubbing more than this takes so long that a person should know what is going on: about a second.
 const LONG_SCRUB: u64 = 8 << 30;
 /// RAM that Caisson needs beside guests', in bytes.
@@ -166,13 +164,11 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
     for range in &free {
         plan.include(Hpa::new(range.start), range.end - range.start);
     }
-    // Room for the metadata and for the tables: one per GiB and level, and the 4 KiB edges of each range.
     let metadata = plan.metadata_bytes().next_multiple_of(PAGE_SIZE);
-    let tables =
-        (64 + 4 * mapped.len() as u64 + (total >> 30) * 2) * PAGE_SIZE + (image.end - KERNEL_BASE) / 256;
+    let tables = table_bytes(total, mapped.len() as u64, image.end - KERNEL_BASE);
     // The tables are built where the boot tables reach; the metadata, which on a large machine takes gigabytes, is not
     // touched before.
-    let tables = highest(&free, tables.next_multiple_of(PAGE_SIZE), BOOT_MAPPED_END);
+    let tables = highest(&free, tables, BOOT_MAPPED_END);
     let tables = tables.ok_or(MemoryRefusal::TooSmall(total))?;
     let free = map::without(&free, [tables].into_iter()).ok_or(MemoryRefusal::TooManyPieces)?;
     let taken = highest(&free, metadata, u64::MAX).ok_or(MemoryRefusal::TooSmall(total))?;
