@@ -63,9 +63,7 @@ impl Svm {
     ) -> Result<Self, EnableError> {
         let features = Self::features(cpu).ok_or(EnableError::NotSupported)?;
         // SAFETY: reading it changes nothing. A CPU with SVM has VM_CR; an emulated one may lack it, and with it the lock.
-        if unsafe { probe_msr(msr::VM_CR) }.unwrap_or(0) & msr::VM_CR_SVMDIS != 0 {
-            return Err(EnableError::DisabledByFirmware);
-        }
+        check_lock(unsafe { probe_msr(msr::VM_CR) })?;
         if !features.contains(SvmFeatures::NESTED_PAGING) {
             return Err(EnableError::NoNestedPaging);
         }
@@ -111,6 +109,14 @@ impl Svm {
     #[must_use]
     pub fn used(&self) -> SvmFeatures {
         self.shared.features
+    }
+}
+
+/// Whether the firmware has left SVM on, by VM_CR (APM vol. 2, section 15.30.1), which an emulated CPU may lack.
+fn check_lock(vm_cr: Option<u64>) -> Result<(), EnableError> {
+    match vm_cr.unwrap_or(0) & msr::VM_CR_SVMDIS {
+        0 => Ok(()),
+        _ => Err(EnableError::DisabledByFirmware),
     }
 }
 
@@ -166,5 +172,21 @@ impl Backend for Svm {
 
     fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
         SvmVcpu::new(self.shared.clone(), self.asids.clone(), id, setup).ok_or(EnableError::OutOfMemory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn svm_that_the_firmware_disabled_is_left_alone() {
+        for (vm_cr, allowed) in
+            [(None, true), (Some(0), true), (Some(msr::VM_CR_LOCK), true), (Some(msr::VM_CR_SVMDIS), false)]
+        {
+            let expected = if allowed { Ok(()) } else { Err(EnableError::DisabledByFirmware) };
+            assert_eq!(check_lock(vm_cr), expected, "{vm_cr:?}");
+        }
+        assert!(check_lock(Some(msr::VM_CR_SVMDIS | msr::VM_CR_LOCK)).is_err());
     }
 }
