@@ -19,6 +19,7 @@ pub mod fuzz;
 pub mod images;
 pub mod initrd;
 pub mod iso;
+pub mod near;
 pub mod outcome;
 pub mod packages;
 pub mod paths;

@@ -14,6 +14,7 @@ use crate::{
     error::{Context, Error, Result},
     fuzz::Fuzzer,
     images::Images,
+    near::near,
     paths::Workspace,
     process,
     progress::Step,
@@ -49,15 +50,20 @@ impl Report {
 pub fn command(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
     let packages = cargo::packages(workspace)?;
     let filter = args.filter.as_deref();
+    let machines = machines(args.machine);
+    let (host, machine) = match filter {
+        Some(filter) => wanted(workspace, &packages, args, filter, &machines)?,
+        None => (!args.machine_only, !args.host_only),
+    };
     let mut report = Report::default();
-    if !args.machine_only {
+    if host {
         if filter.is_none() {
             lints(workspace, &packages, &mut report)?;
         }
-        host_tests(workspace, &packages, filter, &mut report)?;
+        counted(host_tests(workspace, &packages).args(filter), "host tests", &mut report)?;
     }
-    if !args.host_only {
-        machine_tests(workspace, &packages, filter, &machines(args.machine), &mut report)?;
+    if machine {
+        machine_tests(workspace, &packages, filter, &machines, &mut report)?;
     }
     if !args.machine_only && filter.is_none() {
         fuzzing(workspace, &mut report)?;
@@ -118,19 +124,78 @@ fn quiet(command: &mut Command, name: &str, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn host_tests(
+/// Whether host tests and whole-machine tests have any whose name contains `filter`.
+///
+/// # Errors
+/// When neither has.
+fn wanted(
     workspace: &Workspace,
     packages: &[Package],
-    filter: Option<&str>,
-    report: &mut Report,
-) -> Result<()> {
+    args: &TestArgs,
+    filter: &str,
+    machines: &[Kind],
+) -> Result<(bool, bool)> {
+    let step = Step::start("look the tests up");
+    let list = |there: bool, mut tests: Command| {
+        if !there {
+            return Ok(Some(Vec::new()));
+        }
+        let ran = process::capture(tests.args(["--", "--list"]), Some(&step))?;
+        Ok::<_, Error>(ran.success.then(|| listed(&String::from_utf8_lossy(&ran.stdout))))
+    };
+    let host = list(!args.machine_only, host_tests(workspace, packages))?;
+    let there = !args.host_only && packages.iter().any(|package| package.name == cargo::MACHINE_TESTS);
+    let machine = list(there, machine_command(workspace, machines))?;
+    step.done("");
+    // Where they do not build, running them says why.
+    let has = |names: &Option<Vec<String>>| {
+        names.as_ref().is_none_or(|names| names.iter().any(|name| name.contains(filter)))
+    };
+    match (has(&host), has(&machine)) {
+        (false, false) => {
+            let names: Vec<String> = [host, machine].into_iter().flatten().flatten().collect();
+            Err(Error::Usage(nothing_fits(filter, &names)))
+        }
+        wanted => Ok(wanted),
+    }
+}
+
+/// The names in what test programs print for `--list`.
+fn listed(printed: &str) -> Vec<String> {
+    let counts = |line: &str| line.ends_with(" benchmarks");
+    let lines = printed.lines().filter(|line| !line.is_empty() && !counts(line));
+    lines.map(|line| line.strip_suffix(": test").unwrap_or(line).to_owned()).collect()
+}
+
+/// The line that says that no test is called so.
+fn nothing_fits(filter: &str, names: &[String]) -> String {
+    let near = near(filter, names.iter().map(String::as_str));
+    match &near[..] {
+        [] => format!(
+            "no test's name contains {filter:?}; cargo xtask test without a name runs all {}",
+            names.len()
+        ),
+        near => format!("no test's name contains {filter:?}; near are {}", near.join(", ")),
+    }
+}
+
+/// The command that runs the host tests.
+fn host_tests(workspace: &Workspace, packages: &[Package]) -> Command {
     let mut tests = cargo::command(workspace);
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     tests.args(exclude(
         packages.iter().filter(|package| package.bare_metal || package.name == cargo::MACHINE_TESTS),
     ));
-    tests.args(filter);
-    counted(&mut tests, "host tests", report)
+    tests
+}
+
+/// The command that runs the whole-machine tests, on these emulators.
+fn machine_command(workspace: &Workspace, machines: &[Kind]) -> Command {
+    let mut tests = cargo::command(workspace);
+    tests.args(["test", "--package", cargo::MACHINE_TESTS, "--no-fail-fast"]);
+    let names: Vec<&str> = machines.iter().map(|machine| machine.name()).collect();
+    tests.env(emulator::MACHINES_VARIABLE, names.join(","));
+    tests
 }
 
 /// The emulators to test on.
@@ -168,11 +233,7 @@ fn machine_tests(
     }
     // Only one test needs it, and says so: some distributions have it in another form.
     let _ = images.provide("@memtest");
-    let mut tests = cargo::command(workspace);
-    tests.args(["test", "--package", cargo::MACHINE_TESTS, "--no-fail-fast"]).args(filter);
-    let names: Vec<&str> = machines.iter().map(|machine| machine.name()).collect();
-    tests.env(emulator::MACHINES_VARIABLE, names.join(","));
-    counted(&mut tests, "whole-machine tests", report)
+    counted(machine_command(workspace, machines).args(filter), "whole-machine tests", report)
 }
 
 /// Runs a `cargo test`, passing on what it prints and adding up its results.
@@ -244,6 +305,21 @@ fn fuzzing(workspace: &Workspace, report: &mut Report) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_read_from_lists_of_tests() {
+        let printed =
+            "qemu::tests::a: test\nsrc/x.rs - f (line 3): test\n\n2 tests, 0 benchmarks\nlinux-on-bochs\n";
+        assert_eq!(listed(printed), ["qemu::tests::a", "src/x.rs - f (line 3)", "linux-on-bochs"]);
+    }
+
+    #[test]
+    fn a_name_that_fits_nothing_is_told_with_near_ones() {
+        let names = ["linux", "two-guests"].map(str::to_owned);
+        assert_eq!(nothing_fits("linix", &names), "no test's name contains \"linix\"; near are linux");
+        let line = nothing_fits("xyzzy", &names);
+        assert!(line.ends_with("without a name runs all 2"), "{line}");
+    }
 
     #[test]
     fn counts_are_read_from_cargos_result_lines() {
