@@ -1,6 +1,9 @@
 //! What machines are started from.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+};
 
 use caisson_config::source::{ConfigText, parse_toml};
 use xtask::{
@@ -8,10 +11,11 @@ use xtask::{
     emulator::{Kind, Running},
     error::Context as _,
     images::Images,
-    iso::Iso,
+    iso::{Iso, Script},
     paths::Workspace,
     qemu::{Accelerator, Boot as Medium, Firmware, Machine},
     run::machine_memory_mib,
+    tools,
 };
 
 use crate::{Failure, Run, Verdict};
@@ -114,6 +118,9 @@ impl Lab {
             cpu: None,
             firmware: Firmware::Bios,
             extra: Vec::new(),
+            script: Script::default(),
+            caisson: self.caisson.clone(),
+            bios: None,
         })
     }
 }
@@ -130,6 +137,9 @@ pub struct Boot<'a> {
     memory_mib: u64,
     firmware: Firmware,
     extra: Vec<String>,
+    script: Script,
+    caisson: PathBuf,
+    bios: Option<Vec<u8>>,
 }
 
 impl Boot<'_> {
@@ -191,6 +201,43 @@ impl Boot<'_> {
         self
     }
 
+    /// Has GRUB do this before it loads Caisson.
+    #[must_use]
+    pub fn before(mut self, commands: &str) -> Self {
+        commands.clone_into(&mut self.script.before);
+        self
+    }
+
+    /// Has GRUB load these modules; the config is `/boot/config.blob`.
+    #[must_use]
+    pub fn modules(mut self, commands: &str) -> Self {
+        commands.clone_into(&mut self.script.modules);
+        self
+    }
+
+    /// Puts another image on the boot medium, made of Caisson's.
+    ///
+    /// # Errors
+    /// When Caisson's cannot be read, or the other not be written.
+    pub fn disguise(mut self, change: impl FnOnce(&[u8]) -> Verdict<Vec<u8>>) -> Verdict<Self> {
+        let image = fs::read(&self.caisson).cannot(|| format!("read {}", self.caisson.display()))?;
+        self.caisson = self.directory.join("image");
+        fs::write(&self.caisson, change(&image)?).cannot(|| format!("write {}", self.caisson.display()))?;
+        Ok(self)
+    }
+
+    /// Has Bochs start with a BIOS made of its own.
+    ///
+    /// # Errors
+    /// When it cannot be read, or `change` finds nothing to change.
+    pub fn bios(mut self, change: impl FnOnce(&mut Vec<u8>) -> Verdict) -> Verdict<Self> {
+        let path = tools::BOCHS_BIOS;
+        let mut bios = fs::read(path).cannot(|| format!("read {path}"))?;
+        change(&mut bios)?;
+        self.bios = Some(bios);
+        Ok(self)
+    }
+
     /// Makes the boot medium and starts the machine.
     ///
     /// # Errors
@@ -198,9 +245,10 @@ impl Boot<'_> {
     pub fn start(self) -> Verdict<Run> {
         let output = self.directory.join("boot.iso");
         let iso = Iso {
-            caisson: &self.lab.caisson,
+            caisson: &self.caisson,
             blob: self.blob.as_deref(),
             cmdline: &self.words,
+            script: self.script.clone(),
             output: output.clone(),
         };
         iso.make(&self.lab.workspace)?;
@@ -229,6 +277,12 @@ impl Boot<'_> {
             return Err(Failure::new("this scenario asks for what only QEMU has: leave it out on Bochs"));
         }
         let mut machine = bochs::Machine::new(self.memory_mib, iso, self.directory.clone());
+        if let Some(bios) = &self.bios {
+            const NAME: &str = "bios.bin";
+            let path = self.directory.join(NAME);
+            fs::write(&path, bios).cannot(|| format!("write {}", path.display()))?;
+            NAME.clone_into(&mut machine.bios);
+        }
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
         }

@@ -39,6 +39,44 @@ pub const EXIT_WORD: &str = "exit=bochs";
 /// TSC frequency that its TSC does not keep, as later models do.
 pub const DEFAULT_CPU: &str = "corei7_haswell_4770";
 
+/// Bochs's CPU models by what they have of virtualisation.
+const MODELS: &[(&str, &[&str])] = &[
+    (
+        "emulated Intel VT-x",
+        &[
+            "corei5_arrandale_m520",
+            "corei7_sandy_bridge_2600k",
+            "corei7_ivy_bridge_3770k",
+            "corei7_haswell_4770",
+            "broadwell_ult",
+            "corei7_skylake_x",
+            "corei3_cnl",
+            "corei7_icelake_u",
+            "tigerlake",
+        ],
+    ),
+    ("emulated AMD-V", &["phenom_8650_toliman", "zambezi", "trinity_apu", "ryzen"]),
+    (
+        "emulated, without the virtualisation that Caisson needs",
+        &[
+            "pentium",
+            "pentium_mmx",
+            "amd_k6_2_chomper",
+            "p2_klamath",
+            "p3_katmai",
+            "p4_willamette",
+            "core_duo_t2400_yonah",
+            "atom_n270",
+            "p4_prescott_celeron_336",
+            "athlon64_clawhammer",
+            "athlon64_venice",
+            "turion64_tyler",
+            "core2_penryn_t9600",
+            "corei5_lynnfield_750",
+        ],
+    ),
+];
+
 /// Bochs's BIOS finds no room for its tables in less.
 const LEAST_MEMORY_MIB: u64 = 256;
 
@@ -69,6 +107,8 @@ pub struct Machine {
     pub cpu: String,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// Its BIOS: a file of the machine's directory, or one of Bochs's own.
+    pub bios: String,
     /// The bootable ISO.
     pub iso: PathBuf,
     /// Where this run keeps its files.
@@ -79,7 +119,17 @@ impl Machine {
     /// A machine of one CPU.
     #[must_use]
     pub fn new(memory_mib: u64, iso: PathBuf, directory: PathBuf) -> Self {
-        Self { cpu: DEFAULT_CPU.to_owned(), memory_mib, iso, directory }
+        Self { cpu: DEFAULT_CPU.to_owned(), memory_mib, bios: tools::BOCHS_BIOS.to_owned(), iso, directory }
+    }
+
+    /// What the CPU model is said to have, for people.
+    #[must_use]
+    pub fn virtualisation(&self) -> &'static str {
+        let model = self.cpu.split(',').next().unwrap_or_default();
+        match MODELS.iter().find(|(_, models)| models.contains(&model)) {
+            Some((what, _)) => what,
+            None => "of a CPU model that Bochs may know",
+        }
     }
 
     /// The configuration; `port` is where the serial port finds us.
@@ -119,7 +169,7 @@ error: action=report
 info: action=ignore
 debug: action=ignore
 ",
-            bios = tools::BOCHS_BIOS,
+            bios = self.bios,
             vga = tools::BOCHS_VGA_BIOS,
             medium = file::MEDIUM,
             log = file::LOG,
@@ -329,6 +379,18 @@ mod tests {
             text.contains("megs: 704\n") && text.contains("model=corei7_skylake_x,count=2, ips="),
             "{text}"
         );
+    }
+
+    #[test]
+    fn each_model_is_told_by_what_it_has() {
+        let told = |cpu: &str| Machine { cpu: cpu.into(), ..machine() }.virtualisation();
+        assert_eq!(told(DEFAULT_CPU), "emulated Intel VT-x");
+        assert_eq!(told("corei7_skylake_x,count=2"), "emulated Intel VT-x");
+        assert_eq!(told("ryzen"), "emulated AMD-V");
+        for cpu in ["pentium", "core2_penryn_t9600", "turion64_tyler"] {
+            assert!(told(cpu).contains("without"), "{cpu}");
+        }
+        assert!(told("bx_generic").contains("may"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use caisson_config::{
-    Blob, MAGIC, show,
+    Blob, Field, MAGIC, show,
     source::{ConfigText, ModuleText, parse_toml},
 };
 
@@ -97,17 +97,17 @@ impl Loaded {
                 domain.memory = memory.0;
             }
         }
-        self.text.check().map_err(|error| {
-            // The text is not to blame for what was typed.
-            let typed = [
-                ("domain[0].memory", "--memory", guest.memory.is_some()),
-                ("domain[0].cmdline", "--cmdline", guest.cmdline.is_some()),
-            ];
-            Error::Usage(match typed.iter().find(|(field, _, given)| *given && *field == error.field) {
-                Some((_, option, _)) => format!("{option}: {}", error.reason),
-                None => error.to_string(),
-            })
-        })
+        // The text is not to blame for what was typed.
+        let typed = [
+            (Field::Domain(0, "kernel"), "--kernel", guest.kernel.is_some()),
+            (Field::Module(0, 0, "file"), "--initrd", guest.initrd.is_some()),
+            (Field::Domain(0, "cmdline"), "--cmdline", guest.cmdline.is_some()),
+            (Field::Domain(0, "memory"), "--memory", guest.memory.is_some()),
+        ];
+        for (field, option, _) in typed.into_iter().filter(|(_, _, given)| *given) {
+            self.text.set_origin(field, option);
+        }
+        self.text.check().map_err(|error| Error::Usage(error.to_string()))
     }
 
     /// Bytes of memory of all domains together.
@@ -189,6 +189,8 @@ fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>) -> Result<
     let bytes = images::read(path)?;
     if bytes.starts_with(&MAGIC) {
         let blob = parse_blob(&bytes, path)?;
+        images::check_blob_kernels(&blob)
+            .map_err(|reason| Error::Usage(format!("{}: {reason}", path.display())))?;
         return match limits.map(|limits| blob.check_machine(limits)) {
             Some(Err(error)) => Err(Error::Usage(format!("{}: {error}", path.display()))),
             _ => Ok(()),
@@ -201,7 +203,12 @@ fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>) -> Result<
         config.check_machine(limits).map_err(|error| Error::Usage(error.to_string()))?;
     }
     let folder = path.parent().map_or_else(PathBuf::new, PathBuf::from);
-    // Compiled with every file standing in as one byte, so that a missing one is told with its field.
+    // What is fetched or built is a kernel when it comes.
+    images::check_kernels(&config, |name| match name.starts_with('@') {
+        true => Err(String::new()),
+        false => fs::read(folder.join(name)).map_err(|error| error.to_string()),
+    })?;
+    // Compiled with every file standing in by its name, so that a missing one is told with its field.
     caisson_config::build(&config, |name| match name.starts_with('@') {
         true if images::is_known(name) => Ok(name.as_bytes().to_vec()),
         true => Err(images::unknown_name(name)),

@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use caisson_config::source::ConfigText;
+use caisson_config::{Blob, LoaderKind, source::ConfigText};
 
 use crate::{
     cargo,
     error::{Context, Error, Result},
     initrd,
-    iso::Iso,
+    iso::{Iso, Script},
     packages,
     paths::Workspace,
 };
@@ -86,14 +86,24 @@ impl Images {
                 provided.insert(name.to_owned(), self.provide(name)?);
             }
         }
-        caisson_config::build(config, |name| {
+        let mut read = |name: &str| {
             if name.starts_with('@') && !provided.contains_key(name) {
                 return Err(unknown_name(name));
             }
             let path = provided.get(name).cloned().unwrap_or_else(|| folder.join(name));
             fs::read(&path).map_err(|error| error.to_string())
-        })
-        .map_err(|error| Error::Usage(error.to_string()))
+        };
+        check_kernels(config, &mut read)?;
+        caisson_config::build(config, read).map_err(|error| Error::Usage(error.to_string()))
+    }
+
+    /// Where in memory Caisson's image ends.
+    ///
+    /// # Errors
+    /// What the compiler says, or that it made no such image.
+    pub fn caisson_end(&self) -> Result<u64> {
+        let path = self.caisson()?;
+        image_end(&read(&path)?).ok_or_else(|| Error::Failed(format!("{} is no ELF image", path.display())))
     }
 
     /// Makes the ISO that boots Caisson with `blob` and `cmdline`.
@@ -104,10 +114,67 @@ impl Images {
         let caisson = self.caisson()?;
         let name = output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let _lock = self.workspace.lock(&name)?;
-        let iso = Iso { caisson: &caisson, blob: Some(blob), cmdline, output };
+        let iso = Iso { caisson: &caisson, blob: Some(blob), cmdline, script: Script::default(), output };
         iso.make(&self.workspace)?;
         Ok(iso.output)
     }
+}
+
+/// One past the last physical address of an ELF64 image's segments.
+fn image_end(image: &[u8]) -> Option<u64> {
+    let half = |at: usize| Some(usize::from(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?)));
+    let word = |at: usize| Some(u64::from_le_bytes(image.get(at..at + 8)?.try_into().ok()?));
+    let (table, entry, count) = (usize::try_from(word(32)?).ok()?, half(54)?, half(56)?);
+    let ends = (0..count).map(|index| {
+        let at = table + index * entry;
+        // p_type, p_paddr, p_memsz
+        Some(if half(at)? == 1 { word(at + 24)?.checked_add(word(at + 40)?)? } else { 0 })
+    });
+    ends.collect::<Option<Vec<u64>>>()?.into_iter().max()
+}
+
+/// How a kernel is to be loaded, in the loader's terms.
+fn kind(loader: LoaderKind) -> Option<caisson_loader::Kind> {
+    match loader {
+        LoaderKind::Auto => None,
+        LoaderKind::Linux => Some(caisson_loader::Kind::Linux),
+        LoaderKind::Pvh => Some(caisson_loader::Kind::Pvh),
+        LoaderKind::Multiboot1 => Some(caisson_loader::Kind::Multiboot1),
+    }
+}
+
+/// Checks that each domain's kernel is one that Caisson can load, by its headers. Files that cannot be read, or are
+/// empty, are the compiler's to refuse.
+///
+/// # Errors
+/// The first kernel that is none.
+pub fn check_kernels(
+    config: &ConfigText,
+    mut read: impl FnMut(&str) -> std::result::Result<Vec<u8>, String>,
+) -> Result<()> {
+    for (index, domain) in config.domains.iter().enumerate() {
+        let Ok(image) = read(&domain.kernel) else { continue };
+        if image.is_empty() {
+            continue;
+        }
+        caisson_loader::check(kind(domain.loader), &image)
+            .map_err(|error| Error::Usage(config.kernel_error(index, &error.to_string()).to_string()))?;
+    }
+    Ok(())
+}
+
+/// Checks the kernels of a blob.
+///
+/// # Errors
+/// The first kernel that is none, told by domain and file.
+pub fn check_blob_kernels(blob: &Blob<'_>) -> std::result::Result<(), String> {
+    for (index, domain) in blob.domains().enumerate() {
+        let kernel = domain.kernel();
+        caisson_loader::check(kind(domain.loader()), kernel.data()).map_err(|error| {
+            format!("domain[{index}] ({}): kernel {:?}: {error}", domain.name(), kernel.name())
+        })?;
+    }
+    Ok(())
 }
 
 /// Every file that a config names.

@@ -14,12 +14,25 @@ use crate::{
     stamp, tools,
 };
 
-/// GRUB's configuration, in the source tree. `@COMMAND_LINE@` stands for Caisson's boot words, `@MODULES@` for the
-/// commands that load the modules.
+/// GRUB's configuration, in the source tree. `@BEFORE@` stands for what comes before Caisson is loaded,
+/// `@COMMAND_LINE@` for its boot words, `@MODULES@` for the commands that load the modules.
 const GRUB_TEMPLATE: &str = "boot/grub.cfg.in";
 
-/// Loads the config blob.
-const MODULES: &str = "module2 /boot/config.blob config";
+/// What GRUB does beside loading Caisson, in its language.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// Commands before Caisson is loaded.
+    pub before: String,
+    /// Commands that load the modules; the config blob, where there is one, is `/boot/config.blob`.
+    pub modules: String,
+}
+
+impl Default for Script {
+    /// Nothing before, and the blob as the one module.
+    fn default() -> Self {
+        Self { before: String::new(), modules: "module2 /boot/config.blob config".to_owned() }
+    }
+}
 
 /// What an ISO is made of.
 #[derive(Clone, Debug)]
@@ -30,6 +43,8 @@ pub struct Iso<'a> {
     pub blob: Option<&'a [u8]>,
     /// Caisson's boot words.
     pub cmdline: &'a str,
+    /// What else GRUB does. Without a blob it loads no modules.
+    pub script: Script,
     /// Where the ISO goes.
     pub output: PathBuf,
 }
@@ -44,7 +59,8 @@ impl Iso<'_> {
         let caisson = fs::read(self.caisson).cannot(|| format!("read {}", self.caisson.display()))?;
         let template = workspace.source(GRUB_TEMPLATE);
         let template = fs::read_to_string(&template).cannot(|| format!("read {}", template.display()))?;
-        let config = grub_config(&template, self.cmdline, if self.blob.is_some() { MODULES } else { "" })?;
+        let modules = if self.blob.is_some() { &self.script.modules } else { "" };
+        let config = grub_config(&template, self.cmdline, &self.script.before, modules)?;
         let blob = self.blob.unwrap_or_default();
         let key = stamp::key([b"iso 2".as_slice(), &caisson, blob, config.as_bytes()]);
         if stamp::is_fresh(&self.output, &key) {
@@ -83,26 +99,29 @@ impl Iso<'_> {
 }
 
 /// Fills in the template. Each boot word is quoted, as GRUB's language would take `;`, `$` or `{` as its own.
-fn grub_config(template: &str, cmdline: &str, modules: &str) -> Result<String> {
+fn grub_config(template: &str, cmdline: &str, before: &str, modules: &str) -> Result<String> {
     if let Some(bad) = cmdline.chars().find(|&c| c == '\'' || c.is_control()) {
         return Err(Error::Usage(format!("boot words cannot hold {bad:?}: change --hv-cmdline")));
     }
     let words: Vec<String> = cmdline.split_whitespace().map(|word| format!("'{word}'")).collect();
-    Ok(template.replace("@COMMAND_LINE@", &words.join(" ")).replace("@MODULES@", modules))
+    let config = template.replace("@BEFORE@", before).replace("@MODULES@", modules);
+    Ok(config.replace("@COMMAND_LINE@", &words.join(" ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TEMPLATE: &str = "multiboot2 /boot/caisson @COMMAND_LINE@\n@MODULES@\nboot\n";
+    const TEMPLATE: &str = "@BEFORE@\nmultiboot2 /boot/caisson @COMMAND_LINE@\n@MODULES@\nboot\n";
 
     #[test]
     fn boot_words_are_quoted_for_grub() {
-        let config = grub_config(TEMPLATE, "exit=isa-debug:0xf4 log=debug;x ${y}", MODULES).unwrap();
+        let modules = Script::default().modules;
+        let config =
+            grub_config(TEMPLATE, "exit=isa-debug:0xf4 log=debug;x ${y}", "set a=b", &modules).unwrap();
         assert_eq!(
             config,
-            "multiboot2 /boot/caisson 'exit=isa-debug:0xf4' 'log=debug;x' '${y}'\n\
+            "set a=b\nmultiboot2 /boot/caisson 'exit=isa-debug:0xf4' 'log=debug;x' '${y}'\n\
              module2 /boot/config.blob config\nboot\n"
         );
     }
@@ -110,16 +129,19 @@ mod tests {
     #[test]
     fn words_that_would_leave_their_quotes_are_refused() {
         for cmdline in ["a'b", "a\nb"] {
-            assert_eq!(grub_config(TEMPLATE, cmdline, MODULES).unwrap_err().exit_code(), 2);
+            assert_eq!(grub_config(TEMPLATE, cmdline, "", "").unwrap_err().exit_code(), 2);
         }
     }
 
     #[test]
     fn the_template_has_a_place_for_everything() {
         let template = fs::read_to_string(Workspace::find().source(GRUB_TEMPLATE)).unwrap();
-        for place in ["/boot/caisson @COMMAND_LINE@", "@MODULES@"] {
+        for place in ["@BEFORE@", "/boot/caisson @COMMAND_LINE@", "@MODULES@"] {
             assert!(template.contains(place), "{place}");
         }
-        assert!(!grub_config(&template, "x", MODULES).unwrap().contains("@MODULES@"));
+        let config = grub_config(&template, "x", "", "").unwrap();
+        let words =
+            config.split(char::is_whitespace).filter(|word| word.starts_with('@') && *word != "@...@.");
+        assert_eq!(words.collect::<Vec<_>>(), [""; 0]);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     accel, bochs,
     cli::{AccelArg, FirmwareArg, ImageArgs, MachineArg, MachineArgs, RunArgs},
-    config,
+    config::{self, Loaded},
     console::{self, Input},
     emulator::{Kind, Running},
     error::{Context, Error, Result},
@@ -18,7 +18,7 @@ use crate::{
     outcome::Outcome,
     paths::{Workspace, prune},
     qemu::{Boot, Firmware, Machine},
-    size::MIB,
+    size::{MIB, Size},
     stamp, tools,
 };
 
@@ -37,6 +37,27 @@ const HEADROOM: u64 = 192 * MIB;
 pub fn machine_memory_mib(guests: u64, blob: u64) -> u64 {
     let bytes = guests.saturating_add(blob.saturating_mul(2)).saturating_add(HEADROOM);
     bytes.div_ceil(64 * MIB).saturating_mul(64)
+}
+
+/// Checks that a machine of `machine` bytes has room for the guests beside Caisson, whose image ends at address
+/// `image_end`, and its blob. By a little, which the firmware keeps, Caisson itself may still find it too small.
+///
+/// # Errors
+/// When it has not, with what would do.
+fn check_memory(machine: Size, config: &Loaded, image_end: u64, blob: u64) -> Result<()> {
+    // The emulators take whole MiB.
+    let left = caisson_frames::left_for_guests(machine.mib() * MIB, image_end, blob);
+    let wanted = config.memory();
+    if wanted <= left {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "--machine-memory: {machine} leaves at most {} MiB for guests, and those of {} want {} MiB: give the machine {} MiB",
+        left / MIB,
+        config.text.file,
+        wanted.div_ceil(MIB),
+        machine_memory_mib(wanted, blob)
+    )))
 }
 
 /// Which emulator the arguments ask for.
@@ -79,7 +100,7 @@ fn start(
             if let Some(cpu) = &args.cpu {
                 machine.cpu.clone_from(cpu);
             }
-            eprintln!("  machine: Bochs (emulated Intel VT-x), CPU model {}", machine.cpu);
+            eprintln!("  machine: Bochs ({}), CPU model {}", machine.virtualisation(), machine.cpu);
             Ok(Running::Bochs(machine.start()?))
         }
     }
@@ -120,6 +141,11 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let mut config = config::load(workspace, &args.config.config)?;
     config.apply(&args.config.guest)?;
     let kind = kind(&args.machine)?;
+    let machine_memory = args.machine.machine_memory;
+    if let Some(size) = machine_memory {
+        // What no machine can hold needs no building to be told.
+        check_memory(size, &config, 0, 0)?;
+    }
     match kind {
         Kind::Qemu => tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?,
         Kind::Bochs => tools::ensure(tools::for_bochs())?,
@@ -134,11 +160,14 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
         }
     }
     let blob = config.blob(&images)?;
+    if let Some(size) = machine_memory {
+        check_memory(size, &config, images.caisson_end()?, blob.len() as u64)?;
+    }
     let cmdline = kind.boot_words(&args.config.hv_cmdline);
     let run = format!("{:?} {:?} {}", args.config, args.machine.machine, args.headless);
     let iso = images.iso(&blob, &cmdline, iso_path(workspace, &run)?)?;
 
-    let memory = match args.machine.machine_memory {
+    let memory = match machine_memory {
         Some(size) => size.mib(),
         None => machine_memory_mib(config.memory(), blob.len() as u64),
     };
@@ -217,6 +246,23 @@ mod tests {
         assert_eq!(machine_memory_mib(256 * MIB, 16 * MIB), 512);
         assert_eq!(machine_memory_mib(256 * MIB + 1, 16 * MIB) % 64, 0);
         assert!(machine_memory_mib(u64::MAX, u64::MAX) > 0);
+    }
+
+    #[test]
+    fn a_machine_without_room_for_its_guests_is_refused() {
+        let toml = "[[domain]]\nname = \"a\"\nmemory = \"200M\"\nkernel = \"k\"\n";
+        let text = caisson_config::source::parse_toml(toml, "a.toml").unwrap();
+        let config = Loaded { text, folder: PathBuf::new() };
+        let check = |mib: u64| check_memory(Size(mib * MIB), &config, 4 * MIB, 8 * MIB);
+        check(machine_memory_mib(200 * MIB, 8 * MIB)).unwrap();
+        check(218).unwrap();
+        for mib in [1, 128, 200, 215] {
+            let error = check(mib).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let line = error.to_string();
+            assert!(line.starts_with(&format!("--machine-memory: {mib} MiB leaves at most ")), "{line}");
+            assert!(line.ends_with("those of a.toml want 200 MiB: give the machine 448 MiB"), "{line}");
+        }
     }
 
     fn machine_args(words: &[&str]) -> MachineArgs {

@@ -74,8 +74,8 @@ pub(crate) enum MakeError {
     Hardware(EnableError),
     /// Its stage-2 tables.
     Tables(Stage2Error),
-    /// Its kernel or firmware tables.
-    Build(caisson_domain::BuildError),
+    /// Its kernel, by the name that the configuration has for it, or firmware tables.
+    Build(&'static str, caisson_domain::BuildError),
 }
 
 impl fmt::Display for MakeError {
@@ -86,7 +86,7 @@ impl fmt::Display for MakeError {
             }
             Self::Hardware(error) => error.fmt(f),
             Self::Tables(error) => write!(f, "memory: {error}"),
-            Self::Build(error) => write!(f, "kernel: {error}"),
+            Self::Build(kernel, error) => write!(f, "kernel {kernel:?}: {error}"),
         }
     }
 }
@@ -171,7 +171,8 @@ impl Maker {
             command_line: record.cmdline(),
         };
         let Live { vcpus, domain, .. } = &mut *live;
-        caisson_domain::load(domain, &mut vcpus[0], &layout, &image).map_err(MakeError::Build)?;
+        caisson_domain::load(domain, &mut vcpus[0], &layout, &image)
+            .map_err(|error| MakeError::Build(record.kernel().name(), error))?;
         Ok(live)
     }
 
