@@ -43,7 +43,54 @@ pub(crate) fn damaged_blob(lab: &Lab, name: &str) -> Verdict {
     let said = String::from_utf8_lossy(&ran.stderr);
     ensure!(ran.status.code() == Some(2), "exit code {:?}, not 2: {said}", ran.status.code());
     ensure!(said.lines().count() == 1, "not one line: {said}");
-    ensure!(said.contains(&*path) && said.contains("payload["), "neither file nor field: {said}");
+    for part in [&*path, "(payload[", "of domain \"linux\""] {
+        ensure!(said.contains(part), "{part} is not in {said}");
+    }
+    Ok(())
+}
+
+/// What is typed wrong is refused before anything is started, in one line that names what to change.
+pub(crate) fn refusals(lab: &Lab, name: &str) -> Verdict {
+    let directory = lab.directory(name)?;
+    let write = |file: &str, content: &[u8]| {
+        let path = directory.join(file);
+        fs::write(&path, content).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        Ok::<_, Failure>(path.to_string_lossy().into_owned())
+    };
+    let empty = write("empty", b"")?;
+    let text = write("text", b"this is no kernel\n")?;
+    // An ELF header for the 64-bit ARM architecture.
+    let mut arm = [b"\x7FELF\x02\x01\x01".as_slice(), &[0; 57]].concat();
+    arm.splice(16..20, [2, 0, 0xB7, 0]);
+    write("arm", &arm)?;
+    let config = "[[domain]]\nname = \"one\"\nmemory = \"64M\"\nkernel = \"arm\"\n";
+    let config = write("config.toml", config.as_bytes())?;
+    let of_arm =
+        "config.toml:4:10: domain[0].kernel: \"arm\": the image's e_machine is 0xb7, where 0x3 (80386) or";
+    for (words, part) in [
+        (vec!["run", "--headless", "--kernel", &empty], "error: --kernel: "),
+        (
+            vec!["run", "--headless", "--kernel", &text],
+            "text\": no Linux bzImage, PVH ELF or multiboot1 kernel; give ",
+        ),
+        (vec!["config", "check", &config], of_arm),
+        (vec!["config", "build", &config], of_arm),
+        (
+            vec!["run", "--headless", "--machine-memory", "200M"],
+            "error: --machine-memory: 200 MiB leaves at most ",
+        ),
+        (vec!["test", "--machine-only", "refusal-no-svn"], "\"refusal-no-svn\"; near are refusal-no-svm"),
+    ] {
+        let ran = xtask(lab, &words)?;
+        let said = String::from_utf8_lossy(&ran.stderr);
+        ensure!(ran.status.code() == Some(2), "{words:?}: exit code {:?}, not 2: {said}", ran.status.code());
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error")).collect();
+        ensure!(
+            errors.len() == 1 && said.ends_with(&format!("{}\n", errors[0])),
+            "{words:?}: not one line: {said}"
+        );
+        ensure!(errors[0].contains(part), "{words:?}: {part} is not in {said}");
+    }
     Ok(())
 }
 

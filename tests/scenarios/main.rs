@@ -2,7 +2,7 @@
 //! `-- --list` lists them. They are told in files by subject; each is a function that takes the laboratory and its own
 //! name, and says what it expects on the serial line and by when.
 //!
-//! QEMU's TCG has no x2APIC and no way to lock SVM off: those paths of the start are not seen here.
+//! QEMU's TCG has no x2APIC, and no emulator here has VM_CR: those paths of the start are not seen here.
 
 mod capabilities;
 mod crash;
@@ -44,6 +44,7 @@ const ONLY_ON_BOCHS: &[&str] = &[
     "svm-without-pause-filter",
     "refusal-no-ept",
     "refusal-no-unrestricted-guest",
+    "refusal-vt-x-locked",
 ];
 
 fn main() -> ExitCode {
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ("front-door-broken-config", front_door::broken_config),
         ("front-door-damaged-blob", front_door::damaged_blob),
         ("front-door-good-configs", front_door::good_configs),
+        ("front-door-refusals", front_door::refusals),
         ("refusal-uefi-screen", refusals::uefi_screen),
         ("probes", probes::all),
         ("probe-breakpoints", probes::breakpoints),
@@ -97,6 +99,11 @@ fn main() -> ExitCode {
         ("refusal-no-local-apic", refusals::no_local_apic),
         ("refusal-no-long-mode", refusals::no_long_mode),
         ("refusal-no-module", refusals::no_module),
+        ("refusal-no-named-module", refusals::no_named_module),
+        ("named-module", refusals::named_module),
+        ("refusal-vt-x-locked", refusals::vt_x_locked),
+        ("refusal-no-clock", refusals::no_clock),
+        ("refusal-other-loader", refusals::other_loader),
         ("refusal-not-a-blob", refusals::not_a_blob),
         ("refusal-damaged", refusals::damaged),
         ("refusal-truncated", refusals::truncated),

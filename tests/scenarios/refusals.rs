@@ -1,8 +1,6 @@
 //! What Caisson refuses to start on or with: one clear line each, and the result that says so.
 
-use std::fs;
-
-use caisson_tests::{Boot, Failure, From, Lab, Run, Verdict, ensure};
+use caisson_tests::{Boot, From, Lab, Run, Verdict, ensure};
 use sha2::{Digest as _, Sha256};
 use xtask::outcome::Outcome;
 
@@ -17,6 +15,9 @@ use crate::{
 const VERSION_AT: usize = 8;
 const PAYLOADS_AT: usize = 24;
 const CHECKSUM_AT: usize = 64;
+/// Bytes of the header and of a domain's record.
+const HEADER: usize = 96;
+const DOMAIN_RECORD: usize = 64;
 
 /// A machine with a small guest that would start.
 fn small<'a>(lab: &'a Lab, name: &str) -> Verdict<Boot<'a>> {
@@ -105,7 +106,9 @@ pub(crate) fn damaged(lab: &Lab, name: &str) -> Verdict {
             *byte ^= 0x10;
         }
     };
-    refused(small(lab, name)?.spoil(flip).start()?, r"config: payload\[0\]\.\S+: the SHA-256 does not match")
+    let pattern =
+        r#"config: kernel "kernel" of domain "one" \(payload\[0\]\.sha256\): the SHA-256 does not match"#;
+    refused(small(lab, name)?.spoil(flip).start()?, pattern)
 }
 
 pub(crate) fn truncated(lab: &Lab, name: &str) -> Verdict {
@@ -169,23 +172,110 @@ pub(crate) fn overcommitted(lab: &Lab, name: &str) -> Verdict {
     )
 }
 
+/// The compiler of configs refuses a kernel that is none, so it is changed afterwards.
 pub(crate) fn not_a_kernel(lab: &Lab, name: &str) -> Verdict {
-    let path = lab.directory(name)?.join("text");
-    fs::write(&path, "this is no kernel\n".repeat(1000)).map_err(|error| Failure::new(error.to_string()))?;
-    let run = lab
-        .boot(
-            name,
-            r#"
-            [machine]
-            console = "all"
-            [[domain]]
-            name = "one"
-            memory = "16M"
-            kernel = "text"
-            "#,
-        )?
+    let run = small(lab, name)?
+        .spoil(|blob| {
+            let first = u64_at(blob, PAYLOADS_AT) as usize;
+            // The only payload: its record ends with its hash, and the texts follow.
+            let record = HEADER + 2 * DOMAIN_RECORD;
+            let length = u64_at(blob, record + 8) as usize;
+            let text: Vec<u8> = b"this is no kernel\n".iter().copied().cycle().take(length).collect();
+            put(blob, first, &text);
+            put(blob, record + 32, &Sha256::digest(&text));
+            seal(blob);
+        })
         .start()?;
-    refused(run, r"config: domain\[0\] \(one\): kernel: ")
+    refused(
+        run,
+        r#"config: domain\[0\] \(one\): kernel "kernel": no Linux bzImage, PVH ELF or multiboot1 kernel"#,
+    )
+}
+
+/// As with VT-x turned off in the firmware's setup. Bochs's BIOS turns it on and locks it, before any loader could do
+/// otherwise (`mov ecx, 0x3a; rdmsr; or eax, 5; wrmsr`): here it only locks it.
+pub(crate) fn vt_x_locked(lab: &Lab, name: &str) -> Verdict {
+    let lock_only = |bios: &mut Vec<u8>| {
+        let read = [0x3A, 0, 0, 0, 0x0F, 0x32];
+        // In 16-bit code the OR has a prefix.
+        let writes: [&[u8]; 2] = [&[0x83, 0xC8, 0x05, 0x0F, 0x30], &[0x66, 0x83, 0xC8, 0x05, 0x0F, 0x30]];
+        let mut found = 0;
+        for pattern in writes.map(|write| [&read, write].concat()) {
+            while let Some(at) = bios.windows(pattern.len()).position(|code| code == pattern) {
+                put(bios, at + pattern.len() - 3, &[1]);
+                found += 1;
+            }
+        }
+        ensure!(found > 0, "this BIOS leaves VT-x to the loader: have GRUB lock it by `wrmsr 0x3a 1`");
+        Ok(())
+    };
+    let run = small(lab, name)?.bios(lock_only)?.start()?;
+    refused(
+        run,
+        "hardware virtualisation is disabled and locked by the firmware: enable SVM or VT-x in its setup$",
+    )
+}
+
+/// QEMU without HPET and 8254, and GRUB turns the PM timer's ports off (ICH9, ACPI_CNTL), which SeaBIOS needs until then.
+pub(crate) fn no_clock(lab: &Lab, name: &str) -> Verdict {
+    let run =
+        small(lab, name)?.qemu("-machine", "hpet=off,pit=off").before("setpci -s 00:1f.0 44.b=0").start()?;
+    refused(run, r"no clock of this machine counts \(HPET, ACPI PM timer, 8254\)")
+}
+
+pub(crate) fn no_named_module(lab: &Lab, name: &str) -> Verdict {
+    let modules = "module2 /boot/config.blob first\nmodule2 /boot/config.blob second configuration";
+    let run = small(lab, name)?.modules(modules).start()?;
+    refused(run, "several modules and none is called `config`: name the configuration's module so$")
+}
+
+/// Of several modules, the one that is called so is the configuration.
+pub(crate) fn named_module(lab: &Lab, name: &str) -> Verdict {
+    let modules = "module2 /boot/caisson first\nmodule2 /boot/config.blob the config";
+    let mut run = small(lab, name)?.modules(modules).start()?;
+    run.expect(From::Guest("two"), BOOT, "^started$")?;
+    run.never(From::Caisson, "cannot start")
+}
+
+/// A multiboot1 loader enters with another word in EAX. Caisson's image has no header for such a loader: it is given one
+/// here, in place of its own.
+pub(crate) fn other_loader(lab: &Lab, name: &str) -> Verdict {
+    const LINE: &str = "Caisson: not started by a multiboot2 loader: use GRUB's `multiboot2` command";
+    let mut run = small(lab, name)?
+        .disguise(multiboot1)?
+        .before("multiboot /boot/caisson\nset gfxpayload=text\nboot")
+        .qemu("-vga", "std")
+        .start()?;
+    run.expect(From::Raw, BOOT, &format!("^{LINE}$"))?;
+    screen::text(&mut run, lab, name, LINE)
+}
+
+/// The segments of an ELF64 image as they lie in memory, with a multiboot1 header at their start that says so
+/// (Multiboot Specification 0.6.96, section 3.1.1).
+fn multiboot1(elf: &[u8]) -> Verdict<Vec<u8>> {
+    const MAGIC: u32 = 0x1BAD_B002;
+    const HAS_ADDRESSES: u32 = 1 << 16;
+    let half = |at: usize| u64_at(elf, at) & 0xFFFF;
+    let (entry, table, entry_len, count) = (u64_at(elf, 24), u64_at(elf, 32), half(54), half(56));
+    let mut flat: Vec<u8> = Vec::new();
+    let (mut base, mut end) = (0, 0);
+    for header in (0..count).map(|index| (table + index * entry_len) as usize) {
+        let [offset, physical, file_len, memory_len] =
+            [8, 24, 32, 40].map(|field| u64_at(elf, header + field) as usize);
+        ensure!(u64_at(elf, header) as u32 == 1, "a segment that is not loaded");
+        if flat.is_empty() {
+            base = physical;
+        }
+        flat.resize(physical - base, 0);
+        flat.extend(elf.get(offset..offset + file_len).unwrap_or_default());
+        end = physical + memory_len;
+    }
+    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(HAS_ADDRESSES);
+    let load_end = base + flat.len();
+    let addresses = [base, base, load_end, end, entry as usize].map(|address| address as u32);
+    let words = [MAGIC, HAS_ADDRESSES, checksum].into_iter().chain(addresses);
+    put(&mut flat, 0, &words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
+    Ok(flat)
 }
 
 /// Without 64-bit mode not even the exit port is known: the machine stops, with a line on its screen.
