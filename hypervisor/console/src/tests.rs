@@ -1,0 +1,208 @@
+//! What a person sees and whom one speaks to.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use caisson_types::DomainId;
+use proptest::prelude::*;
+
+use crate::keys::PREFIX;
+use crate::mux::LONGEST_STEP;
+use crate::{LINE_BYTES, Mux, OUTPUT_BYTES, RESERVED_BYTES, Shown};
+
+const RED: DomainId = DomainId(1);
+const BLUE: DomainId = DomainId(2);
+
+fn two() -> Mux {
+    let mut mux = Mux::new();
+    mux.add_guest(RED, "red");
+    mux.add_guest(BLUE, "blue");
+    mux
+}
+
+fn output(mux: &mut Mux) -> String {
+    let mut text = Vec::new();
+    while !mux.waiting().is_empty() {
+        let piece = mux.waiting().to_vec();
+        mux.sent(piece.len());
+        text.extend(piece);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+fn write(mux: &mut Mux, id: DomainId, text: &str) {
+    text.bytes().for_each(|byte| mux.guest_byte(id, byte));
+}
+
+fn input(mux: &mut Mux, id: DomainId) -> Vec<u8> {
+    let mut got = Vec::new();
+    mux.deliver_input(|to, byte| {
+        if to == id {
+            got.push(byte);
+        }
+        to == id
+    });
+    got
+}
+
+#[test]
+fn lines_of_several_stay_whole_and_carry_names() {
+    let mut mux = two();
+    write(&mut mux, RED, "one ");
+    write(&mut mux, BLUE, "two\r\n");
+    write(&mut mux, RED, "three\r\nfour");
+    mux.end_line(RED);
+    mux.end_line(RED);
+    assert_eq!(
+        output(&mut mux),
+        "\x1b[32m[blue]\x1b[0m two\r\n\x1b[36m[red]\x1b[0m one three\r\n\x1b[36m[red]\x1b[0m four\r\n"
+    );
+}
+
+#[test]
+fn a_selected_console_is_raw_and_gets_what_is_typed() {
+    let mut mux = two();
+    mux.show(Shown::Guest(BLUE));
+    write(&mut mux, BLUE, "\x1b[2Jraw");
+    write(&mut mux, RED, "unseen\n");
+    mux.log_line("quiet", false);
+    mux.log_line("loud", true);
+    assert_eq!(output(&mut mux), "\x1b[2Jraw\r\n\x1b[01m[caisson]\x1b[0m loud\r\n");
+    b"ls\x01a\x01\x01\x01q\r".iter().for_each(|&byte| mux.typed(byte));
+    assert!(mux.has_input());
+    assert_eq!(input(&mut mux, BLUE), b"ls\x01\x01\r");
+    assert!(!mux.has_input());
+}
+
+#[test]
+fn control_a_c_goes_around_and_the_log_comes_back() {
+    let mut mux = two();
+    mux.log_line("first", false);
+    let _ = output(&mut mux);
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        mux.typed(PREFIX);
+        mux.typed(b'c');
+        seen.push(output(&mut mux));
+    }
+    for (text, name) in seen.iter().zip(["red", "blue", "Caisson's log", "all consoles"]) {
+        assert!(text.contains(name), "{text:?}");
+    }
+    assert!(seen[2].ends_with("\r\nfirst\r\n"));
+    mux.typed(b'x');
+    assert!(!mux.has_input(), "nobody is spoken to while several are shown");
+}
+
+#[test]
+fn a_prompt_is_there_when_its_guest_is_shown() {
+    let mut mux = two();
+    write(&mut mux, RED, "up\r\nred # ");
+    write(&mut mux, BLUE, "blue # ");
+    let _ = output(&mut mux);
+    let mut next = |text: &str| {
+        mux.typed(PREFIX);
+        mux.typed(b'c');
+        write(&mut mux, RED, text);
+        output(&mut mux)
+    };
+    assert!(next("ls").ends_with("showing red; Ctrl-A c shows the next\r\nred # ls"));
+    assert!(next("\r\nfile\r\nred # ").ends_with("showing blue; Ctrl-A c shows the next\r\nblue # "));
+    assert!(next("").ends_with("showing Caisson's log; Ctrl-A c shows the next\r\n"));
+    assert!(
+        next("\r\n").ends_with("all consoles; Ctrl-A c shows the next\r\n\x1b[36m[red]\x1b[0m red # \r\n")
+    );
+    assert!(next("").ends_with("showing red; Ctrl-A c shows the next\r\n"));
+}
+
+#[test]
+fn guests_cannot_forge_lines_or_fill_what_is_reserved() {
+    let mut mux = two();
+    write(&mut mux, RED, "a\x1b[1A\x1b[G\r\x1b[01m[caisson]\x1b[0m lies\n");
+    assert_eq!(output(&mut mux), "\x1b[36m[red]\x1b[0m a\x1b[01m[caisson]\x1b[0m lies\x1b[0m\r\n");
+    while mux.has_room() {
+        write(&mut mux, RED, "flood\n");
+    }
+    assert!(mux.output.len() <= OUTPUT_BYTES - RESERVED_BYTES);
+    mux.log_line("still heard", false);
+    assert!(output(&mut mux).ends_with("still heard\r\n"));
+}
+
+#[test]
+fn the_table_takes_the_screen_and_gives_it_back() {
+    let mut mux = two();
+    mux.show(Shown::Guest(RED));
+    write(&mut mux, RED, "red # ");
+    let _ = output(&mut mux);
+    assert!(!mux.table_wanted());
+    mux.show_table(&["unseen".into()]);
+    b"\x01t".iter().for_each(|&byte| mux.typed(byte));
+    assert!(mux.table_wanted() && mux.table_shown());
+    write(&mut mux, RED, "unseen\r\nred # ls");
+    mux.log_line("loud", true);
+    mux.typed(b'y');
+    assert!(!mux.has_input(), "nobody is spoken to at the table");
+    mux.show_table(&["first".into(), "x".repeat(100)]);
+    let cut = "x".repeat(79);
+    assert_eq!(
+        output(&mut mux),
+        alloc::format!("\x1b[2J\x1b[H\x1b[Hfirst\x1b[K\r\n{cut}\x1b[K\r\n\x1b[K\r\nloud\x1b[K\r\n\x1b[J")
+    );
+    mux.typed(b'q');
+    assert!(!mux.table_shown());
+    let back = output(&mut mux);
+    assert!(
+        back.starts_with("\x1b[2J") && back.ends_with("showing red; Ctrl-A c shows the next\r\nred # ls")
+    );
+    b"\x01t\x01c".iter().for_each(|&byte| mux.typed(byte));
+    assert!(!mux.table_shown() && output(&mut mux).contains("showing blue"));
+}
+
+#[test]
+fn a_slow_line_gets_fewer_tables() {
+    let mut mux = two();
+    b"\x01T".iter().for_each(|&byte| mux.typed(byte));
+    while mux.table_wanted() {
+        mux.show_table(&["line".into()]);
+    }
+    assert!(mux.output.len() < 2048);
+    let _ = output(&mut mux);
+    assert!(mux.table_wanted());
+}
+
+#[test]
+fn help_lists_every_key_and_d_asks_for_the_trace() {
+    let mut mux = two();
+    b"\x01?".iter().for_each(|&byte| mux.typed(byte));
+    let help = output(&mut mux);
+    for key in ["c", "t", "d", "a", "?", "x"] {
+        assert!(help.contains(&alloc::format!("Ctrl-A {key}  ")), "{help}");
+    }
+    assert!(!mux.take_trace_wanted());
+    b"\x01d".iter().for_each(|&byte| mux.typed(byte));
+    assert!(mux.take_trace_wanted() && !mux.take_trace_wanted());
+}
+
+#[test]
+fn trace_lines_stand_alone_and_leave_what_is_reserved() {
+    let mut mux = two();
+    mux.show(Shown::Guest(RED));
+    write(&mut mux, RED, "prompt");
+    assert!(mux.trace_line("%trace AAAA"));
+    assert_eq!(output(&mut mux), "prompt\r\n%trace AAAA\r\n");
+    while mux.trace_line(&"A".repeat(LINE_BYTES)) {}
+    assert!(mux.output.len() <= OUTPUT_BYTES - RESERVED_BYTES);
+}
+
+proptest! {
+    #[test]
+    fn nothing_grows_beyond_its_bounds(bytes in proptest::collection::vec((any::<bool>(), any::<u8>()), 0..2000)) {
+        let mut mux = two();
+        for (red, byte) in bytes {
+            let before = mux.output.len();
+            mux.guest_byte(if red { RED } else { BLUE }, byte);
+            prop_assert!(mux.output.len() - before <= LONGEST_STEP);
+            prop_assert!(mux.guests.iter().all(|g| g.line.len() <= LINE_BYTES && g.line.capacity() == LINE_BYTES));
+            mux.typed(byte);
+        }
+    }
+}
