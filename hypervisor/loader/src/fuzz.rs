@@ -75,6 +75,10 @@ impl GuestMemory for Guarded<'_> {
     fn compare_exchange_u64(&self, gpa: Gpa, current: u64, new: u64) -> Result<bool, MemoryError> {
         self.0.compare_exchange_u64(gpa, current, new)
     }
+
+    fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError> {
+        self.0.swap_u8(gpa, new)
+    }
 }
 
 #[cfg(test)]

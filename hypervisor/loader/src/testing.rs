@@ -115,6 +115,10 @@ impl GuestMemory for StrictMemory {
     fn compare_exchange_u64(&self, gpa: Gpa, _: u64, _: u64) -> Result<bool, MemoryError> {
         Err(MemoryError { gpa })
     }
+
+    fn swap_u8(&self, gpa: Gpa, _: u8) -> Result<u8, MemoryError> {
+        Err(MemoryError { gpa })
+    }
 }
 
 /// An image under construction: bytes at offsets.

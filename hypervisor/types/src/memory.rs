@@ -65,6 +65,13 @@ pub trait GuestMemory {
     /// [`MemoryError`] where the word is not RAM or `gpa` is not a multiple of 8.
     fn compare_exchange_u64(&self, gpa: Gpa, current: u64, new: u64) -> Result<bool, MemoryError>;
 
+    /// Atomically puts `new` into the byte at `gpa`, and answers what was there: a guest's other vCPUs change such a byte
+    /// by locked instructions.
+    ///
+    /// # Errors
+    /// [`MemoryError`] where the byte is not RAM.
+    fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError>;
+
     /// Reads a little-endian 16-bit word.
     ///
     /// # Errors
@@ -95,7 +102,7 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(b))
     }
 
-    /// Writes a little-endian 32-bit word.
+    /// Writes a little-endian 32-bit word; one access when it is aligned.
     ///
     /// # Errors
     /// As [`GuestMemory::write`].
@@ -103,7 +110,7 @@ pub trait GuestMemory {
         self.write(gpa, &value.to_le_bytes())
     }
 
-    /// Writes a little-endian 64-bit word.
+    /// Writes a little-endian 64-bit word; one access when it is aligned.
     ///
     /// # Errors
     /// As [`GuestMemory::write`].
@@ -168,6 +175,10 @@ impl GuestMemory for SliceMemory<'_> {
     fn compare_exchange_u64(&self, gpa: Gpa, current: u64, new: u64) -> Result<bool, MemoryError> {
         self.exchange(gpa, current.to_le_bytes(), new.to_le_bytes())
     }
+
+    fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError> {
+        self.range(gpa, 1)?.first().map(|cell| cell.replace(new)).ok_or(MemoryError { gpa })
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +197,8 @@ mod tests {
         assert_eq!(mem.compare_exchange_u64(Gpa::new(8), 7, 1), Ok(false));
         assert_eq!(mem.read_u64(Gpa::new(8)), Ok(9));
         assert!(mem.compare_exchange_u32(Gpa::new(2), 0, 1).is_err());
+        assert_eq!((mem.swap_u8(Gpa::new(8), 3), mem.swap_u8(Gpa::new(8), 5)), (Ok(9), Ok(3)));
+        assert!(mem.swap_u8(Gpa::new(16), 1).is_err() && mem.swap_u8(Gpa::new(u64::MAX), 1).is_err());
         assert_eq!(mem.fill_zero(Gpa::new(0), 16), Ok(()));
         assert_eq!(mem.read_u64(Gpa::new(8)), Ok(0));
     }

@@ -4,7 +4,7 @@
 //! to by string instructions and single volatile accesses.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use alloc::vec::Vec;
 use caisson_frames::Owner;
@@ -214,6 +214,29 @@ impl GuestMemory for GuestRam {
         Ok(word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
     }
 
+    fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError> {
+        let at = self.word(gpa, 1)?;
+        // SAFETY: a byte of the guest's RAM, accessed atomically.
+        let byte = unsafe { &*at.cast::<AtomicU8>() };
+        Ok(byte.swap(new, Ordering::SeqCst))
+    }
+
+    #[inline]
+    fn write_u32(&self, gpa: Gpa, value: u32) -> Result<(), MemoryError> {
+        let Some((at, 4..)) = self.find(gpa) else { return self.write(gpa, &value.to_le_bytes()) };
+        // SAFETY: four bytes of the guest's RAM.
+        unsafe { store_u32(at, value) };
+        Ok(())
+    }
+
+    #[inline]
+    fn write_u64(&self, gpa: Gpa, value: u64) -> Result<(), MemoryError> {
+        let Some((at, 8..)) = self.find(gpa) else { return self.write(gpa, &value.to_le_bytes()) };
+        // SAFETY: eight bytes of the guest's RAM.
+        unsafe { store_u64(at, value) };
+        Ok(())
+    }
+
     #[inline]
     fn read_u16(&self, gpa: Gpa) -> Result<u16, MemoryError> {
         match self.find(gpa) {
@@ -274,6 +297,25 @@ macro_rules! load {
 load!(load_u16, u16, "mov {0:x}, word ptr [{1}]");
 load!(load_u32, u32, "mov {0:e}, dword ptr [{1}]");
 load!(load_u64, u64, "mov {0}, qword ptr [{1}]");
+
+/// One store to guest memory that the compiler can neither repeat, split nor move past another; it may be unaligned, as
+/// x86 allows, and is seen whole by the guest's other vCPUs when it is not.
+macro_rules! store {
+    ($name:ident, $type:ty, $instruction:literal) => {
+        /// # Safety
+        /// As many bytes as the type has must be valid memory.
+        #[inline]
+        unsafe fn $name(at: *mut u8, value: $type) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                asm!($instruction, in(reg) at, in(reg) value, options(nostack, preserves_flags));
+            }
+        }
+    };
+}
+
+store!(store_u32, u32, "mov dword ptr [{0}], {1:e}");
+store!(store_u64, u64, "mov qword ptr [{0}], {1}");
 
 impl Drop for GuestRam {
     /// Scrubs what is left and gives back every frame that the domain owns.
