@@ -9,7 +9,8 @@
 //! - [`cpuid`]: the table made for a domain when it is created, and the look-up on the exit path;
 //! - [`limits`]: what follows from that table for CR0, CR4, EFER, XCR0 and the physical-address width;
 //! - [`msr`]: the class of every MSR, and the registers that are plain storage;
-//! - [`pvclock`]: the KVM clock's arithmetic and structures, which are Caisson's own clock for the domain too.
+//! - [`pvclock`]: the KVM clock's arithmetic and structures, which are Caisson's own clock for the domain too;
+//! - [`steal`]: KVM's record of stolen time and of who is preempted.
 //!
 //! Pure: nothing here executes CPUID, RDMSR or any other privileged instruction, and nothing allocates.
 
@@ -24,10 +25,12 @@ pub mod fuzz;
 pub mod limits;
 pub mod msr;
 pub mod pvclock;
+pub mod steal;
 
 pub use cpuid::{CpuidResult, CpuidSetup, CpuidTable, Dynamic, HostCaps, Paravirt, Topology, Vendor};
 pub use limits::Limits;
 pub use msr::{Effect, MsrClass, MsrSetup, MsrState};
+pub use steal::StealTime;
 
 /// The guest did what real hardware answers with #GP(0).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -17,9 +17,10 @@ pub const CAISSON_SIGNATURE: [u8; 12] = *b"CaissonHV\0\0\0";
 pub const ABI_VERSION: u32 = 1;
 
 bitflags! {
-    /// KVM's features, EAX of leaf 40000001H: those that Caisson has or has room for. Asynchronous page faults, halt
-    /// polling control and the old clock MSRs are not among them: the first needs pages that come late, the second a
-    /// host that polls, the third was replaced by [`Paravirt::CLOCKSOURCE2`].
+    /// KVM's features, EAX of leaf 40000001H: those that Caisson has. Asynchronous page faults, halt polling control and
+    /// the old clock MSRs are not among them: the first needs pages that come late, the second a host that polls, the
+    /// third was replaced by [`Paravirt::CLOCKSOURCE2`]. No hint is given in EDX: `KVM_HINTS_REALTIME` would say that vCPUs
+    /// are never preempted, and turn paravirtual spinlocks and TLB flushes off in the guest.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
     pub struct Paravirt: u32 {
         /// No delay is needed between port accesses.
@@ -30,13 +31,13 @@ bitflags! {
         const STEAL_TIME = 1 << 5;
         /// End of interrupt without an exit, by MSR 4B564D04H.
         const PV_EOI = 1 << 6;
-        /// The kick hypercall of paravirtual spinlocks.
+        /// Paravirtual spinlocks: a hypercall that ends another vCPU's HLT.
         const PV_UNHALT = 1 << 7;
         /// TLB flushes left for a vCPU that is not running; needs [`Paravirt::STEAL_TIME`].
         const PV_TLB_FLUSH = 1 << 9;
         /// The hypercall that sends one IPI to many vCPUs.
         const PV_SEND_IPI = 1 << 11;
-        /// The hypercall that yields to a preempted vCPU.
+        /// The hypercall that gives the CPU to a preempted vCPU.
         const PV_SCHED_YIELD = 1 << 13;
         /// The clock is the same on all vCPUs.
         const CLOCKSOURCE_STABLE = 1 << 24;
@@ -47,6 +48,19 @@ impl Paravirt {
     /// A stable clock, PV EOI and no port delays: what every domain gets.
     pub const BASE: Self =
         Self::NOP_IO_DELAY.union(Self::CLOCKSOURCE2).union(Self::PV_EOI).union(Self::CLOCKSOURCE_STABLE);
+
+    /// What only makes sense between vCPUs of one domain.
+    const BETWEEN_VCPUS: Self =
+        Self::PV_UNHALT.union(Self::PV_TLB_FLUSH).union(Self::PV_SEND_IPI).union(Self::PV_SCHED_YIELD);
+
+    /// All that a domain of `vcpus` vCPUs has use for: with one there is nobody to send to or to wait for.
+    ///
+    /// The core must then call `VirtualCpu::scheduled_in` and `scheduled_out`, which keep the record of stolen time.
+    #[must_use]
+    pub const fn of(vcpus: usize) -> Self {
+        let alone = Self::BASE.union(Self::STEAL_TIME);
+        if vcpus > 1 { alone.union(Self::BETWEEN_VCPUS) } else { alone }
+    }
 }
 
 fn signature(highest: u32, text: [u8; 12]) -> CpuidResult {

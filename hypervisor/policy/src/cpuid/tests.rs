@@ -192,6 +192,61 @@ fn topology_is_the_guests() {
     assert!(bit(t.lookup(1, 0, &vcpu).edx, 28), "HTT");
 }
 
+/// What Linux reads of the topology, leaf by leaf, for each size of guest on both vendors: one package, as many cores as
+/// there are vCPUs, ids that are unique and fit the widths that are told.
+#[test]
+fn every_size_of_guest_has_one_package_of_its_vcpus() {
+    let server = |leaf, subleaf| {
+        let mut r = epyc(leaf, subleaf);
+        if leaf == 0x8000_0001 {
+            r.ecx |= 1 << 22;
+        }
+        r
+    };
+    // A CPU of Intel's with leaf 1FH.
+    let client = |leaf, subleaf| match leaf {
+        0 => CpuidResult { eax: 0x1f, ..xeon(0, 0) },
+        _ => xeon(leaf, subleaf),
+    };
+    for vcpus in 1..=64_u16 {
+        let n = u32::from(vcpus);
+        let width = n.next_power_of_two().trailing_zeros();
+        let amd = CpuidTable::build(&setup(vcpus), server);
+        let intel = CpuidTable::build(&setup(vcpus), client);
+        for apic_id in 0..n {
+            let vcpu = Dynamic { apic_id, ..VCPU };
+            for (table, leaf) in [(&amd, 0xb), (&intel, 0xb), (&intel, 0x1f)] {
+                assert_eq!(table.lookup(leaf, 0, &vcpu), CpuidResult::new(0, 1, 0x100, apic_id), "{n}");
+                assert_eq!(table.lookup(leaf, 1, &vcpu), CpuidResult::new(width, n, 0x201, apic_id), "{n}");
+                assert_eq!(table.lookup(leaf, 2, &vcpu), CpuidResult::new(0, 0, 2, apic_id), "{n}");
+                assert_eq!(apic_id >> width, 0, "all are in package 0");
+            }
+            for table in [&amd, &intel] {
+                let leaf = table.lookup(1, 0, &vcpu);
+                assert_eq!(leaf.ebx >> 24, apic_id);
+                assert_eq!(bit(leaf.edx, 28), n > 1, "HTT");
+            }
+            assert_eq!(amd.lookup(1, 0, &vcpu).ebx >> 16 & 0xff, n);
+            assert_eq!(intel.lookup(1, 0, &vcpu).ebx >> 16 & 0xff, 1 << width);
+            // AMD: threads of the package, bits of the id, and a core id of its own on node 0.
+            assert_eq!(amd.lookup(0x8000_0008, 0, &vcpu).ecx, (n - 1) | width << 12);
+            assert_eq!(bit(amd.lookup(0x8000_0001, 0, &vcpu).ecx, 1), n > 1, "CmpLegacy");
+            assert_eq!(amd.lookup(0x8000_001e, 0, &vcpu), CpuidResult::new(apic_id, apic_id, 0, 0));
+            assert_eq!(intel.lookup(0x8000_0008, 0, &vcpu).ecx, 0);
+            // Ids that share a cache: one core's for levels 1 and 2, the package's for level 3.
+            for (table, leaf) in [(&amd, 0x8000_001d), (&intel, 4)] {
+                for subleaf in 0..4 {
+                    let eax = table.lookup(leaf, subleaf, &vcpu).eax;
+                    let sharing = (eax >> 14 & 0xfff) + 1;
+                    let expected = if eax >> 5 & 7 < 3 { 1 } else { n };
+                    assert_eq!(sharing.next_power_of_two(), expected.next_power_of_two(), "{n} {subleaf}");
+                    assert_eq!(eax >> 26, if leaf == 4 { (1 << width) - 1 } else { 0 }, "cores");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn xsave_sizes_follow_xcr0() {
     let t = CpuidTable::build(&setup(1), xeon);
@@ -242,6 +297,21 @@ fn hypervisor_leaves() {
     let own = t.lookup(CAISSON_LEAF, 0, &VCPU);
     assert_eq!((own.eax, own.ebx.to_le_bytes()), (CAISSON_LEAF + 1, *b"Cais"));
     assert_eq!(t.lookup(CAISSON_LEAF + 1, 0, &VCPU).eax, ABI_VERSION);
+}
+
+#[test]
+fn paravirtual_features_fit_the_number_of_vcpus() {
+    let eax = |vcpus: u16| {
+        let with = CpuidSetup { paravirt: Paravirt::of(vcpus.into()), ..setup(vcpus) };
+        let leaf = CpuidTable::build(&with, epyc).lookup(KVM_LEAF + 1, 0, &VCPU);
+        assert_eq!((leaf.ebx, leaf.ecx, leaf.edx), (0, 0, 0), "no hints");
+        leaf.eax
+    };
+    let alone = 1 << 24 | 1 << 6 | 1 << 5 | 1 << 3 | 1 << 1;
+    assert_eq!(eax(1), alone);
+    for vcpus in [2, 64] {
+        assert_eq!(eax(vcpus), alone | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 13);
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub enum MsrClass {
     KvmSystemTime,
     /// KVM's end of interrupt: [`crate::pvclock::enabled_address`].
     KvmPvEoi,
-    /// KVM's stolen time.
+    /// KVM's stolen time: [`crate::StealTime::from_msr`].
     KvmStealTime,
     /// [`MsrState::read`] and [`MsrState::write`].
     State,
