@@ -8,6 +8,9 @@
 //! [`Chipset::pop_message`] gives, and look at [`Chipset::pic_output`]. When [`Chipset::console_ready`], offer input that
 //! was held back.
 //!
+//! **Time.** It is the caller's, and never goes back: where a vCPU comes with a time that is before another's, because its
+//! CPU's clock is a little behind or it has waited for its turn, it gets the other's.
+//!
 //! **Wide accesses.** A register that is wider than a byte takes one access of its width. Any other access is split into
 //! bytes at consecutive ports, low byte first, as an ISA bus does.
 
@@ -65,6 +68,8 @@ pub struct Chipset {
     /// POST code, port 0x80, and the page registers beside it, which are plain memory without a DMA controller.
     pages: [u8; 16],
     deadline: Instant,
+    /// The latest time that anybody came with.
+    latest: Instant,
 }
 
 impl Chipset {
@@ -82,6 +87,7 @@ impl Chipset {
             interrupts: Interrupts::new(ioapic_id),
             pages: [0; 16],
             deadline: Instant::NEVER,
+            latest: now,
         };
         chipset.plan();
         chipset
@@ -90,6 +96,7 @@ impl Chipset {
     /// Resets the machine at `now`, as by [`Effect::Reset`]. The battery keeps the clock's time and memory going; lines of
     /// devices outside of the chipset stay as they are driven, and messages that nobody has fetched are gone.
     pub fn reset(&mut self, now: Instant) {
+        let now = self.not_before(now);
         self.uart = Uart::new();
         self.pit = Pit::new(now);
         self.rtc.reset(now);
@@ -112,6 +119,7 @@ impl Chipset {
     /// Reads `size` bytes (1, 2 or 4) at `port`.
     #[inline]
     pub fn port_read(&mut self, port: u16, size: u8, now: Instant) -> u32 {
+        let now = self.not_before(now);
         match (port, size) {
             (_, 1) => u32::from(self.read_byte(port, now)),
             (pm::TIMER, 4) => PowerManagement::timer(now),
@@ -123,6 +131,7 @@ impl Chipset {
     /// Writes the low `size` bytes (1, 2 or 4) of `value` to `port`.
     #[inline]
     pub fn port_write(&mut self, port: u16, size: u8, value: u32, now: Instant) -> Effect {
+        let now = self.not_before(now);
         match (port, size) {
             (_, 1) => self.write_byte(port, value as u8, now),
             (pci::ADDRESS, 4) => {
@@ -141,6 +150,7 @@ impl Chipset {
 
     /// Writes `value` at `offset` of the I/O APIC's page.
     pub fn ioapic_mmio_write(&mut self, offset: u64, value: u32, now: Instant) {
+        let now = self.not_before(now);
         // Ticks from before a change of masks meet the masks of their time.
         self.advance_pit(now);
         self.interrupts.ioapic_write(offset, value);
@@ -233,6 +243,7 @@ impl Chipset {
         if now < self.deadline {
             return;
         }
+        let now = self.not_before(now);
         self.advance_pit(now);
         if now >= self.rtc.next_deadline() {
             self.rtc.advance(now);
@@ -250,6 +261,12 @@ impl Chipset {
     #[inline]
     pub fn next_deadline(&self) -> Instant {
         self.deadline
+    }
+
+    #[inline]
+    fn not_before(&mut self, now: Instant) -> Instant {
+        self.latest = self.latest.max(now);
+        self.latest
     }
 
     fn plan(&mut self) {
