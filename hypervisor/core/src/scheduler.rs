@@ -378,7 +378,7 @@ fn run_vcpu<V: Vcpu>(
         match vcpu.answer(domain, host, exit) {
             Outcome::Resume | Outcome::Halted => {}
             Outcome::HostEvent => cpu::take_interrupts(),
-            Outcome::Yield => return Stop::Preempted,
+            Outcome::Yield | Outcome::YieldTo(_) => return Stop::Preempted,
             Outcome::Ended(ended) => return Stop::Ended(ended),
             Outcome::MachineCheck => machine_check(),
             Outcome::MachineReset => machine_reset(),

@@ -1,6 +1,7 @@
 //! What a domain's vCPUs share.
 
 use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
@@ -15,8 +16,19 @@ use crate::clock::DomainClock;
 pub const CPU_APIC_KHZ: u32 = 1_000_000;
 /// The I/O APIC's id.
 pub(crate) const IOAPIC_ID: u8 = 0;
-/// Work bit of a mailbox: the 8259 pair's output has changed.
-pub(crate) const WORK_PIC: u16 = 1 << 0;
+/// The vCPU that keeps the chipset's time and takes the 8259 pair's interrupts.
+pub(crate) const BOOT_VCPU: usize = 0;
+/// Work bits of a mailbox.
+pub(crate) mod work {
+    /// The 8259 pair's output has changed.
+    pub(crate) const PIC: u16 = 1 << 0;
+    /// The chipset's deadline has come nearer.
+    pub(crate) const DEADLINE: u16 = 1 << 1;
+    /// Another vCPU ends this one's HLT, or its next one.
+    pub(crate) const KICK: u16 = 1 << 2;
+    /// Whether the vCPUs' TSCs are equal has changed, which the KVM clock's page tells.
+    pub(crate) const CLOCK: u16 = 1 << 3;
+}
 
 /// What a domain needs of the machine while its vCPUs run.
 pub trait Host {
@@ -61,6 +73,13 @@ pub struct Domain<M> {
     pub(crate) wall_clock: u64,
     pub(crate) paging: PagingFeatures,
     chipset: Mutex<Chipset>,
+    /// [`Chipset::next_deadline`] in nanoseconds, as of the last [`Domain::settle`]: written under the chipset's lock, so
+    /// that the boot vCPU can ask for it without.
+    chipset_deadline: AtomicU64,
+    /// What each vCPU's guest has added to its TSC; written under the chipset's lock.
+    tsc_adjusts: Box<[AtomicU64]>,
+    /// Whether all of these are equal.
+    tscs_equal: AtomicBool,
     pub(crate) apics: ApicMap,
     mailboxes: Box<[Mailbox]>,
 }
@@ -74,6 +93,7 @@ impl<M> Domain<M> {
             gigabyte_pages: setup.gigabyte_pages,
             pkru: 0,
         };
+        let chipset = Chipset::new(setup.wall_clock, IOAPIC_ID, Instant::ZERO);
         Self {
             id: setup.id,
             memory: setup.memory,
@@ -82,13 +102,16 @@ impl<M> Domain<M> {
             clock: setup.clock,
             wall_clock: setup.wall_clock,
             paging,
-            chipset: Mutex::new(Chipset::new(setup.wall_clock, IOAPIC_ID, Instant::ZERO)),
+            chipset_deadline: AtomicU64::new(chipset.next_deadline().as_nanos()),
+            chipset: Mutex::new(chipset),
+            tsc_adjusts: (0..setup.vcpus).map(|_| AtomicU64::new(0)).collect(),
+            tscs_equal: AtomicBool::new(true),
             apics: ApicMap::new(setup.vcpus),
             mailboxes: (0..setup.vcpus).map(|_| Mailbox::new()).collect(),
         }
     }
 
-    /// The chipset, for as long as one operation on it takes.
+    /// The chipset, for as long as one operation on it takes: [`Domain::settle`] ends it.
     #[inline]
     pub fn chipset(&self) -> MutexGuard<'_, Chipset> {
         self.chipset.lock()
@@ -115,19 +138,81 @@ impl<M> Domain<M> {
         self.post_to(self.apics.resolve_ipi(ipi, sender), &ipi.message)
     }
 
-    fn post_to(&self, receivers: VcpuSet, message: &InterruptMessage) -> VcpuSet {
-        receivers
-            .into_iter()
-            .filter(|&index| self.mailboxes.get(index).is_some_and(|mailbox| mailbox.post(message)))
-            .collect()
+    /// Leaves `message` in the mailboxes of `receivers`, and answers who must be woken.
+    pub(crate) fn post_to(&self, receivers: VcpuSet, message: &InterruptMessage) -> VcpuSet {
+        let woken = |&index: &usize| self.mailboxes.get(index).is_some_and(|mailbox| mailbox.post(message));
+        receivers.into_iter().filter(woken).collect()
+    }
+
+    /// Leaves work bits for vCPU `index`, and answers who must be woken. For a vCPU that the domain has not: nobody.
+    pub(crate) fn post_work(&self, index: usize, bits: u16) -> VcpuSet {
+        match self.mailboxes.get(index) {
+            Some(mailbox) if mailbox.post_work(bits) => VcpuSet::single(index),
+            _ => VcpuSet::EMPTY,
+        }
     }
 
     /// Delivers what a call to the chipset has left behind, and answers which vCPUs must be woken: messages of the
-    /// I/O APIC, and the output of the 8259 pair, which goes to the boot vCPU.
+    /// I/O APIC; and for the boot vCPU the output of the 8259 pair, and a deadline that is nearer than it knows.
     pub fn settle(&self, chipset: &mut Chipset) -> VcpuSet {
+        let mut deadline_changed = false;
+        let mut wake = self.settle_for(chipset, &mut deadline_changed);
+        if deadline_changed {
+            wake.extend(self.post_work(BOOT_VCPU, work::DEADLINE));
+        }
+        wake
+    }
+
+    /// [`Domain::settle`], which leaves it to the caller to tell the boot vCPU of `deadline_changed`.
+    pub(crate) fn settle_for(&self, chipset: &mut Chipset, deadline_changed: &mut bool) -> VcpuSet {
         let mut wake = self.deliver_messages(chipset);
-        if chipset.pic_output() && self.mailboxes[0].post_work(WORK_PIC) {
-            wake.insert(0);
+        if chipset.pic_output() {
+            wake.extend(self.post_work(BOOT_VCPU, work::PIC));
+        }
+        let deadline = chipset.next_deadline().as_nanos();
+        // Nobody writes it but under the lock that the caller holds.
+        let before = self.chipset_deadline.load(Ordering::Relaxed);
+        if deadline != before {
+            self.chipset_deadline.store(deadline, Ordering::Release);
+            // Later than it knows: it looks once in vain.
+            *deadline_changed |= deadline < before;
+        }
+        wake
+    }
+
+    /// Whether [`Domain::settle`] has anything to do.
+    #[inline]
+    pub(crate) fn is_unsettled(&self, chipset: &Chipset) -> bool {
+        chipset.has_messages()
+            || chipset.pic_output()
+            || chipset.next_deadline().as_nanos() != self.chipset_deadline.load(Ordering::Relaxed)
+    }
+
+    /// When the chipset must be advanced, as of the last [`Domain::settle`].
+    #[inline]
+    pub(crate) fn chipset_deadline(&self) -> Instant {
+        Instant::from_nanos(self.chipset_deadline.load(Ordering::Acquire))
+    }
+
+    /// Whether the TSCs of all vCPUs read the same, so that their KVM clocks' pages describe one clock.
+    pub(crate) fn tscs_equal(&self) -> bool {
+        self.tscs_equal.load(Ordering::Acquire)
+    }
+
+    /// Notes what the guest has added to vCPU `index`'s TSC, and answers which vCPUs must be woken to write their clock's
+    /// page anew.
+    pub(crate) fn note_tsc_adjust(&self, index: usize, adjust: u64) -> VcpuSet {
+        // One after the other, so that the last one sees them all.
+        let _one_at_a_time = self.chipset();
+        let Some(own) = self.tsc_adjusts.get(index) else { return VcpuSet::EMPTY };
+        own.store(adjust, Ordering::Relaxed);
+        let equal = self.tsc_adjusts.iter().all(|other| other.load(Ordering::Relaxed) == adjust);
+        if self.tscs_equal.swap(equal, Ordering::AcqRel) == equal {
+            return VcpuSet::EMPTY;
+        }
+        let mut wake = VcpuSet::EMPTY;
+        for other in (0..self.vcpus()).filter(|&other| other != index) {
+            wake.extend(self.post_work(other, work::CLOCK));
         }
         wake
     }
@@ -149,9 +234,7 @@ impl<M> Domain<M> {
             if receivers.is_empty() && message.trigger == TriggerMode::Level {
                 chipset.rejected(&message);
             }
-            for index in self.post_to(receivers, &message) {
-                wake.insert(index);
-            }
+            wake.extend(self.post_to(receivers, &message));
         }
         wake
     }

@@ -44,7 +44,7 @@ const CODES: [&[u8]; 12] = [
     &[0x0f, 0x22, 0xc3],
     &[0x0f, 0xa2],
 ];
-const MSRS: [u32; 16] = [
+const MSRS: [u32; 17] = [
     msr::TSC,
     msr::APIC_BASE,
     msr::TSC_ADJUST,
@@ -54,6 +54,7 @@ const MSRS: [u32; 16] = [
     msr::KVM_SYSTEM_TIME_NEW,
     msr::KVM_WALL_CLOCK_NEW,
     msr::KVM_PV_EOI_EN,
+    msr::KVM_STEAL_TIME,
     0x808,
     0x80b,
     0x80f,
@@ -257,6 +258,13 @@ fn outside(machine: &mut Machine<'_>, source: &mut Source<'_>) {
         9 if source.u8() & 7 == 0 => {
             let _ = machine.domain.mailbox(1).post_init();
         }
+        10 => {
+            let (index, preempted) = (usize::from(source.flag()), source.flag());
+            let stolen = source.value();
+            let Machine { domain, vcpus, .. } = machine;
+            vcpus[index].scheduled_out(domain, preempted);
+            vcpus[index].scheduled_in(domain, stolen);
+        }
         _ => {}
     }
 }
@@ -290,10 +298,11 @@ fn guest(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) {
     for register in [Gpr::Rbx, Gpr::Rsi, Gpr::Rdi] {
         hw.set_gpr(register, source.address());
     }
-    hw.set_gpr(Gpr::Rax, source.value());
+    let rax = source.value();
+    hw.set_gpr(Gpr::Rax, if rax & 0xf0 == 0x50 { rax & 0xf } else { rax });
     hw.set_gpr(Gpr::Rdx, source.value());
     let rcx = match source.u8() {
-        n @ 0..=0x7f => u64::from(MSRS[usize::from(n & 15)]),
+        n @ 0..=0x7f => u64::from(MSRS[usize::from(n) % MSRS.len()]),
         n @ 0x80..=0xbf => 0x800 + u64::from(n & 0x3f),
         _ => source.value(),
     };

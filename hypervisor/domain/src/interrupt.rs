@@ -4,7 +4,7 @@ use caisson_hwvirt::{Event, InterruptWindow, Vcpu};
 use caisson_types::GuestMemory;
 use caisson_x86::Rflags;
 
-use crate::domain::{Domain, Host, WORK_PIC};
+use crate::domain::{BOOT_VCPU, Domain, Host, work};
 use crate::vcpu::{Ended, Readiness, RunState, VirtualCpu};
 
 /// How long, in nanoseconds, an NMI waits for the next look where the hardware does not tell when it can be taken: time for
@@ -50,8 +50,8 @@ impl<V: Vcpu> VirtualCpu<V> {
         if let Some(vector) = events.startup {
             self.start_up(vector);
         }
-        if events.work & WORK_PIC != 0 {
-            self.pic_asserted = true;
+        if events.work != 0 {
+            self.take_work(domain, events.work);
         }
         if self.run_state == RunState::WaitForSipi {
             // A vCPU that does not run is looked at whenever it is asked for.
@@ -64,10 +64,32 @@ impl<V: Vcpu> VirtualCpu<V> {
             Some(event) => self.hw.inject(event),
             None => {}
         }
+        if self.kicked && self.run_state == RunState::Halted {
+            self.end_halt();
+        }
         self.sync_task_priority();
         let readiness = self.deliver(domain, host);
         self.attention |= readiness == Readiness::Blocked;
         readiness
+    }
+
+    /// What others have left for this vCPU beside interrupts.
+    fn take_work<M: GuestMemory>(&mut self, domain: &Domain<M>, bits: u16) {
+        self.pic_asserted |= bits & work::PIC != 0;
+        self.deadline_changed |= bits & work::DEADLINE != 0;
+        // Kept for the next HLT where there is none now: the guest may be on its way there.
+        self.kicked |= bits & work::KICK != 0 && self.run_state != RunState::WaitForSipi;
+        if bits & work::CLOCK != 0 {
+            self.refresh_system_time(domain);
+        }
+    }
+
+    /// The vCPU executes instructions. A kick that has come meanwhile has served its purpose.
+    fn end_halt(&mut self) {
+        if self.run_state == RunState::Halted {
+            self.run_state = RunState::Running;
+            self.kicked = false;
+        }
     }
 
     /// Brings the local APIC's task priority up to CR8, which the guest moves without an exit.
@@ -87,7 +109,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         if self.apic.nmi_pending() {
             // A HLT inside the NMI handler is not ended by the NMI that the handler blocks.
             if !self.hw.nmi_blocked() {
-                self.run_state = RunState::Running;
+                self.end_halt();
             }
             if self.hw.injecting() || self.hw.nmi_blocked() || self.hw.interrupt_shadow() {
                 if self.hw.nmi_blocked() {
@@ -117,7 +139,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             // HLT with interrupts off: only an NMI, INIT or reset ends it.
             return Readiness::Blocked;
         }
-        self.run_state = RunState::Running;
+        self.end_halt();
         if !open || self.hw.injecting() || self.hw.interrupt_shadow() {
             self.hw.set_interrupt_window(InterruptWindow::Any);
             return Readiness::Enter;
@@ -136,7 +158,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     fn readiness(&mut self) -> Readiness {
         if self.run_state == RunState::Running || self.hw.injecting() {
             // An event on its way (the trap of a stepped HLT) ends a halt.
-            self.run_state = RunState::Running;
+            self.end_halt();
             Readiness::Enter
         } else {
             Readiness::Blocked
@@ -177,7 +199,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 let mut chipset = domain.chipset();
                 let vector = chipset.pic_acknowledge();
                 // What the pair asks for next is looked at right away, not mailed to itself.
-                let own = self.index() == 0;
+                let own = self.index() == BOOT_VCPU;
                 let wake =
                     if own { domain.deliver_messages(&mut chipset) } else { domain.settle(&mut chipset) };
                 drop(chipset);

@@ -1,8 +1,9 @@
-//! KVM's paravirtual clock and end of interrupt, as stock Linux uses them (Linux `Documentation/virt/kvm/x86/msr.rst`).
+//! KVM's paravirtual clock, end of interrupt and stolen time, as stock Linux uses them (Linux
+//! `Documentation/virt/kvm/x86/msr.rst`).
 
 use caisson_hwvirt::Vcpu;
 use caisson_irqchip::Effect;
-use caisson_policy::pvclock;
+use caisson_policy::{StealTime, pvclock};
 use caisson_types::GuestMemory;
 
 use crate::domain::Domain;
@@ -80,11 +81,15 @@ impl<V: Vcpu> VirtualCpu<V> {
         Some(())
     }
 
-    /// Writes the KVM clock's page, where the guest has one. It changes only with the vCPU's TSC: virtual time is a
-    /// function of the guest's TSC, and the page tells which.
+    /// Writes the KVM clock's page, where the guest has one. It changes only with the vCPU's TSC (virtual time is a
+    /// function of the guest's TSC, and the page tells which) and with the stable bit: pages of vCPUs whose guest has moved
+    /// their TSCs apart are right each for its own vCPU, and not for the others.
     pub(crate) fn refresh_system_time<M: GuestMemory>(&self, domain: &Domain<M>) {
         if let Ok(Some(at)) = pvclock::enabled_address(self.system_time) {
-            let info = pvclock::TimeInfo::new(domain.clock.parameters(), self.tsc_adjust);
+            let mut info = pvclock::TimeInfo::new(domain.clock.parameters(), self.tsc_adjust);
+            if !domain.tscs_equal() {
+                info.flags &= !pvclock::TSC_STABLE;
+            }
             // A guest that names no memory gets no clock.
             let _ = info.publish(&domain.memory, at);
         }
@@ -96,5 +101,52 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.wall_clock = value;
         let _ = pvclock::WallClock::new(domain.wall_clock).publish(&domain.memory, at);
         Some(())
+    }
+
+    /// KVM_STEAL_TIME as the guest reads it.
+    pub(crate) fn steal_time_msr(&self) -> u64 {
+        self.steal_time.map_or(0, StealTime::msr)
+    }
+
+    /// Writes KVM_STEAL_TIME, and the record where it points; `None` for a value that is #GP.
+    pub(crate) fn set_steal_time<M: GuestMemory>(&mut self, domain: &Domain<M>, value: u64) -> Option<()> {
+        self.steal_time = StealTime::from_msr(value).ok()?;
+        self.shown_preempted = false;
+        if let Some(record) = self.steal_time {
+            // A guest that names no memory gets no record.
+            let _ = record.take_preempted(&domain.memory);
+            let _ = record.publish(&domain.memory, self.stolen);
+        }
+        Some(())
+    }
+
+    /// The vCPU is about to run on a CPU after it did not. `stolen` is the time in nanoseconds, since it was made, during
+    /// which it could have run and others did.
+    ///
+    /// To be called before [`VirtualCpu::prepare`], and paired with [`VirtualCpu::scheduled_out`]. Without the guest's MSR
+    /// it is a store and a test.
+    #[inline]
+    pub fn scheduled_in<M: GuestMemory>(&mut self, domain: &Domain<M>, stolen: u64) {
+        let before = core::mem::replace(&mut self.stolen, stolen);
+        let Some(record) = self.steal_time else { return };
+        // From here on others send an IPI for a flush; what they asked for before is done before the entry.
+        if core::mem::take(&mut self.shown_preempted) && record.take_preempted(&domain.memory) == Ok(true) {
+            self.hw.flush_tlb();
+        }
+        if stolen != before {
+            let _ = record.publish(&domain.memory, stolen);
+        }
+    }
+
+    /// The vCPU leaves its CPU. `preempted` says that it could go on: then the guest's other vCPUs learn that there is no
+    /// point in spinning for it, and leave TLB flushes to the next [`VirtualCpu::scheduled_in`].
+    ///
+    /// To be called when the last exit has been answered: nothing that was read through the guest's page tables may be used
+    /// afterwards, since a flush does not reach it.
+    #[inline]
+    pub fn scheduled_out<M: GuestMemory>(&mut self, domain: &Domain<M>, preempted: bool) {
+        if preempted && let Some(record) = self.steal_time {
+            self.shown_preempted = record.set_preempted(&domain.memory).is_ok();
+        }
     }
 }

@@ -2,13 +2,14 @@
 
 use core::fmt;
 
+use caisson_devices::Chipset;
 use caisson_hwvirt::{Event, Vcpu};
-use caisson_irqchip::{ApicConfig, DeliveryMode, InterruptMessage, LocalApic};
-use caisson_policy::{Dynamic, MsrState};
+use caisson_irqchip::{ApicConfig, DeliveryMode, InterruptMessage, LocalApic, VcpuSet};
+use caisson_policy::{Dynamic, MsrState, StealTime};
 use caisson_types::{Gpa, GuestMemory, Instant, VcpuId};
 use caisson_x86::{Attributes, Exception, ExceptionKind, Rflags, Segment, SegmentRegister};
 
-use crate::domain::{CPU_APIC_KHZ, Domain, Host};
+use crate::domain::{BOOT_VCPU, CPU_APIC_KHZ, Domain, Host, work};
 
 /// An NMI, on its way once more.
 const NMI: InterruptMessage =
@@ -115,6 +116,9 @@ pub enum Outcome {
     HostEvent,
     /// The vCPU would only wait: let others run.
     Yield,
+    /// The vCPU waits for the one of its domain with this index, which the domain has and which is another one: let that
+    /// one run in its place if it is ready to, and go on otherwise.
+    YieldTo(usize),
     /// The vCPU halted: enter again if [`VirtualCpu::prepare`] says so.
     Halted,
     /// The whole guest ended.
@@ -173,6 +177,13 @@ pub struct VirtualCpu<V> {
     /// The guest's PV EOI word, and whether its bit is set now.
     pub(crate) pv_eoi: Option<Gpa>,
     pub(crate) pv_eoi_armed: bool,
+    /// The guest's record of stolen time; what it was last told, in nanoseconds; and whether it says that this vCPU is
+    /// preempted.
+    pub(crate) steal_time: Option<StealTime>,
+    pub(crate) stolen: u64,
+    pub(crate) shown_preempted: bool,
+    /// Another vCPU has ended this one's next HLT.
+    pub(crate) kicked: bool,
     /// What the guest has added to its TSC.
     pub(crate) tsc_adjust: u64,
     /// An INIT reached the boot vCPU, whose reset vector is the machine's.
@@ -210,6 +221,10 @@ impl<V: Vcpu> VirtualCpu<V> {
             wall_clock: 0,
             pv_eoi: None,
             pv_eoi_armed: false,
+            steal_time: None,
+            stolen: 0,
+            shown_preempted: false,
+            kicked: false,
             tsc_adjust: 0,
             reset_requested: false,
             look_again: Instant::NEVER,
@@ -236,21 +251,36 @@ impl<V: Vcpu> VirtualCpu<V> {
         domain.apics.update(self.index(), &self.apic.routing());
     }
 
-    /// When the vCPU must be looked at although nothing else happens: its own timer, the chipset's, or an NMI that waits
-    /// where the hardware does not tell for how long.
+    /// When the vCPU must be looked at although nothing else happens: its own timer, an NMI that waits where the hardware
+    /// does not tell for how long, and at the boot vCPU the chipset's timers too. Where another vCPU moves those nearer, the
+    /// boot vCPU gets mail and is woken. Takes no lock.
     #[must_use]
     pub fn next_deadline<M>(&self, domain: &Domain<M>) -> Instant {
-        self.apic.next_deadline().min(self.look_again).min(domain.chipset().next_deadline())
+        let own = self.apic.next_deadline().min(self.look_again);
+        if self.index() == BOOT_VCPU { own.min(domain.chipset_deadline()) } else { own }
     }
 
-    /// Whether [`VirtualCpu::next_deadline`] may have changed since this was last asked.
+    /// [`Domain::settle`] after an access of this vCPU's.
+    pub(crate) fn settle<M>(&mut self, domain: &Domain<M>, chipset: &mut Chipset) -> VcpuSet {
+        let mut deadline_changed = false;
+        let mut wake = domain.settle_for(chipset, &mut deadline_changed);
+        if deadline_changed && self.index() == BOOT_VCPU {
+            self.deadline_changed = true;
+        } else if deadline_changed {
+            wake.extend(domain.post_work(BOOT_VCPU, work::DEADLINE));
+        }
+        wake
+    }
+
+    /// Whether [`VirtualCpu::next_deadline`] may have come nearer since this was last asked. To be asked after
+    /// [`VirtualCpu::prepare`], which takes the mail.
     #[inline]
     #[must_use]
     pub fn take_deadline_changed(&mut self) -> bool {
         core::mem::take(&mut self.deadline_changed)
     }
 
-    /// Brings its timers, and the chipset's, up to `now`.
+    /// Brings its timers up to `now`; the boot vCPU's are also the chipset's.
     pub fn advance<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, now: Instant) {
         self.settle_pv_eoi(domain);
         self.apic.advance(now);
@@ -258,10 +288,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         if self.look_again <= now {
             self.look_again = Instant::NEVER;
         }
-        let mut chipset = domain.chipset();
-        if chipset.next_deadline() <= now {
+        if self.index() == BOOT_VCPU && domain.chipset_deadline() <= now {
+            let mut chipset = domain.chipset();
             chipset.advance(now);
-            let wake = domain.settle(&mut chipset);
+            let wake = self.settle(domain, &mut chipset);
             drop(chipset);
             host.wake(wake);
         }
@@ -315,6 +345,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.postponed = None;
         self.pv_eoi = None;
         self.pv_eoi_armed = false;
+        self.system_time = 0;
+        self.steal_time = None;
+        self.shown_preempted = false;
+        self.kicked = false;
         self.run_state = RunState::WaitForSipi;
         domain.apics.update(self.index(), &self.apic.routing());
     }

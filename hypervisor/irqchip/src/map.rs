@@ -154,6 +154,23 @@ impl ApicMap {
         }
     }
 
+    /// The vCPU whose APIC id is `id`, unless its APIC is disabled.
+    #[must_use]
+    pub fn index_of(&self, id: u32) -> Option<usize> {
+        self.by_id(id, DeliveryMode::Nmi).into_iter().next()
+    }
+
+    /// The vCPUs that get a message with this delivery mode for the APIC ids `lowest + n`, for each bit `n` of `bitmap`
+    /// that is set. Each of them gets it, in lowest-priority mode too.
+    #[must_use]
+    pub fn resolve_bitmap(&self, bitmap: u128, lowest: u32, delivery: DeliveryMode) -> VcpuSet {
+        let named = |entry: Entry| {
+            entry.id().checked_sub(lowest).is_some_and(|n| bitmap.checked_shr(n).unwrap_or(0) & 1 != 0)
+        };
+        let receivers = self.entries().filter(|&(_, entry)| entry.accepts(delivery) && named(entry));
+        receivers.map(|(index, _)| index).collect()
+    }
+
     /// The vCPU whose APIC id is `id`. Ids are nearly always indices.
     #[inline]
     fn by_id(&self, id: u32, delivery: DeliveryMode) -> VcpuSet {
@@ -283,6 +300,24 @@ mod tests {
             ..InterruptMessage::fixed(2, 0x40)
         };
         assert!(map.resolve(&deassert).is_empty());
+    }
+
+    #[test]
+    fn bitmaps_of_ids() {
+        let disabled = Routing { mode: ApicMode::Disabled, ..x2apic(5) };
+        let deaf = Routing { software_enabled: false, ..x2apic(6) };
+        let map = map(&[x2apic(0), xapic(3, 1, LogicalModel::Flat), x2apic(u32::MAX - 1), disabled, deaf]);
+        let to = |bitmap, lowest| members(map.resolve_bitmap(bitmap, lowest, DeliveryMode::Fixed));
+        assert_eq!(to(0b1001, 0), [0, 1]);
+        assert_eq!(to(0b1001, 3), [1]);
+        assert_eq!(to(u128::MAX, 0), [0, 1]);
+        assert_eq!(to(u128::MAX, 4), []);
+        assert_eq!(to(u128::MAX, u32::MAX), []);
+        assert_eq!(to(1 << 127, u32::MAX - 128), [2]);
+        assert_eq!(to(0, 0), []);
+        assert_eq!(members(map.resolve_bitmap(u128::MAX, 1, DeliveryMode::Nmi)), [1, 4]);
+        let indices = [0, 3, u32::MAX - 1, 5, 6, 1, u32::MAX].map(|id| map.index_of(id));
+        assert_eq!(indices, [Some(0), Some(1), Some(2), None, Some(4), None, None]);
     }
 
     #[test]

@@ -72,10 +72,16 @@ impl IntoIterator for VcpuSet {
     }
 }
 
+impl Extend<usize> for VcpuSet {
+    fn extend<I: IntoIterator<Item = usize>>(&mut self, indices: I) {
+        indices.into_iter().for_each(|index| self.insert(index));
+    }
+}
+
 impl FromIterator<usize> for VcpuSet {
     fn from_iter<I: IntoIterator<Item = usize>>(indices: I) -> Self {
         let mut set = Self::EMPTY;
-        indices.into_iter().for_each(|index| set.insert(index));
+        set.extend(indices);
         set
     }
 }

@@ -23,7 +23,6 @@ impl<V: Vcpu> VirtualCpu<V> {
         let now = domain.clock.at(host.tsc());
         let rax = self.hw.gpr(Gpr::Rax);
         let mut chipset = domain.chipset();
-        let deadline = chipset.next_deadline();
         let effect = match io.direction {
             Direction::In => {
                 let value = u64::from(chipset.port_read(io.port, io.size, now));
@@ -38,13 +37,12 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             Direction::Out => chipset.port_write(io.port, io.size, rax as u32, now),
         };
-        if chipset.has_messages() || chipset.pic_output() {
-            let wake = domain.settle(&mut chipset);
+        if domain.is_unsettled(&chipset) {
+            let wake = self.settle(domain, &mut chipset);
             if !wake.is_empty() {
                 host.wake(wake);
             }
         }
-        self.deadline_changed |= chipset.next_deadline() != deadline;
         drop(chipset);
         if let Some(outcome) = apply(effect, host) {
             return outcome;
@@ -69,7 +67,6 @@ impl<V: Vcpu> VirtualCpu<V> {
         let mut bus = Ports { domain, host, now, outcome: None };
         let done = string_io(&mut self.hw, &domain.memory, &mut bus, io, &domain.paging);
         let outcome = bus.outcome;
-        self.deadline_changed = true;
         match done {
             Ok(Done::Completed) => {
                 self.trap_if_stepping();

@@ -7,7 +7,7 @@ use caisson_irqchip::{Effect, LocalApic};
 use caisson_types::{Gpa, GuestMemory, Instant, PAGE_SIZE};
 use caisson_x86::Exception;
 
-use crate::domain::{Domain, Host};
+use crate::domain::{BOOT_VCPU, Domain, Host};
 use crate::vcpu::{Ended, KillReason, Outcome, VirtualCpu};
 
 /// The most effects that one instruction leaves: an access that straddles registers is split into a few.
@@ -48,9 +48,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.apic_effect(domain, host, *effect);
         }
         if chipset_touched {
-            self.deadline_changed = true;
             let mut chipset = domain.chipset();
-            let wake = domain.settle(&mut chipset);
+            let wake = self.settle(domain, &mut chipset);
             drop(chipset);
             host.wake(wake);
         }
@@ -102,7 +101,8 @@ impl<V: Vcpu> VirtualCpu<V> {
                 host.wake(wake);
                 self.hw.set_cr8(self.apic.cr8());
                 self.mirrored.apic_enabled = self.apic.mode() != caisson_irqchip::ApicMode::Disabled;
-                self.pic_asserted = true;
+                // LINT0 of the boot vCPU is the only one that is wired.
+                self.pic_asserted |= self.index() == BOOT_VCPU;
                 self.deadline_changed = true;
             }
         }

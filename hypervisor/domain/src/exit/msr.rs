@@ -65,7 +65,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             MsrClass::KvmWallClock => Ok(self.wall_clock),
             MsrClass::KvmPvEoi => Ok(self.pv_eoi_msr()),
             MsrClass::State => self.msrs.read(number).map_err(|_| Fault),
-            MsrClass::KvmStealTime | MsrClass::Unknown => Err(Fault),
+            MsrClass::KvmStealTime => Ok(self.steal_time_msr()),
+            MsrClass::Unknown => Err(Fault),
         }
     }
 
@@ -114,7 +115,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             MsrClass::KvmSystemTime => self.set_system_time(domain, value).ok_or(Fault)?,
             MsrClass::KvmWallClock => self.set_wall_clock(domain, value).ok_or(Fault)?,
             MsrClass::KvmPvEoi => self.set_pv_eoi(domain, value).ok_or(Fault)?,
-            MsrClass::KvmStealTime | MsrClass::Unknown => return Err(Fault),
+            MsrClass::KvmStealTime => self.set_steal_time(domain, value).ok_or(Fault)?,
+            MsrClass::Unknown => return Err(Fault),
         }
         Ok(())
     }
@@ -132,6 +134,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         let clock = domain.clock.tsc_clock(host.tsc(), self.tsc_adjust);
         let effect: ApicEffect = self.apic.retime_tsc_deadline(&clock);
         self.apic_effect(domain, host, effect);
+        host.wake(domain.note_tsc_adjust(self.index(), self.tsc_adjust));
         self.refresh_system_time(domain);
     }
 }

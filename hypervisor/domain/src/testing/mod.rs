@@ -102,7 +102,7 @@ impl<'a> Machine<'a> {
                 arch_capabilities: false,
             },
             topology: Topology::cores(vcpus as u16),
-            paravirt: Paravirt::BASE,
+            paravirt: Paravirt::of(vcpus),
             tsc_khz: (TSC_HZ / 1000) as u32,
             apic_khz: CPU_APIC_KHZ,
         };
@@ -110,7 +110,7 @@ impl<'a> Machine<'a> {
             id: DomainId(1),
             memory: SliceMemory::new(memory),
             cpuid: CpuidTable::build(&setup, host_cpuid),
-            msrs: MsrSetup { paravirt: Paravirt::BASE, microcode: 0x0800_126e, ..MsrSetup::default() },
+            msrs: MsrSetup { paravirt: Paravirt::of(vcpus), microcode: 0x0800_126e, ..MsrSetup::default() },
             clock: DomainClock::starting_at(START, TSC_HZ),
             wall_clock: WALL_CLOCK,
             vcpus,
@@ -253,6 +253,7 @@ impl<'a> Machine<'a> {
                 let open = vcpu.hw.rflags() & Rflags::IF.bits() != 0;
                 let waits = vcpu.apic.pending_vector().is_some() || self.pic_waits(index);
                 assert!(!open || !waits, "asleep with an interrupt");
+                assert!(!vcpu.kicked, "asleep although kicked");
             }
         }
     }
@@ -319,9 +320,27 @@ impl Machine<'_> {
 
     /// OUT on vCPU 0.
     pub(crate) fn out(&mut self, at: u16, size: u8, value: u32) -> Outcome {
-        let next = self.hw().rip() + 1;
-        self.hw().set_gpr(Gpr::Rax, u64::from(value));
-        self.answer(0, Exit::Io(port(at, size, caisson_hwvirt::Direction::Out, next)))
+        self.out_on(0, at, size, value)
+    }
+
+    /// OUT on vCPU `index`.
+    pub(crate) fn out_on(&mut self, index: usize, at: u16, size: u8, value: u32) -> Outcome {
+        let hw = &mut self.vcpus[index].hw;
+        let next = hw.rip() + 1;
+        hw.set_gpr(Gpr::Rax, u64::from(value));
+        self.answer(index, Exit::Io(port(at, size, caisson_hwvirt::Direction::Out, next)))
+    }
+
+    /// A hypercall on vCPU `index`: its outcome and its answer.
+    pub(crate) fn hypercall(&mut self, index: usize, number: u64, arguments: [u64; 4]) -> (Outcome, u64) {
+        let hw = &mut self.vcpus[index].hw;
+        hw.set_gpr(Gpr::Rax, number);
+        for (register, value) in [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi].into_iter().zip(arguments) {
+            hw.set_gpr(register, value);
+        }
+        hw.ends_after(3);
+        let outcome = self.answer(index, Exit::Hypercall);
+        (outcome, self.vcpus[index].hw.gpr(Gpr::Rax))
     }
 
     /// IN on vCPU 0.

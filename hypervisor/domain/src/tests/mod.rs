@@ -5,6 +5,7 @@ mod control;
 mod control_model;
 mod delivery;
 mod exceptions;
+mod hypercalls;
 mod instructions;
 mod io;
 mod mmio;
@@ -13,6 +14,7 @@ mod nmi;
 mod paravirt;
 mod random;
 mod smp;
+mod steal;
 mod task;
 mod time;
 

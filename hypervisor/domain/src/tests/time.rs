@@ -161,8 +161,8 @@ fn moving_the_tsc_past_a_deadline() {
 }
 
 #[test]
-fn any_vcpu_keeps_the_chipsets_time_and_the_boot_vcpu_gets_its_interrupts() {
-    with(2, |m| {
+fn the_boot_vcpu_keeps_the_chipsets_time_and_gets_its_interrupts() {
+    with(1, |m| {
         let Machine { domain, vcpus, .. } = m;
         vcpus[0].set_virtual_wire(domain);
         assert_eq!(vcpus[0].next_deadline(domain), Instant::NEVER);
@@ -177,11 +177,6 @@ fn any_vcpu_keeps_the_chipsets_time_and_the_boot_vcpu_gets_its_interrupts() {
         assert!(m.vcpus[0].take_deadline_changed(), "the core must hear of it");
         let due = m.vcpus[0].next_deadline(&m.domain);
         assert!(due > at(999_000) && due < at(1_002_000), "{due:?}");
-        assert_eq!(
-            m.vcpus[1].next_deadline(&m.domain),
-            due,
-            "whichever vCPU programmed it, its run ends in time"
-        );
         m.interrupts(0, true);
         for _ in 0..3 {
             m.pass(1_000_000);
