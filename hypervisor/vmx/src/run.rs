@@ -5,7 +5,7 @@ use core::cell::Cell;
 
 use caisson_hwvirt::vmx::{EntryState, ExitFields, SegmentState, check_entry, decode};
 use caisson_hwvirt::{Event, Exit, InterruptWindow, Refusal, Vcpu};
-use caisson_machine::cpu::write_msr;
+use caisson_machine::cpu::{take_interrupts, write_msr};
 use caisson_machine::percpu;
 use caisson_x86::vmx::field::{self, Field};
 use caisson_x86::vmx::{
@@ -21,6 +21,10 @@ use crate::vpid;
 /// PRED_CMD.IBPB.
 const PREDICTION_BARRIER: u64 = 1;
 const DEBUG: u8 = ExceptionKind::Debug as u8;
+/// After this many exits the host takes its interrupts although none of them has ended the guest's run. A CPU ends it at
+/// once, but for Bochs's while the guest was entered with interrupts off; and the preemption timer, which counts the guest's
+/// time alone, is slow to end the run of a guest that hardly runs between its exits.
+const EXITS_WITHOUT_INTERRUPTS: u8 = 32;
 /// The page-directory pointers, which the CPU loads from here at an entry with PAE paging.
 pub(crate) const POINTERS: [Field<u64, ReadWrite>; 4] =
     [field::GUEST_PDPTE_0, field::GUEST_PDPTE_1, field::GUEST_PDPTE_2, field::GUEST_PDPTE_3];
@@ -326,6 +330,10 @@ impl Vcpu for VmxVcpu {
             // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
             // handler, whose gate is set up and which only sets a pending bit.
             unsafe { asm!("int 2") };
+        }
+        self.exits = self.exits.wrapping_add(1);
+        if self.exits.is_multiple_of(EXITS_WITHOUT_INTERRUPTS) {
+            take_interrupts();
         }
         exit
     }

@@ -72,6 +72,8 @@ pub struct VmxVcpu {
     pub(crate) injection: Option<Injection>,
     /// The last exit.
     pub(crate) reason: ExitReason,
+    /// Exits so far, to 256.
+    pub(crate) exits: u8,
     pub(crate) exit_rip: u64,
     /// The end of the instruction that exited, once it has been asked for.
     pub(crate) next_rip: Cell<Option<u64>>,
@@ -106,6 +108,7 @@ impl VmxVcpu {
             nmi_window: false,
             injection: None,
             reason: ExitReason(u32::MAX),
+            exits: 0,
             exit_rip: 0,
             next_rip: Cell::new(None),
             instruction_error: None,
