@@ -21,7 +21,8 @@ use std::process::ExitCode;
 use caisson_tests::runner;
 
 /// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
-const ON_BOCHS: &[&str] = &["two-guests", "linux", "probes", "crash-panic", "refusal-overcommitted"];
+const ON_BOCHS: &[&str] =
+    &["two-guests", "linux", "probes", "spinning", "crash-panic", "refusal-overcommitted"];
 
 /// The scenarios that run on Bochs alone: the optional capabilities, and CPUs of Intel's that do not do.
 const ONLY_ON_BOCHS: &[&str] = &[
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         ("lifecycle-ends", lifecycle::ends),
         ("lifecycle-reboot", lifecycle::reboot),
         ("linux", linux::alone),
+        ("spinning", probes::spinning),
         ("linux-smp", linux::smp),
         ("linux-other-cpu", linux::other_cpu),
         ("consoles", linux::consoles),

@@ -39,6 +39,40 @@ pub(crate) fn breakpoints(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
+/// Beside a guest that spins with interrupts off, on exits of every kind or on none, a neighbour gets its half of the CPU.
+pub(crate) fn spinning(lab: &Lab, name: &str) -> Verdict {
+    let config = r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "spin"
+        memory = "4M"
+        kernel = "@probe/spin"
+        cmdline = "ms=380"
+        on_reboot = "destroy"
+
+        [[domain]]
+        name = "share"
+        memory = "4M"
+        kernel = "@probe/share"
+        cmdline = "ms=320"
+        on_reboot = "destroy"
+    "#;
+    let mut run = lab.boot(name, config)?.exact().start()?;
+    let line =
+        run.expect(From::Guest("share"), BOOT, r"^probe share: (\d+)% of the CPU, (\d+)% at least$")?;
+    let percent = |group| line.group(group).parse::<u32>().unwrap_or(0);
+    // A slice is 10 ms, and what is looked at one by one 40.
+    ensure!((45..=55).contains(&percent(1)), "a half of the CPU is not {}%", percent(1));
+    ensure!(percent(2) >= 35, "{}% of the CPU for a while", percent(2));
+    for guest in ["share", "spin"] {
+        run.expect(From::Guest(guest), BOOT, &format!("^probe {guest}: ok$"))?;
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
 /// A Linux guest that works, and hostile ones beside it with these words on their command lines.
 fn beside_linux(words: &[&str]) -> String {
     let mut config = String::from(

@@ -117,6 +117,7 @@ impl Lab {
             words: self.machine.boot_words(""),
             cpu: None,
             firmware: Firmware::Bios,
+            exact: false,
             extra: Vec::new(),
             script: Script::default(),
             caisson: self.caisson.clone(),
@@ -136,6 +137,7 @@ pub struct Boot<'a> {
     cpu: Option<String>,
     memory_mib: u64,
     firmware: Firmware,
+    exact: bool,
     extra: Vec<String>,
     script: Script,
     caisson: PathBuf,
@@ -175,6 +177,13 @@ impl Boot<'_> {
     #[must_use]
     pub fn uefi(mut self) -> Self {
         self.firmware = Firmware::Uefi;
+        self
+    }
+
+    /// Time is counted in instructions, as Bochs counts it anyway: what guests measure is theirs, however busy the host is.
+    #[must_use]
+    pub fn exact(mut self) -> Self {
+        self.exact = true;
         self
     }
 
@@ -268,6 +277,7 @@ impl Boot<'_> {
             machine.cpu.clone_from(cpu);
         }
         machine.firmware = self.firmware;
+        machine.exact = self.exact;
         machine.extra = self.extra.iter().map(Into::into).collect();
         machine
     }
