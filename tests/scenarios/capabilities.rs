@@ -1,6 +1,6 @@
 //! Every optional capability turned off, one at a time and all at once: the guests do not notice.
 //!
-//! On Bochs. Its usual CPU has all of VT-x's but `encls`. QEMU's CPUs have none of AMD-V's, so that every scenario there is
+//! On Bochs. Its usual CPU has all of VT-x's but `encls` and what a later one has. QEMU's CPUs have none of AMD-V's, so that every scenario there is
 //! one without; Bochs has a CPU with some.
 
 use caisson_tests::{Failure, From, Lab, Verdict, ensure};
@@ -26,7 +26,14 @@ const OF_VT_X: &[&str] = &[
     "pause-loop",
     "encls",
     "string-io",
+    "xsaves",
 ];
+
+/// Those that Bochs's usual CPU lacks, and a later one of its own has.
+const NEWER: &[&str] = &["xsaves"];
+
+/// Bochs's CPU with VT-x as of later years.
+const NEWER_CPU: &str = "corei7_skylake_x";
 
 /// Those of AMD-V that Bochs has.
 const OF_AMD_V: &[&str] = &["nrip-save", "flush-by-asid", "pause-filter"];
@@ -59,15 +66,25 @@ const ON_BOCHS_SVM: Probes = &[("msr", ""), ("cpuid", ""), ("paging", ""), ("pow
 /// VT-x without the capability that the scenario is named after, `without-WORD`; `without-all` leaves all of them out.
 pub(crate) fn vt_x(lab: &Lab, name: &str) -> Verdict {
     let off = left_out(name, "without-", OF_VT_X)?;
-    let used = pass(lab, name, "VT-x", QUICK, &off)?;
+    let cpu = off.iter().all(|word| NEWER.contains(word)).then_some(NEWER_CPU);
+    let used = pass(lab, name, ("VT-x", cpu), QUICK, &off)?;
     ensure!(off.len() == 1 || used == "none", "there are others: {used}");
+    Ok(())
+}
+
+/// VT-x with what only the later CPU has.
+pub(crate) fn newer(lab: &Lab, name: &str) -> Verdict {
+    let used = pass(lab, name, ("VT-x", Some(NEWER_CPU)), QUICK, &[])?;
+    for word in NEWER {
+        ensure!(used.split(", ").any(|other| other == *word), "{word} is not in use: {used}");
+    }
     Ok(())
 }
 
 /// The same of AMD-V: `svm-without-WORD`.
 pub(crate) fn amd_v(lab: &Lab, name: &str) -> Verdict {
     let off = left_out(name, "svm-without-", OF_AMD_V)?;
-    pass(lab, name, "AMD-V", ON_BOCHS_SVM, &off).map(drop)
+    pass(lab, name, ("AMD-V", Some(SVM_CPU)), ON_BOCHS_SVM, &off).map(drop)
 }
 
 /// The capabilities that a scenario's name leaves out.
@@ -81,7 +98,13 @@ fn left_out<'a>(name: &str, prefix: &str, all: &'a [&'a str]) -> Verdict<Vec<&'a
 }
 
 /// Runs the probes, which pass, and gives the capabilities that were in use: none of those that are `off`.
-fn pass(lab: &Lab, name: &str, vendor: &str, probes: Probes, off: &[&str]) -> Verdict<String> {
+fn pass(
+    lab: &Lab,
+    name: &str,
+    (vendor, cpu): (&str, Option<&str>),
+    probes: Probes,
+    off: &[&str],
+) -> Verdict<String> {
     let guests: Vec<_> = (1..).zip(probes).map(|(i, (probe, _))| format!("{probe}-{i}")).collect();
     let mut config = String::from("[machine]\nconsole = \"all\"\n");
     for ((probe, words), guest) in probes.iter().zip(&guests) {
@@ -97,8 +120,8 @@ fn pass(lab: &Lab, name: &str, vendor: &str, probes: Probes, off: &[&str]) -> Ve
         );
     }
     let mut boot = lab.boot(name, &config)?.words(&format!("without={}", off.join(",")));
-    if vendor == "AMD-V" {
-        boot = boot.cpu(SVM_CPU);
+    if let Some(cpu) = cpu {
+        boot = boot.cpu(cpu);
     }
     let mut run = boot.start()?;
     let line = run.expect(From::Caisson, BOOT, &format!("^{vendor}: (.*)$"))?;

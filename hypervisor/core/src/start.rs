@@ -33,6 +33,9 @@ const CONFIG_MODULE: &str = "config";
 /// State components that can be carried: everything whose size the backends' areas have room for.
 const CARRIED_XCR0: u64 = 0x2e7;
 
+/// What VT-x has a control for, and AMD-V has without one.
+const XSAVES: &str = "xsaves";
+
 /// Guest-physical address bits that four levels of stage-2 tables span.
 const STAGE2_BITS: u8 = 48;
 
@@ -175,13 +178,16 @@ fn carried(features: &Features) -> HostCaps {
         spec_ctrl: false,
         tsc_aux: features.rdtscp,
         arch_capabilities: false,
+        xsaves: true,
     }
 }
 
 #[allow(unsafe_code)]
 fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
     let (without, _) = without(info);
-    let caps = carried(&features);
+    // The CPU asks nobody about XSAVES.
+    let xsaves = !left_out(info).any(|word| word == XSAVES);
+    let caps = HostCaps { xsaves, ..carried(&features) };
     let passthrough = passthrough(&caps);
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
     // SAFETY: once, on the only CPU in use; the host's segments and SYSCALL MSRs do not change any more.
@@ -207,7 +213,8 @@ fn run_vmx(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
     let (_, without) = without(info);
     let available = Vmx::features(&features) - without;
     let tsc_aux = features.rdtscp && available.contains(VmxFeatures::RDTSCP);
-    let caps = HostCaps { tsc_aux, ..carried(&features) };
+    let xsaves = available.contains(VmxFeatures::XSAVES);
+    let caps = HostCaps { tsc_aux, xsaves, ..carried(&features) };
     let passthrough = passthrough(&caps);
     let policy = Policy { passthrough: &passthrough, xcr0: CARRIED_XCR0 };
     // SAFETY: once, on the only CPU in use; the host's segments, descriptor tables and page tables do not change any more.
@@ -248,11 +255,16 @@ fn passthrough(caps: &HostCaps) -> Vec<MsrPassthrough> {
         .collect()
 }
 
+/// What stands behind `without=`.
+fn left_out(info: &BootInfo) -> impl Iterator<Item = &str> {
+    info.option("without").unwrap_or("").split(',').filter(|word| !word.is_empty())
+}
+
 /// `without=decode-assists,vpid,...`: optional features that are not to be used, of either vendor, by the names under
 /// which the log tells them.
 fn without(info: &BootInfo) -> (SvmFeatures, VmxFeatures) {
     let (mut svm, mut vmx) = (SvmFeatures::empty(), VmxFeatures::empty());
-    for word in info.option("without").unwrap_or("").split(',').filter(|w| !w.is_empty()) {
+    for word in left_out(info) {
         match (SvmFeatures::named(word), VmxFeatures::named(word)) {
             (None, None) if word == "nrips" => svm |= SvmFeatures::NRIP_SAVE,
             (None, None) => log::warn!("without={word}: no such feature"),

@@ -15,6 +15,8 @@ const AREA_BYTES: usize = 4096;
 /// MXCSR after reset, and its place in the area.
 const MXCSR_RESET: u32 = 0x1f80;
 const MXCSR_OFFSET: usize = 24;
+/// Leaf DH subleaf 1 EAX: XSAVES and IA32_XSS.
+const XSAVES: u32 = 1 << 3;
 /// x87 control word after FNINIT's reset value for FXRSTOR, at offset 0.
 const FCW_RESET: u16 = 0x0040;
 
@@ -28,7 +30,8 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// Sets this CPU up to carry it: CR4.OSXSAVE where there is XSAVE. `policy` is the XCR0 that guests may have.
+    /// Sets this CPU up to carry it: CR4.OSXSAVE where there is XSAVE, and no supervisor state in IA32_XSS, whatever the
+    /// firmware left. `policy` is the XCR0 that guests may have.
     ///
     /// # Safety
     /// Once on each CPU, while nothing uses vector state.
@@ -36,6 +39,10 @@ impl Carried {
     pub unsafe fn enable(cpu: &Features, policy: u64) -> Self {
         const OSXSAVE: u64 = 1 << 18;
         let xcr0 = if cpu.xsave { u64::from(cpuid(0xd, 0).eax) & policy } else { 0 };
+        if xcr0 != 0 && cpuid(0xd, 1).eax & XSAVES != 0 {
+            // SAFETY: a CPU with XSAVES has the MSR; no supervisor state is in use.
+            unsafe { write_msr(msr::XSS, 0) };
+        }
         if xcr0 != 0 {
             // SAFETY: the CPU has XSAVE; Caisson itself uses no vector state.
             unsafe {

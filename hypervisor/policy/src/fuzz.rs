@@ -58,6 +58,7 @@ pub fn drive(data: &[u8]) {
             spec_ctrl: source.u8() & 1 != 0,
             tsc_aux: source.u8() & 1 != 0,
             arch_capabilities: source.u8() & 1 != 0,
+            xsaves: source.u8() & 1 != 0,
         },
         topology: Topology { vcpus: vcpu_count, threads_per_core: source.u8() },
         paravirt: Paravirt::from_bits_truncate(source.u32()),

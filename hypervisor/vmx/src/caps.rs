@@ -66,6 +66,7 @@ impl Controls {
             (VmxFeatures::INVPCID, SecondaryControls::INVPCID),
             (VmxFeatures::PAUSE_LOOP, SecondaryControls::PAUSE_LOOP),
             (VmxFeatures::ENCLS, SecondaryControls::ENCLS),
+            (VmxFeatures::XSAVES, SecondaryControls::XSAVES),
         ];
         let secondary =
             optional.iter().fold(secondary.bits(), |bits, (f, control)| bits | when(*f, control.bits()));

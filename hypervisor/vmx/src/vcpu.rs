@@ -151,6 +151,10 @@ impl VmxVcpu {
             vmcs.write(field::PAUSE_LOOP_GAP, PAUSE_LOOP.0);
             vmcs.write(field::PAUSE_LOOP_WINDOW, PAUSE_LOOP.1);
         }
+        if features.contains(VmxFeatures::XSAVES) {
+            // IA32_XSS is 0, so that none of them ever does.
+            vmcs.write(field::XSS_EXITING, u64::MAX);
+        }
         if features.contains(VmxFeatures::ENCLS) {
             vmcs.write(field::ENCLS_EXITING, u64::MAX);
         }

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+use caisson_probes::trap::vector::{GP, UD};
 use caisson_probes::{Regs, apic, check, check_eq, check_in, cpu, probe, run, say};
 
 probe!("cpuid", run_probe);
@@ -49,6 +50,7 @@ fn run_probe() {
     hypervisor();
     mirrors();
     extended_state();
+    supervisor_state();
     topology();
 }
 
@@ -150,6 +152,43 @@ fn extended_state() {
     for component in (2..63).filter(|component| supported >> component & 1 == 0) {
         check_eq!(cpu::cpuid(0xd, component), [0; 4], "component {} that is not there", component);
     }
+}
+
+/// XSAVES, and IA32_XSS with it, which takes no component (SDM vol. 1, section 13.11).
+fn supervisor_state() {
+    const XSS: u32 = 0xda0;
+    if cpu::cpuid(1, 0)[2] & 1 << 26 == 0 {
+        return;
+    }
+    let area = run::code_base() + 0x1000;
+    (0..0x1000).step_by(8).for_each(|at| cpu::write64(area + at, 0));
+    let regs = Regs { rax: 3, rdi: area as u64, ..Regs::default() };
+    let (xsaves, xrstors) = ([0x48, 0x0f, 0xc7, 0x2f], [0x48, 0x0f, 0xc7, 0x1f]);
+    let [features, size, xss, high] = cpu::cpuid(0xd, 1);
+    check_eq!((xss, high), (0, 0), "components of IA32_XSS");
+    if features & 1 << 3 == 0 {
+        check!(cpu::try_rdmsr(XSS).is_err(), "IA32_XSS without XSAVES");
+        // Intel's CPUs raise #UD by a control, AMD's have none.
+        if cpu::cpuid(0, 0)[1] == u32::from_le_bytes(*b"Genu") {
+            let ended = run(&xsaves, &mut { regs });
+            check!(ended.is_err_and(|trap| trap.vector == UD), "XSAVES, which is not announced");
+        }
+        return say!("there is no XSAVES");
+    }
+    check!(size >= 576, "the size for XCR0 and IA32_XSS: {}", size);
+    check_eq!(cpu::try_rdmsr(XSS), Ok(0), "IA32_XSS");
+    check_eq!(cpu::try_wrmsr(XSS, 0), Ok(()), "IA32_XSS of 0");
+    for component in [0, 3, 8, 9, 11, 63] {
+        let ended = cpu::try_wrmsr(XSS, 1 << component);
+        check!(ended.is_err_and(|trap| trap.vector == GP), "component {} in IA32_XSS", component);
+    }
+    check!(run(&xsaves, &mut { regs }).is_ok(), "XSAVES");
+    check_eq!(cpu::read64(area + 520) >> 63, 1, "XSAVES saves in the compacted form");
+    check!(run(&xrstors, &mut { regs }).is_ok(), "XRSTORS");
+    // A component of IA32_XSS that is not on.
+    cpu::write64(area + 520, 1 << 63 | 1 << 8 | 3);
+    check!(run(&xrstors, &mut { regs }).is_err_and(|trap| trap.vector == GP), "XRSTORS of what is off");
+    say!("XSAVES works");
 }
 
 /// One CPU.

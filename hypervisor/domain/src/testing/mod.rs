@@ -100,6 +100,7 @@ impl<'a> Machine<'a> {
                 spec_ctrl: false,
                 tsc_aux: true,
                 arch_capabilities: false,
+                xsaves: true,
             },
             topology: Topology::cores(vcpus as u16),
             paravirt: Paravirt::of(vcpus),

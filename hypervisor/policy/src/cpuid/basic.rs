@@ -293,7 +293,12 @@ pub(super) const WORDS: &[Word] = &[
             bit(0, "XSAVEOPT", XSAVE, why::VECTOR),
             bit(1, "XSAVEC", XSAVE, why::VECTOR),
             bit(2, "XGETBV with ECX=1", XSAVE, why::VECTOR),
-            bit(3, "XSAVES", Hide, "no supervisor state is carried"),
+            bit(
+                3,
+                "XSAVES",
+                With(Need::Xsaves),
+                "IA32_XSS is 0 and stays so: no supervisor state is carried",
+            ),
             bit(4, "XFD", Hide, why::MSRS),
         ],
     ),

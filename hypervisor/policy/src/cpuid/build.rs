@@ -43,6 +43,8 @@ pub struct HostCaps {
     pub tsc_aux: bool,
     /// The host's ARCH_CAPABILITIES is handed to [`crate::MsrSetup`].
     pub arch_capabilities: bool,
+    /// XSAVES and XRSTORS work in guests. IA32_XSS is 0 and stays so: no supervisor state is carried.
+    pub xsaves: bool,
 }
 
 /// What a domain's table is made with.

@@ -252,7 +252,7 @@ impl CpuidTable {
         let (standard, compacted) = self.xsave_sizes(slot, xcr0);
         if subleaf == 0 {
             result.ebx = standard;
-        } else if result.eax & XSAVEC != 0 {
+        } else if result.eax & (XSAVEC | XSAVES) != 0 {
             result.ebx = compacted;
         }
         result
@@ -279,6 +279,8 @@ impl CpuidTable {
 const XSAVE_LEGACY: u32 = 576;
 /// Leaf DH subleaf 1 EAX: XSAVEC.
 const XSAVEC: u32 = 1 << 1;
+/// Leaf DH subleaf 1 EAX: XSAVES, which saves what XCR0 and IA32_XSS name.
+const XSAVES: u32 = 1 << 3;
 /// Leaf DH subleaf n ECX: the component is aligned in the compacted form.
 const XSAVE_ALIGN: u32 = 1 << 1;
 /// XCR0 components that have a subleaf of their own.

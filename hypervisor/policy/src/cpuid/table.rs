@@ -30,6 +30,8 @@ pub enum Need {
     TscAux,
     /// The host's ARCH_CAPABILITIES value was handed over.
     ArchCapabilities,
+    /// XSAVES works, and so do the other instructions on XSAVE state.
+    Xsaves,
 }
 
 /// Where a field's value comes from.
@@ -58,6 +60,7 @@ impl fmt::Display for Rule {
             Self::With(Need::State(_)) => "host's, with its XSAVE state",
             Self::With(Need::SpecCtrl) => "host's, with SPEC_CTRL",
             Self::With(Need::TscAux) => "host's, with TSC_AUX",
+            Self::With(Need::Xsaves) => "host's, where XSAVES works",
             Self::With(Need::ArchCapabilities) => "host's, with its MSR",
             Self::Hide => "hidden",
             Self::Set => "set",
@@ -146,6 +149,7 @@ impl Decision<'_> {
             Need::State(components) => self.xcr0 & components == components,
             Need::SpecCtrl => self.caps.spec_ctrl,
             Need::TscAux => self.caps.tsc_aux,
+            Need::Xsaves => self.caps.xsaves && self.xcr0 & 3 == 3,
             Need::ArchCapabilities => self.caps.arch_capabilities,
         }
     }

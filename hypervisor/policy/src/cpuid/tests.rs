@@ -94,6 +94,7 @@ pub(crate) fn setup(vcpus: u16) -> CpuidSetup {
             spec_ctrl: false,
             tsc_aux: true,
             arch_capabilities: false,
+            xsaves: true,
         },
         topology: Topology::cores(vcpus),
         paravirt: Paravirt::BASE,
@@ -254,10 +255,15 @@ fn xsave_sizes_follow_xcr0() {
     assert_eq!(t.lookup(0xd, 0, &with(1)), CpuidResult::new(0x2e7, 576, 0xa88, 0));
     assert_eq!(t.lookup(0xd, 0, &with(7)).ebx, 832);
     assert_eq!(t.lookup(0xd, 0, &with(0x2e7)).ebx, 0xa88);
-    assert_eq!(t.lookup(0xd, 1, &with(0x207)), CpuidResult::new(7, 576 + 0x100 + 8, 0, 0));
+    assert_eq!(t.lookup(0xd, 1, &with(0x207)), CpuidResult::new(0xf, 576 + 0x100 + 8, 0, 0));
     assert_eq!(t.lookup(0xd, 3, &with(7)), CpuidResult::ZERO, "MPX");
     assert_eq!(t.lookup(0xd, 9, &with(7)), CpuidResult::new(8, 0xa80, 0, 0));
     assert_eq!(t.lookup(0xd, 62, &with(7)), CpuidResult::ZERO);
+    // XSAVES is the backend's to allow.
+    let mut without = setup(1);
+    without.caps.xsaves = false;
+    let t = CpuidTable::build(&without, xeon);
+    assert_eq!(t.lookup(0xd, 1, &with(0x207)), CpuidResult::new(7, 576 + 0x100 + 8, 0, 0));
     // Without AVX-512's state its instructions go too, and without XSAVE everything that builds on it.
     let mut narrow = setup(1);
     narrow.caps.xcr0 = 0x67;

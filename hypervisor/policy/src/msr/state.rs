@@ -58,6 +58,7 @@ struct Features {
     pat: bool,
     sep: bool,
     tsc_aux: bool,
+    xsaves: bool,
     invariant_tsc: bool,
     arch_capabilities: bool,
     x2apic_timer: bool,
@@ -106,6 +107,7 @@ impl MsrState {
             mca: edx(14),
             pat: edx(16),
             sep: edx(11),
+            xsaves: table.has(0xd, 1, Register::Eax, 3),
             tsc_aux: table.has(0x8000_0001, 0, Register::Edx, 27) || table.has(7, 0, Register::Ecx, 22),
             invariant_tsc: table.has(0x8000_0007, 0, Register::Edx, 8),
             arch_capabilities: table.has(7, 0, Register::Edx, 29),
@@ -178,6 +180,7 @@ impl MsrState {
             msr::P5_MC_ADDR | msr::P5_MC_TYPE | msr::MCG_CAP | msr::MCG_STATUS => self.features.mca,
             msr::TSC_ADJUST => self.features.tsc_adjust,
             msr::ARCH_CAPABILITIES => self.features.arch_capabilities,
+            msr::XSS => self.features.xsaves,
             msr::BIOS_SIGN_ID | msr::DEBUGCTL => true,
             msr::PLATFORM_ID | msr::FEATURE_CONTROL | msr::MISC_ENABLE => {
                 matches!(self.vendor, Vendor::Intel)
@@ -256,6 +259,7 @@ impl MsrState {
             | msr::P5_MC_TYPE
             | msr::MCG_STATUS
             | msr::DEBUGCTL
+            | msr::XSS
             | msr::SYSCFG
             | INT_PENDING
             | MMIO_CONF_BASE => accept(value == 0)?,

@@ -180,6 +180,7 @@ pub const TABLE: &[Row] = &[
             "the APIC is emulated",
         ),
     ),
+    row(msr::XSS, "XSS", State, Feature("XSAVES"), ZERO, "no supervisor state is carried"),
     row(
         msr::KVM_WALL_CLOCK_NEW,
         "KVM wall clock",
@@ -414,8 +415,8 @@ mod tests {
                     None => MsrClass::Unknown,
                     Some(row) => match row.condition {
                         Only(only) if only != vendor => MsrClass::Unknown,
-                        // QEMU's EPYC has neither.
-                        Feature("TSC_ADJUST" | "ARCH_CAPABILITIES") if vendor == Vendor::Amd => {
+                        // QEMU's EPYC has none of them.
+                        Feature("TSC_ADJUST" | "ARCH_CAPABILITIES" | "XSAVES") if vendor == Vendor::Amd => {
                             MsrClass::Unknown
                         }
                         _ => row.class,

@@ -74,6 +74,8 @@ bitflags! {
         const INVPCID = 1 << 12;
         /// ENCLS by bitmap.
         const ENCLS = 1 << 15;
+        /// XSAVES and XRSTORS can be used.
+        const XSAVES = 1 << 20;
     }
 
     /// Exit controls (table 25-13).

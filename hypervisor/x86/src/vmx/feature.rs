@@ -36,6 +36,8 @@ bitflags! {
         const ENCLS = 1 << 11;
         /// Operands of INS and OUTS at their exits.
         const STRING_IO = 1 << 12;
+        /// XSAVES and XRSTORS in guests.
+        const XSAVES = 1 << 16;
     }
 }
 

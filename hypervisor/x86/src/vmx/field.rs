@@ -146,6 +146,8 @@ fields! {
     VIRTUAL_APIC: u64, ReadWrite = 0x2012;
     /// EPT pointer.
     EPTP: u64, ReadWrite = 0x201a;
+    /// Which components of IA32_XSS make XSAVES and XRSTORS exit.
+    XSS_EXITING: u64, ReadWrite = 0x202c;
     /// Which leaves of ENCLS exit.
     ENCLS_EXITING: u64, ReadWrite = 0x202e;
     /// The guest-physical address of an EPT violation or misconfiguration.
