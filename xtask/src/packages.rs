@@ -16,8 +16,17 @@ use crate::{
 };
 
 /// Packages that depend on the distribution's current kernel for virtual machines, smallest first: Debian's, Ubuntu's.
+/// Ubuntu's `linux-image-kvm`, which since 24.04 is another name for `linux-image-virtual`, is not asked for.
 const KERNEL_METAPACKAGES: &[&str] =
-    &["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic"];
+    &["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic", "linux-image-amd64"];
+
+/// Images of memtest86+ that Caisson can load, the best first: version 6 and on as a 64-bit bzImage (Debian 12, Ubuntu
+/// 24.04), version 5 as a multiboot1 kernel (Ubuntu 20.04 and 22.04; its `.bin` is for real mode, its `.elf` has no entry
+/// that is announced).
+const MEMTEST_IMAGES: &[&str] = &["memtest86+x64.bin", "memtest86+_multiboot.bin"];
+
+/// What packages with a kernel are called.
+const KERNEL_PREFIX: &str = "linux-image-";
 
 /// The distribution's Linux kernel, as a bzImage.
 ///
@@ -25,9 +34,7 @@ const KERNEL_METAPACKAGES: &[&str] =
 /// When the package cannot be fetched or holds no kernel.
 pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
     let directory = cached(workspace, "linux", "fetch the guest's Linux kernel", || {
-        KERNEL_METAPACKAGES
-            .iter()
-            .find_map(|name| kernel_package(&control(name)?))
+        kernel_of(KERNEL_METAPACKAGES, control)
             .ok_or_else(|| format!("no kernel package among {}", KERNEL_METAPACKAGES.join(", ")))
     })?;
     only_file(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
@@ -47,13 +54,16 @@ pub fn busybox(workspace: &Workspace) -> Result<PathBuf> {
         .ok_or_else(|| Error::Failed("the package busybox-static holds no busybox".to_owned()))
 }
 
-/// The 64-bit memory tester, as a bzImage.
+/// The memory tester, as a kernel that Caisson can load.
 ///
 /// # Errors
 /// When the package cannot be fetched or holds no such image.
 pub fn memtest(workspace: &Workspace) -> Result<PathBuf> {
     let directory = cached(workspace, "memtest86+", "fetch memtest86+", || Ok("memtest86+".to_owned()))?;
-    only_file(&directory.join("boot"), |name| name.contains("x64") && !name.ends_with(".efi"))
+    let boot = directory.join("boot");
+    MEMTEST_IMAGES.iter().map(|name| boot.join(name)).find(|path| path.is_file()).ok_or_else(|| {
+        Error::Failed(format!("the package memtest86+ holds none of {}", MEMTEST_IMAGES.join(", ")))
+    })
 }
 
 /// The unpacked package's directory; `resolve` names the package to fetch when it is not there yet.
@@ -131,14 +141,34 @@ fn control(package: &str) -> Option<String> {
     ran.success.then(|| String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
-/// The kernel image that a metapackage depends on.
+/// The kernel image behind the first of `metapackages` that the package lists know and that leads to one; a metapackage
+/// may depend on another.
+fn kernel_of(metapackages: &[&str], control: impl Fn(&str) -> Option<String>) -> Option<String> {
+    const MOST_STEPS: usize = 3;
+    metapackages.iter().find_map(|first| {
+        let mut name = (*first).to_owned();
+        for _ in 0..MOST_STEPS {
+            name = kernel_package(&control(&name)?)?;
+            // The kernel itself is called by its version.
+            if name
+                .strip_prefix(KERNEL_PREFIX)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+            {
+                return Some(name);
+            }
+        }
+        None
+    })
+}
+
+/// The kernel image, or the metapackage, that a metapackage depends on.
 fn kernel_package(control: &str) -> Option<String> {
     control
         .lines()
         .find_map(|line| line.strip_prefix("Depends:"))?
         .split(',')
         .filter_map(|dependency| dependency.split_whitespace().next())
-        .find(|name| name.starts_with("linux-image-"))
+        .find(|name| name.starts_with(KERNEL_PREFIX))
         .map(str::to_owned)
 }
 
@@ -177,6 +207,53 @@ mod tests {
         assert_eq!(kernel_package(control).as_deref(), Some("linux-image-6.8.0-31-generic"));
         assert_eq!(kernel_package("Package: x\nDepends: libc6\n"), None);
         assert_eq!(kernel_package("Package: x\n"), None);
+    }
+
+    /// What `apt-cache show --no-all-versions` says, as far as it matters: Debian 12, Ubuntu 22.04 and 24.04.
+    fn lists<'a>(known: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
+        move |name| {
+            let (name, depends) = known.iter().find(|(known, _)| *known == name)?;
+            Some(format!("Package: {name}\nArchitecture: amd64\nDepends: {depends}\nSection: kernel\n"))
+        }
+    }
+
+    #[test]
+    fn each_distributions_kernel_for_virtual_machines_is_found() {
+        let bookworm = [
+            ("linux-image-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)"),
+            ("linux-image-amd64", "linux-image-6.1.0-56-amd64 (= 6.1.192-2)"),
+        ];
+        let jammy = [
+            ("linux-image-kvm", "linux-image-5.15.0-1112-kvm"),
+            ("linux-image-virtual", "linux-image-5.15.0-203-generic"),
+            (
+                "linux-image-generic",
+                "linux-image-5.15.0-203-generic, linux-modules-extra-5.15.0-203-generic, linux-firmware, intel-microcode",
+            ),
+        ];
+        let noble = [
+            ("linux-image-kvm", "linux-image-virtual"),
+            ("linux-image-virtual", "linux-image-6.8.0-149-generic"),
+        ];
+        let found = |known: &[(&str, &str)]| kernel_of(KERNEL_METAPACKAGES, lists(known));
+        assert_eq!(found(&bookworm).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(found(&bookworm[1..]).as_deref(), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(found(&jammy).as_deref(), Some("linux-image-5.15.0-203-generic"));
+        assert_eq!(found(&jammy[2..]).as_deref(), Some("linux-image-5.15.0-203-generic"));
+        assert_eq!(found(&noble).as_deref(), Some("linux-image-6.8.0-149-generic"));
+        assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn a_metapackage_of_a_metapackage_is_followed_but_not_for_ever() {
+        let noble = [
+            ("linux-image-kvm", "linux-image-virtual"),
+            ("linux-image-virtual", "linux-image-6.8.0-149-generic"),
+        ];
+        let kernel = kernel_of(&["linux-image-kvm"], lists(&noble));
+        assert_eq!(kernel.as_deref(), Some("linux-image-6.8.0-149-generic"));
+        let circle = [("linux-image-a", "linux-image-b"), ("linux-image-b", "linux-image-a")];
+        assert_eq!(kernel_of(&["linux-image-a"], lists(&circle)), None);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub static BOCHS: &[Tool] = &[
         sign: Sign::AnyOf(&[
             "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so",
             "/usr/lib/bochs/plugins/libbx_term_gui.so",
+            // Before 2.7: Ubuntu 20.04.
+            "/usr/lib/bochs/plugins/libbx_term.so",
         ]),
         purpose: "lets Bochs run without a screen",
     },
