@@ -128,7 +128,7 @@ pub(crate) fn unknown_version(lab: &Lab, name: &str) -> Verdict {
             seal(blob);
         })
         .start()?;
-    refused(run, "config: header.version: format version 7 is unknown, version 1 is read here")
+    refused(run, "config: header.version: format version 7 is unknown, version 2 is read here")
 }
 
 /// The compiler of configs refuses equal names, so the second name is changed afterwards.

@@ -197,6 +197,9 @@ pub enum ConfigCommand {
         /// Memory that all domains together must fit into, like 8G
         #[arg(long, value_name = "SIZE")]
         machine_memory: Option<Size>,
+        /// CPUs that pools and reservations must fit
+        #[arg(long, value_name = "N")]
+        machine_cpus: Option<u32>,
     },
     /// Show what a blob holds, or what a config compiles to
     Show {

@@ -157,14 +157,14 @@ pub fn command(workspace: &Workspace, command: &ConfigCommand) -> Result<()> {
             println!("{}: {} bytes", output.display(), blob.len());
             Ok(())
         }
-        ConfigCommand::Check { config, machine_memory } => {
+        ConfigCommand::Check { config, machine_memory, machine_cpus } => {
             let path = find(workspace, config)?;
             let limits = machine_memory.map(|memory| caisson_config::MachineLimits {
                 memory: memory.0,
                 max_vcpus: u32::MAX,
                 address_bits: 52,
             });
-            check(&path, limits.as_ref())?;
+            check(&path, limits.as_ref(), *machine_cpus)?;
             println!("{}: good", path.display());
             Ok(())
         }
@@ -185,22 +185,25 @@ fn parse_blob<'a>(bytes: &'a [u8], path: &Path) -> Result<Blob<'a>> {
 }
 
 /// Checks a text or a blob, and that the files a text names are there; nothing is fetched or built.
-fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>) -> Result<()> {
+fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>, cpus: Option<u32>) -> Result<()> {
     let bytes = images::read(path)?;
     if bytes.starts_with(&MAGIC) {
         let blob = parse_blob(&bytes, path)?;
         images::check_blob_kernels(&blob)
             .map_err(|reason| Error::Usage(format!("{}: {reason}", path.display())))?;
-        return match limits.map(|limits| blob.check_machine(limits)) {
-            Some(Err(error)) => Err(Error::Usage(format!("{}: {error}", path.display()))),
-            _ => Ok(()),
-        };
+        let fits = limits.map_or(Ok(()), |limits| blob.check_machine(limits));
+        return fits
+            .and_then(|()| cpus.map_or(Ok(()), |cpus| blob.check_cpus(cpus)))
+            .map_err(|error| Error::Usage(format!("{}: {error}", path.display())));
     }
     let text = String::from_utf8(bytes)
         .map_err(|_| Error::Usage(format!("{}: neither UTF-8 text nor a config blob", path.display())))?;
     let config = parse(&text, path)?;
     if let Some(limits) = limits {
         config.check_machine(limits).map_err(|error| Error::Usage(error.to_string()))?;
+    }
+    if let Some(cpus) = cpus {
+        config.check_cpus(cpus).map_err(|error| Error::Usage(error.to_string()))?;
     }
     let folder = path.parent().map_or_else(PathBuf::new, PathBuf::from);
     // What is fetched or built is a kernel when it comes.

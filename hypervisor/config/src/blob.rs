@@ -6,13 +6,18 @@ use sha2::{Digest, Sha256};
 use zerocopy::FromBytes;
 
 use crate::PAYLOAD_ALIGN;
+use crate::admission;
+use crate::cpus::{CpuList, CpuSet};
 use crate::error::{BlobError, Field, NamedFile, Reason};
 use crate::layout::{
-    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, Text, VERSION,
+    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, PoolRecord,
+    Text, VERSION,
 };
+use crate::pools::{ContractValues, Contracts, MAX_POOLS, Pool, PoolValues};
 use crate::rules::{self, DomainValues, MachineLimits};
 use crate::settings::{
-    Console, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, SelectedConsole,
+    Console, Contract, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    SelectedConsole,
 };
 
 /// A blob that has passed every check.
@@ -23,6 +28,7 @@ pub struct Blob<'a> {
     domains: &'a [DomainRecord],
     modules: &'a [ModuleRecord],
     payloads: &'a [PayloadRecord],
+    pools: &'a [PoolRecord],
     text: &'a str,
 }
 
@@ -37,6 +43,8 @@ impl<'a> Blob<'a> {
         let blob = Self::split(bytes, meta)?;
         blob.check_payloads().map_err(|error| blob.name_file(error))?;
         blob.check_domains()?;
+        blob.check_pools()?;
+        blob.contracts().check(None)?;
         blob.check_machine_settings()?;
         Ok(blob)
     }
@@ -44,7 +52,7 @@ impl<'a> Blob<'a> {
     /// Cuts the metadata into its tables.
     fn split(bytes: &'a [u8], meta: &'a [u8]) -> Result<Self, BlobError<'a>> {
         let (header, rest) = Header::ref_from_prefix(meta).map_err(|_| out_of_bounds("domains"))?;
-        if header.reserved0.get() != 0 || header.reserved1.get() != 0 || header.reserved2.get() != 0 {
+        if header.reserved1.get() != 0 || header.reserved2.get() != 0 {
             return Err(BlobError::new(Field::Header("reserved"), Reason::NotZero));
         }
         let count = |n: u32, name, min, max| {
@@ -55,12 +63,15 @@ impl<'a> Blob<'a> {
         let domains = count(header.domains.get(), "domains", 1, rules::MAX_DOMAINS)?;
         let modules = count(header.modules.get(), "modules", 0, rules::MAX_MODULES)?;
         let payloads = count(header.payloads.get(), "payloads", 1, rules::MAX_DOMAINS + rules::MAX_MODULES)?;
+        let pools = count(header.pools.get(), "pools", 1, MAX_POOLS)?;
         let (domains, rest) = <[DomainRecord]>::ref_from_prefix_with_elems(rest, domains)
             .map_err(|_| out_of_bounds("domains"))?;
         let (modules, rest) = <[ModuleRecord]>::ref_from_prefix_with_elems(rest, modules)
             .map_err(|_| out_of_bounds("modules"))?;
         let (payloads, rest) = <[PayloadRecord]>::ref_from_prefix_with_elems(rest, payloads)
             .map_err(|_| out_of_bounds("payloads"))?;
+        let (pools, rest) =
+            <[PoolRecord]>::ref_from_prefix_with_elems(rest, pools).map_err(|_| out_of_bounds("pools"))?;
         let (text, padding) =
             rest.split_at_checked(header.text_len.get() as usize).ok_or(out_of_bounds("text_len"))?;
         if padding.len() as u64 >= PAYLOAD_ALIGN {
@@ -72,7 +83,7 @@ impl<'a> Blob<'a> {
         }
         let text =
             str::from_utf8(text).map_err(|_| BlobError::new(Field::Header("text"), Reason::NotText))?;
-        Ok(Self { bytes, header, domains, modules, payloads, text })
+        Ok(Self { bytes, header, domains, modules, payloads, pools, text })
     }
 
     fn check_payloads(&self) -> Result<(), BlobError<'a>> {
@@ -172,6 +183,57 @@ impl<'a> Blob<'a> {
         rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))
     }
 
+    /// Checks that texts and codes of pools and contracts can be read. What they say is checked with the text's rules.
+    fn check_pools(&self) -> Result<(), BlobError<'a>> {
+        for (index, record) in self.pools.iter().enumerate() {
+            let at = |name, reason| BlobError::new(Field::Pool(index, name), reason);
+            for (name, text) in [("name", record.name), ("cpus", record.cpus)] {
+                self.check_text(text).map_err(|reason| at(name, reason))?;
+            }
+            if PoolPolicy::from_code(record.policy).is_none() {
+                return Err(at("policy", Reason::UnknownCode(record.policy)));
+            }
+            if record.reserved != [0; 11] {
+                return Err(at("reserved", Reason::NotZero));
+            }
+        }
+        for (index, record) in self.domains.iter().enumerate() {
+            let at = |name, reason| BlobError::new(Field::Domain(index, name), reason);
+            for (name, text) in [("cpus", record.cpus), ("prefer", record.prefer)] {
+                self.check_text(text).map_err(|reason| at(name, reason))?;
+            }
+            let reserves = record.period.get() != 0 || record.slice.get() != 0;
+            if record.extra > 1 || (record.extra == 0 && !reserves) {
+                return Err(at("extra", Reason::UnknownCode(record.extra)));
+            }
+        }
+        Ok(())
+    }
+
+    fn contracts(
+        &self,
+    ) -> Contracts<
+        impl Iterator<Item = PoolValues<'a>> + Clone + use<'a>,
+        impl Iterator<Item = ContractValues<'a>> + Clone + use<'a>,
+    > {
+        let blob = *self;
+        let pools = self.pools.iter().map(move |record| PoolValues {
+            name: blob.text(record.name),
+            cpus: blob.text(record.cpus),
+            policy: PoolPolicy::from_code(record.policy).unwrap_or(PoolPolicy::Bvt),
+            quantum: record.quantum.get(),
+        });
+        let domains = self.domains.iter().map(move |record| ContractValues {
+            pool: Some(usize::from(record.pool.get())),
+            pool_name: "",
+            cpus: blob.text(record.cpus),
+            prefer: blob.text(record.prefer),
+            vcpus: u32::from(record.vcpus.get()),
+            contract: contract(record),
+        });
+        Contracts { pools, domains }
+    }
+
     fn check_modules(&self, domain: usize, first: usize, end: usize) -> Result<(), BlobError<'a>> {
         let records = self.modules.get(first..end).unwrap_or_default();
         for (index, record) in records.iter().enumerate() {
@@ -233,6 +295,45 @@ impl<'a> Blob<'a> {
     /// The first domain that is too much.
     pub fn check_machine(&self, limits: &MachineLimits) -> Result<(), BlobError<'a>> {
         limits.check(self.domains.iter().map(|record| (record.memory.get(), u32::from(record.vcpus.get()))))
+    }
+
+    /// Checks that a machine with so many CPUs has those that the pools need, and room for all reservations.
+    ///
+    /// # Errors
+    /// The first field that asks for more.
+    pub fn check_cpus(&self, cpus: u32) -> Result<(), BlobError<'a>> {
+        self.contracts().check(Some(cpus))
+    }
+
+    /// The CPU pools, at least one.
+    pub fn pools(&self) -> impl ExactSizeIterator<Item = Pool<'a>> + Clone + use<'a> {
+        let blob = *self;
+        self.pools.iter().map(move |record| Pool {
+            name: blob.text(record.name),
+            cpus: CpuList::parse(blob.text(record.cpus)).unwrap_or_else(CpuList::none),
+            policy: PoolPolicy::from_code(record.policy).unwrap_or(PoolPolicy::Bvt),
+            quantum: record.quantum.get(),
+        })
+    }
+
+    /// The CPUs of a pool, given by its number, on a machine with so many.
+    #[must_use]
+    pub fn pool_cpus(&self, pool: usize, cpus: u32) -> CpuSet {
+        self.contracts().cpus_of(pool, Some(cpus))
+    }
+
+    /// Tells `placed` on which CPU each vCPU with a reservation starts, on a machine with so many CPUs: domain, vCPU,
+    /// CPU. They are admitted there. Needs a few KiB of stack.
+    ///
+    /// # Errors
+    /// As [`Blob::check_cpus`].
+    pub fn place_reservations(
+        &self,
+        cpus: u32,
+        mut placed: impl FnMut(usize, u32, u32),
+    ) -> Result<(), BlobError<'a>> {
+        let contracts = self.contracts();
+        (0..self.pools.len()).try_for_each(|pool| admission::place(&contracts, pool, Some(cpus), &mut placed))
     }
 
     /// The blob's length in bytes.
@@ -353,10 +454,23 @@ fn check_codes(record: &DomainRecord) -> Result<(), (&'static str, Reason<'stati
     known("on_poweroff", record.on_poweroff, OnExitAction::from_code(record.on_poweroff).is_some())?;
     known("on_reboot", record.on_reboot, OnExitAction::from_code(record.on_reboot).is_some())?;
     known("on_crash", record.on_crash, OnExitAction::from_code(record.on_crash).is_some())?;
-    if record.reserved0 != 0 || record.reserved1 != [0; 16] {
+    if record.reserved0 != 0 || record.reserved1 != 0 || record.reserved2.get() != 0 {
         return Err(("reserved", Reason::NotZero));
     }
     Ok(())
+}
+
+/// What a record says of its domain's share.
+fn contract(record: &DomainRecord) -> Contract {
+    let (period, slice) = (record.period.get(), record.slice.get());
+    let reserves = period != 0 || slice != 0;
+    Contract {
+        weight: record.weight.get(),
+        cap: Some(record.cap.get()).filter(|&cap| cap != 0),
+        warp: record.warp.get(),
+        warp_limit: record.warp_limit.get(),
+        reservation: reserves.then_some(ReservedTime { period, slice, extra: record.extra != 0 }),
+    }
 }
 
 /// One domain's description.
@@ -417,6 +531,30 @@ impl<'a> Domain<'a> {
     #[must_use]
     pub fn console(&self) -> Console {
         Console::from_code(self.record.console).unwrap_or(Console::None)
+    }
+
+    /// The number of the CPU pool that the domain runs in.
+    #[must_use]
+    pub fn pool(&self) -> usize {
+        usize::from(self.record.pool.get())
+    }
+
+    /// What its vCPUs get of the pool's CPUs.
+    #[must_use]
+    pub fn contract(&self) -> Contract {
+        contract(self.record)
+    }
+
+    /// The CPUs that it may run on, all of its pool; empty: the whole pool.
+    #[must_use]
+    pub fn cpus(&self) -> CpuList<'a> {
+        CpuList::parse(self.blob.text(self.record.cpus)).unwrap_or_else(CpuList::none)
+    }
+
+    /// The CPUs where it should run while they are free, of those that it may run on; empty: no preference.
+    #[must_use]
+    pub fn prefer(&self) -> CpuList<'a> {
+        CpuList::parse(self.blob.text(self.record.prefer)).unwrap_or_else(CpuList::none)
     }
 
     /// What becomes of the domain when it ends.

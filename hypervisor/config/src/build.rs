@@ -13,7 +13,8 @@ use crate::PAYLOAD_ALIGN;
 use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG, seal};
 use crate::error::Field;
 use crate::layout::{
-    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, Text, VERSION,
+    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, PoolRecord,
+    Text, VERSION,
 };
 use crate::settings::SelectedConsole;
 use crate::source::{ConfigText, SourceError};
@@ -41,6 +42,8 @@ pub fn build(
             let cmdline = tables.text(&module.cmdline);
             tables.modules.push(ModuleRecord { payload: count(payload), reserved: U32::ZERO, cmdline });
         }
+        let contract = &domain.contract;
+        let reserved = contract.reservation;
         let record = DomainRecord {
             name: tables.text(&domain.name),
             cmdline: tables.text(&domain.cmdline),
@@ -57,9 +60,31 @@ pub fn build(
             kernel: count(files.add(&domain.kernel, Field::Domain(index, "kernel"))?),
             first_module: count(first_module),
             modules: count(domain.modules.len()),
-            reserved1: [0; 16],
+            cpus: tables.text(&domain.cpus),
+            prefer: tables.text(&domain.prefer),
+            weight: U32::new(contract.weight),
+            cap: U32::new(contract.cap.unwrap_or(0)),
+            warp: U32::new(contract.warp),
+            warp_limit: U32::new(contract.warp_limit),
+            period: U32::new(reserved.map_or(0, |time| time.period)),
+            slice: U32::new(reserved.map_or(0, |time| time.slice)),
+            // `check` has found it.
+            pool: U16::new(config.pool_of(domain).unwrap_or(0) as u16),
+            extra: u8::from(reserved.is_none_or(|time| time.extra)),
+            reserved1: 0,
+            reserved2: U32::ZERO,
         };
         tables.domains.push(record);
+    }
+    for pool in &config.pools {
+        let record = PoolRecord {
+            name: tables.text(&pool.name),
+            cpus: tables.text(&pool.cpus),
+            quantum: U32::new(pool.quantum),
+            policy: pool.policy.code(),
+            reserved: [0; 11],
+        };
+        tables.pools.push(record);
     }
     let payloads = files.all;
     let bytes = tables.write(config, &payloads)?;
@@ -116,6 +141,7 @@ fn one_line(text: &str) -> String {
 struct Tables {
     domains: Vec<DomainRecord>,
     modules: Vec<ModuleRecord>,
+    pools: Vec<PoolRecord>,
     text: String,
 }
 
@@ -132,6 +158,7 @@ impl Tables {
             + size_of_val(self.domains.as_slice())
             + size_of_val(self.modules.as_slice())
             + files.len() * size_of::<PayloadRecord>()
+            + size_of_val(self.pools.as_slice())
             + self.text.len();
         let meta_len = align(tables_len);
         let mut offset = meta_len;
@@ -154,7 +181,7 @@ impl Tables {
         let header = Header {
             magic: MAGIC,
             version: U32::new(VERSION),
-            reserved0: U32::ZERO,
+            pools: count(self.pools.len()),
             total_len: U64::new(offset as u64),
             meta_len: U64::new(meta_len as u64),
             domains: count(self.domains.len()),
@@ -173,6 +200,7 @@ impl Tables {
         bytes.extend_from_slice(self.domains.as_bytes());
         bytes.extend_from_slice(self.modules.as_bytes());
         bytes.extend_from_slice(payloads.as_bytes());
+        bytes.extend_from_slice(self.pools.as_bytes());
         bytes.extend_from_slice(self.text.as_bytes());
         bytes.resize(meta_len, 0);
         if let (Some(sha256), Some(place)) = (seal(&bytes), bytes.get_mut(HEADER_SHA256)) {

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use crate::rules;
+use crate::cpus::MAX_CPU;
+use crate::{pools, rules};
 
 /// Why a configuration was refused. Displays as one line, `field: reason; what to do`, for a payload with its file's name
 /// before the field.
@@ -61,6 +62,12 @@ pub enum Field {
     Header(&'static str),
     /// A setting of the machine.
     Machine(&'static str),
+    /// The list of CPU pools.
+    Pools,
+    /// A pool as a whole.
+    WholePool(usize),
+    /// A field of a pool.
+    Pool(usize, &'static str),
     /// The list of domains.
     Domains,
     /// A domain as a whole.
@@ -79,6 +86,9 @@ impl fmt::Display for Field {
             Self::Blob => f.write_str("blob"),
             Self::Header(name) => write!(f, "header.{name}"),
             Self::Machine(name) => write!(f, "machine.{name}"),
+            Self::Pools => f.write_str("pool"),
+            Self::WholePool(pool) => write!(f, "pool[{pool}]"),
+            Self::Pool(pool, name) => write!(f, "pool[{pool}].{name}"),
             Self::Domains => f.write_str("domain"),
             Self::WholeDomain(domain) => write!(f, "domain[{domain}]"),
             Self::Domain(domain, name) => write!(f, "domain[{domain}].{name}"),
@@ -172,11 +182,85 @@ pub enum Reason<'a> {
     MemoryTooLarge(u64),
     /// A number of vCPUs that is out of range.
     BadVcpus(u32),
+    /// A number that is not from 1 to a limit.
+    OutOfRange {
+        /// The number.
+        value: u32,
+        /// The limit.
+        max: u32,
+    },
+    /// A time, in microseconds, that is too short or too long.
+    BadTime(u32),
+    /// A setting that makes sense only beside the named one.
+    Needs(&'static str),
+    /// More time than the period has, both in microseconds.
+    SliceTooLong {
+        /// The slice.
+        slice: u32,
+        /// The period.
+        period: u32,
+    },
+    /// Text that is not a list of CPUs.
+    BadCpuList(&'a str),
+    /// A pool that names no CPUs.
+    NoCpus,
+    /// A name that an earlier pool has already.
+    DuplicatePool {
+        /// The name.
+        name: &'a str,
+        /// The index of the first pool that has it.
+        first: usize,
+    },
+    /// A CPU that an earlier pool has already.
+    CpuInTwoPools {
+        /// The CPU.
+        cpu: u32,
+        /// The index of the first pool that has it.
+        first: usize,
+    },
+    /// A name that is no pool's.
+    NoSuchPool(&'a str),
+    /// A CPU of a domain that its pool has not.
+    CpuNotInPool {
+        /// The CPU.
+        cpu: u32,
+        /// The pool's name.
+        pool: &'a str,
+    },
+    /// A CPU where a domain should run, and may not.
+    CpuNotAllowed(u32),
+    /// A reservation in a pool, given by its name, whose policy knows none.
+    NoReservations(&'a str),
+    /// A reservation that finds no room.
+    Overbooked {
+        /// The slice in microseconds.
+        slice: u32,
+        /// The period in microseconds.
+        period: u32,
+        /// The first of the domain's vCPUs that finds none.
+        vcpu: u32,
+        /// The pool's name.
+        pool: &'a str,
+    },
+    /// A CPU that the machine has not.
+    CpuBeyondMachine {
+        /// The CPU.
+        cpu: u32,
+        /// How many the machine has.
+        have: u32,
+    },
+    /// A pool in use that has no CPU on this machine.
+    PoolEmpty {
+        /// The pool's name.
+        pool: &'a str,
+        /// How many CPUs the machine has.
+        have: u32,
+    },
     /// A code that stands for no choice.
     UnknownCode(u8),
     /// A reference to something that does not exist.
     NoSuch {
-        /// What is referred to: "payload", "module" or "domain".
+        /// What is referred to: "payload", "module", "domain" or "pool".
         what: &'static str,
         /// Its number.
         index: u32,
@@ -294,7 +378,94 @@ impl Reason<'_> {
             Self::VcpusBeyondMachine { want, max } => {
                 write!(f, "{want} is more than this machine can carry; lower it to {max}")
             }
+            _ => self.fmt_share(f),
+        }
+    }
+
+    /// Those of pools and contracts.
+    fn fmt_share(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::OutOfRange { value, max } => {
+                write!(f, "{value} is out of range; write a number from 1 to {max}")
+            }
+            Self::BadTime(micros) => write!(
+                f,
+                "{} is out of range; write a time from {} to {}",
+                Time(micros),
+                Time(pools::MIN_TIME),
+                Time(pools::MAX_TIME)
+            ),
+            Self::Needs(other) => write!(f, "has no effect without {other}; give both or neither"),
+            Self::SliceTooLong { slice, period } => write!(
+                f,
+                "{} is longer than the period of {}; shorten it, or lengthen the period",
+                Time(slice),
+                Time(period)
+            ),
+            Self::BadCpuList(text) => write!(
+                f,
+                "{text:?} is not a list of CPUs; write numbers up to {MAX_CPU} in rising order, e.g. \"0-3,6\""
+            ),
+            Self::NoCpus => {
+                write!(f, "missing; write e.g. cpus = \"0-3\" (only the pool default takes the rest)")
+            }
+            Self::DuplicatePool { name, first } => {
+                write!(f, "{name:?} is the name of pool[{first}] already; choose another name")
+            }
+            Self::CpuInTwoPools { cpu, first } => {
+                write!(f, "CPU {cpu} is in pool[{first}] already; name it in one of them")
+            }
+            Self::NoSuchPool(name) => {
+                write!(
+                    f,
+                    "{name:?} is no pool's name; describe it under a line [[pool]], or correct the name"
+                )
+            }
+            Self::CpuNotInPool { cpu, pool } => {
+                write!(f, "CPU {cpu} is not in the pool {pool:?}; name CPUs of that pool, or another pool")
+            }
+            Self::CpuNotAllowed(cpu) => {
+                write!(f, "CPU {cpu} is not among this domain's cpus; add it there, or do not prefer it")
+            }
+            Self::NoReservations(pool) => write!(
+                f,
+                "the pool {pool:?} reserves nothing; give it policy = \"sedf\", or use weight instead"
+            ),
+            Self::Overbooked { slice, period, vcpu, pool } => write!(
+                f,
+                "{} in every {} finds no room for vCPU {vcpu} in the pool {pool:?}, of whose CPUs {}.{}% each can be \
+                 reserved; shorten a slice, or give the pool more CPUs",
+                Time(slice),
+                Time(period),
+                pools::RESERVABLE / 10,
+                pools::RESERVABLE % 10
+            ),
+            Self::CpuBeyondMachine { cpu, have } => {
+                write!(f, "this machine has no CPU {cpu}, only {have}, from 0; name others")
+            }
+            Self::PoolEmpty { pool, have } => write!(
+                f,
+                "the pool {pool:?} has none of this machine's {have} CPUs; leave it one, or use another pool"
+            ),
             _ => f.write_str("refused"),
+        }
+    }
+}
+
+/// A number of microseconds, shown in the largest unit that loses nothing: `2s`, `10ms`, `1500us`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Time(
+    /// Microseconds.
+    pub u32,
+);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("0us"),
+            micros if micros.is_multiple_of(1_000_000) => write!(f, "{}s", micros / 1_000_000),
+            micros if micros.is_multiple_of(1000) => write!(f, "{}ms", micros / 1000),
+            micros => write!(f, "{micros}us"),
         }
     }
 }

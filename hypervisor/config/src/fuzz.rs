@@ -61,6 +61,16 @@ fn walk(bytes: &[u8]) {
             if let Err(error) = blob.check_machine(&limits) {
                 assert!(!error.to_string().contains('\n'));
             }
+            for cpus in [1, 4, 300] {
+                let checked = blob.check_cpus(cpus);
+                assert!(
+                    checked.is_ok() == blob.place_reservations(cpus, |_, _, _| {}).is_ok()
+                        || checked.is_err()
+                );
+                if let Err(error) = checked {
+                    assert!(!error.to_string().contains('\n'));
+                }
+            }
             for domain in blob.domains() {
                 assert!(!domain.kernel().data().is_empty());
                 assert!(domain.modules().all(|module| !module.payload().data().is_empty()));

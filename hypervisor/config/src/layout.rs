@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
 
 /// The format version that this code reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// [`DomainRecord::max_restarts`] when there is no limit.
 pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
@@ -26,7 +26,7 @@ pub(crate) struct Text {
 pub(crate) struct Header {
     pub(crate) magic: [u8; 8],
     pub(crate) version: U32,
-    pub(crate) reserved0: U32,
+    pub(crate) pools: U32,
     pub(crate) total_len: U64,
     pub(crate) meta_len: U64,
     pub(crate) domains: U32,
@@ -61,7 +61,18 @@ pub(crate) struct DomainRecord {
     pub(crate) kernel: U32,
     pub(crate) first_module: U32,
     pub(crate) modules: U32,
-    pub(crate) reserved1: [u8; 16],
+    pub(crate) cpus: Text,
+    pub(crate) prefer: Text,
+    pub(crate) weight: U32,
+    pub(crate) cap: U32,
+    pub(crate) warp: U32,
+    pub(crate) warp_limit: U32,
+    pub(crate) period: U32,
+    pub(crate) slice: U32,
+    pub(crate) pool: U16,
+    pub(crate) extra: u8,
+    pub(crate) reserved1: u8,
+    pub(crate) reserved2: U32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -82,10 +93,21 @@ pub(crate) struct PayloadRecord {
     pub(crate) sha256: [u8; 32],
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct PoolRecord {
+    pub(crate) name: Text,
+    pub(crate) cpus: Text,
+    pub(crate) quantum: U32,
+    pub(crate) policy: u8,
+    pub(crate) reserved: [u8; 11],
+}
+
 const _: () = {
     assert!(size_of::<Header>() == 96);
     assert!(core::mem::offset_of!(Header, sha256) == HEADER_SHA256.start);
-    assert!(size_of::<DomainRecord>() == 64);
+    assert!(size_of::<DomainRecord>() == 96);
     assert!(size_of::<ModuleRecord>() == 16);
     assert!(size_of::<PayloadRecord>() == 64);
+    assert!(size_of::<PoolRecord>() == 32);
 };

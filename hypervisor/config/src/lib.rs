@@ -4,7 +4,7 @@
 //! hypervisor as a multiboot2 module. [`Blob::parse`] is the one gate: host tools and hypervisor call the same code,
 //! and what it lets through has been checked to the last byte. It borrows from the blob and never allocates.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! All integers are little-endian. Offsets of payloads count from the start of the blob, offsets of text from the
 //! start of the text section. Everything reserved is zero.
@@ -12,9 +12,10 @@
 //! | part | size | content |
 //! |---|---|---|
 //! | header | 96 | [magic](MAGIC), version, lengths, counts, machine settings, SHA-256 |
-//! | domain records | 64 each | one per domain, in the order of their start |
+//! | domain records | 96 each | one per domain, in the order of their start |
 //! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
 //! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
+//! | pool records | 32 each | one per CPU pool |
 //! | text | as counted | names and command lines, UTF-8, not terminated |
 //! | padding | to 4096 | zeros |
 //! | payloads | each padded to 4096 | in the order of their records, without gaps |
@@ -22,8 +23,8 @@
 //! | header at | type | field |
 //! |---|---|---|
 //! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
-//! | 8 | u32 | version, 1 |
-//! | 12 | u32 | reserved |
+//! | 8 | u32 | version, 2 |
+//! | 12 | u32 | pools |
 //! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
 //! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
 //! | 32 | 4 × u32 | domains, modules, payloads, bytes of text |
@@ -47,7 +48,23 @@
 //! | 32 | u32 | restarts before the domain is destroyed after all; 0xffff_ffff for no limit |
 //! | 36 | u32 | payload of the kernel |
 //! | 40 | 2 × u32 | first module record, number of module records |
-//! | 48 | 16 bytes | reserved |
+//! | 48 | text | CPUs that it may run on; empty: all of its pool |
+//! | 56 | text | CPUs where it should run; empty: no preference |
+//! | 64 | u32 | weight |
+//! | 68 | u32 | cap in percent of a CPU, or 0 |
+//! | 72 | 2 × u32 | warp and its limit, in µs |
+//! | 80 | 2 × u32 | period and slice of the reservation in µs, or 0 |
+//! | 88 | u16 | pool |
+//! | 90 | u8 | extra time beside the reservation: 0 no, 1 yes |
+//! | 91 | 5 bytes | reserved |
+//!
+//! | pool record at | type | field |
+//! |---|---|---|
+//! | 0 | text | name |
+//! | 8 | text | CPUs; empty, in the pool `default` only: all that no other has |
+//! | 16 | u32 | quantum in µs |
+//! | 20 | u8 | policy: 0 BVT, 1 SEDF |
+//! | 21 | 11 bytes | reserved |
 //!
 //! A *text* is two u32: offset and length. A module record is a payload number, a reserved u32 and a text, the
 //! module's command line. A payload record is offset and length (u64), the text of its name, a reserved u64 and the
@@ -70,13 +87,16 @@ extern crate alloc;
 #[cfg(feature = "build")]
 extern crate std;
 
+mod admission;
 mod blob;
 #[cfg(feature = "build")]
 mod build;
+mod cpus;
 mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod layout;
+mod pools;
 mod rules;
 mod settings;
 mod show;
@@ -88,13 +108,20 @@ mod tests;
 pub use blob::{Blob, Domain, Module, Payload};
 #[cfg(feature = "build")]
 pub use build::{BuildError, build};
-pub use error::{BlobError, Field, NamedFile, Reason, Size};
+pub use cpus::{CpuList, CpuSet, MAX_CPU};
+pub use error::{BlobError, Field, NamedFile, Reason, Size, Time};
 pub use layout::{MAGIC, VERSION};
+pub use pools::{
+    DEFAULT_POOL, MAX_CAP, MAX_POOLS, MAX_TIME, MAX_WEIGHT, MIN_TIME, Pool, QUANTUM, RESERVABLE, WARP_PERIOD,
+};
 pub use rules::{
     ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE, MAX_VCPUS,
     MEMORY_GRANULE, MIN_MEMORY, MachineLimits, RESERVED_NAMES,
 };
-pub use settings::{Console, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, SelectedConsole};
+pub use settings::{
+    Console, Contract, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    SelectedConsole,
+};
 pub use show::{Show, show};
 
 /// Payloads start at multiples of this many bytes, so that they can be mapped where they lie.

@@ -59,7 +59,7 @@ pub(crate) fn check_unique<'a>(names: &(impl Iterator<Item = &'a str> + Clone)) 
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<(), Reason<'_>> {
+pub(crate) fn check_name(name: &str) -> Result<(), Reason<'_>> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
         Err(Reason::BadName(name))

@@ -100,6 +100,48 @@ choice! {
     }
 }
 
+choice! {
+    /// How the CPUs of a pool are shared out.
+    PoolPolicy {
+        /// Borrowed virtual time: by weight.
+        Bvt = 0, "bvt";
+        /// Simple earliest deadline first: by reservations, and what they leave by weight.
+        Sedf = 1, "sedf";
+    }
+}
+
+/// What a domain's vCPUs get of their pool's CPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Contract {
+    /// The share of each vCPU, in relation to those of other domains: 1 to [`MAX_WEIGHT`](crate::MAX_WEIGHT).
+    pub weight: u32,
+    /// The most that all vCPUs use together, in percent of one CPU; `None`: no limit.
+    pub cap: Option<u32>,
+    /// How far a vCPU goes ahead of its turn when it wakes, in microseconds of a vCPU of the usual weight.
+    pub warp: u32,
+    /// For how long it may in every [`WARP_PERIOD`](crate::WARP_PERIOD), in microseconds.
+    pub warp_limit: u32,
+    /// What each vCPU reserves, under [`PoolPolicy::Sedf`].
+    pub reservation: Option<ReservedTime>,
+}
+
+/// So much of a CPU in every period.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ReservedTime {
+    /// Microseconds.
+    pub period: u32,
+    /// Microseconds, up to the period.
+    pub slice: u32,
+    /// Whether it takes part in what the reservations leave.
+    pub extra: bool,
+}
+
+impl Contract {
+    /// What a domain gets for which nothing else is said.
+    pub const USUAL: Self =
+        Self { weight: caisson_sched::DEFAULT_WEIGHT, cap: None, warp: 0, warp_limit: 0, reservation: None };
+}
+
 /// What becomes of a domain, by the cause of its end.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct OnExit {

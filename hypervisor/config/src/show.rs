@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::blob::{Blob, Domain, Payload};
-use crate::error::Size;
+use crate::error::{Size, Time};
 use crate::layout::VERSION;
 use crate::settings::SelectedConsole;
 
@@ -35,8 +35,19 @@ impl fmt::Display for Show<'_, '_> {
             }
         }
         writeln!(f, ", log {}", machine.log_level)?;
+        for (index, pool) in blob.pools().enumerate() {
+            let rest = if pool.cpus.is_empty() { "the rest" } else { "" };
+            writeln!(
+                f,
+                "pool[{index}] {}: CPUs {}{rest}, {}, quantum {}",
+                pool.name,
+                pool.cpus,
+                pool.policy,
+                Time(pool.quantum)
+            )?;
+        }
         for (index, domain) in blob.domains().enumerate() {
-            show_domain(f, index, &domain)?;
+            show_domain(f, blob, index, &domain)?;
         }
         for (index, payload) in blob.payloads().enumerate() {
             writeln!(
@@ -52,7 +63,12 @@ impl fmt::Display for Show<'_, '_> {
     }
 }
 
-fn show_domain(f: &mut fmt::Formatter<'_>, index: usize, domain: &Domain<'_>) -> fmt::Result {
+fn show_domain(
+    f: &mut fmt::Formatter<'_>,
+    blob: &Blob<'_>,
+    index: usize,
+    domain: &Domain<'_>,
+) -> fmt::Result {
     let vcpus = domain.vcpus();
     let plural = if vcpus == 1 { "" } else { "s" };
     writeln!(
@@ -67,6 +83,7 @@ fn show_domain(f: &mut fmt::Formatter<'_>, index: usize, domain: &Domain<'_>) ->
     for module in domain.modules() {
         show_file(f, "module", module.payload(), module.cmdline())?;
     }
+    show_contract(f, blob, domain)?;
     let on_exit = domain.on_exit();
     write!(
         f,
@@ -77,6 +94,28 @@ fn show_domain(f: &mut fmt::Formatter<'_>, index: usize, domain: &Domain<'_>) ->
         Some(limit) => writeln!(f, ", at most {limit} restarts"),
         None => writeln!(f),
     }
+}
+
+fn show_contract(f: &mut fmt::Formatter<'_>, blob: &Blob<'_>, domain: &Domain<'_>) -> fmt::Result {
+    let contract = domain.contract();
+    let pool = blob.pools().nth(domain.pool()).map_or("?", |pool| pool.name);
+    write!(f, "    pool {pool}, weight {}", contract.weight)?;
+    if let Some(cap) = contract.cap {
+        write!(f, ", cap {cap}%")?;
+    }
+    if contract.warp != 0 {
+        write!(f, ", warp {} for up to {}", Time(contract.warp), Time(contract.warp_limit))?;
+    }
+    if let Some(time) = contract.reservation {
+        let extra = if time.extra { "and extra time" } else { "and no more" };
+        write!(f, ", {} in every {} {extra}", Time(time.slice), Time(time.period))?;
+    }
+    for (what, cpus) in [("on", domain.cpus()), ("preferably on", domain.prefer())] {
+        if !cpus.is_empty() {
+            write!(f, ", {what} CPUs {cpus}")?;
+        }
+    }
+    writeln!(f)
 }
 
 fn show_file(f: &mut fmt::Formatter<'_>, what: &str, payload: Payload<'_>, cmdline: &str) -> fmt::Result {

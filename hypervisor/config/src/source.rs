@@ -5,6 +5,12 @@
 //! console = "all"           # whose console is shown after boot: a domain's name, "all", or "caisson" for the log
 //! log = "info"              # off, error, warn, info, debug or trace
 //!
+//! [[pool]]                  # optional: CPUs that are shared out by themselves
+//! name = "batch"            # "default" for that of domains which name none
+//! cpus = "2-3"              # "default" alone may leave it out: all that no other pool has
+//! policy = "bvt"            # bvt or sedf; default bvt
+//! quantum = "10ms"          # us, ms or s; this is the default
+//!
 //! [[domain]]                # one for each domain, started in this order
 //! name = "linux"            # 1 to 31 of a-z 0-9 -
 //! memory = "512M"           # K, M, G or T, of 1024; a multiple of 4K, at least 1M
@@ -19,6 +25,16 @@
 //! on_reboot = "restart"
 //! on_crash = "destroy"
 //! max_restarts = 3          # default: no limit
+//! pool = "default"
+//! weight = 256              # this is the default
+//! cap = 150                 # percent of a CPU; default: no limit
+//! cpus = "0-1"              # where it may run; default: the pool's
+//! prefer = "0"              # where it should run; default: anywhere
+//! warp = "5ms"              # how far it goes ahead when it wakes; default: not at all
+//! warp_limit = "2ms"        # for how long, in every 100ms
+//! # period = "20ms"         # in a pool of policy sedf: a slice of a CPU for each vCPU in every period,
+//! # slice = "5ms"
+//! # extra = true            # and what the reservations leave; this is the default
 //! ```
 //!
 //! Unless the text says otherwise, the machine shows the console of the only domain that has one, or else all.
@@ -32,8 +48,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::error::{BlobError, Field, Reason};
+use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
-use crate::settings::{Console, LoaderKind, LogLevel, OnExit, SelectedConsole};
+use crate::settings::{Console, Contract, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
 
 /// A configuration as the text gives it, checked as far as that is possible without its files.
 ///
@@ -45,6 +62,8 @@ pub struct ConfigText {
     pub file: String,
     /// Settings of the whole machine.
     pub machine: MachineText,
+    /// The CPU pools; one of them is the default one.
+    pub pools: Vec<PoolText>,
     /// The domains, in the order of their start.
     pub domains: Vec<DomainText>,
     positions: BTreeMap<Field, Position>,
@@ -83,6 +102,35 @@ pub struct DomainText {
     pub on_exit: OnExit,
     /// `max_restarts`; `None` for no limit.
     pub max_restarts: Option<u32>,
+    /// `pool`.
+    pub pool: String,
+    /// `cpus`, empty when not given.
+    pub cpus: String,
+    /// `prefer`, empty when not given.
+    pub prefer: String,
+    /// `weight`, `cap`, `warp`, `warp_limit`, `period`, `slice` and `extra`.
+    pub contract: Contract,
+}
+
+/// One `[[pool]]` of the text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolText {
+    /// `name`.
+    pub name: String,
+    /// `cpus`, empty when not given.
+    pub cpus: String,
+    /// `policy`.
+    pub policy: PoolPolicy,
+    /// `quantum`, in microseconds.
+    pub quantum: u32,
+}
+
+impl Default for PoolText {
+    /// The pool of domains that name none, as it is where the text describes no such.
+    fn default() -> Self {
+        let (name, cpus) = (DEFAULT_POOL.to_string(), String::new());
+        Self { name, cpus, policy: PoolPolicy::Bvt, quantum: QUANTUM }
+    }
 }
 
 /// One of a domain's `modules`, or one file of its `initrd`.
@@ -198,7 +246,44 @@ impl ConfigText {
                     .map_err(|reason| BlobError::new(Field::Module(index, number, "cmdline"), reason))?;
             }
         }
-        rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))
+        rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))?;
+        self.contracts().check(None)
+    }
+
+    /// Checks that a machine with so many CPUs has those that the pools need, and room for all reservations.
+    ///
+    /// # Errors
+    /// The first field that asks for more.
+    pub fn check_cpus(&self, cpus: u32) -> Result<(), SourceError> {
+        self.contracts().check(Some(cpus)).map_err(|error| self.error(&error))
+    }
+
+    /// The number of a domain's pool, where there is one of that name.
+    pub(crate) fn pool_of(&self, domain: &DomainText) -> Option<usize> {
+        self.pools.iter().position(|pool| pool.name == domain.pool)
+    }
+
+    fn contracts(
+        &self,
+    ) -> Contracts<
+        impl Iterator<Item = PoolValues<'_>> + Clone,
+        impl Iterator<Item = ContractValues<'_>> + Clone,
+    > {
+        let pools = self.pools.iter().map(|pool| PoolValues {
+            name: &pool.name,
+            cpus: &pool.cpus,
+            policy: pool.policy,
+            quantum: pool.quantum,
+        });
+        let domains = self.domains.iter().map(|domain| ContractValues {
+            pool: self.pool_of(domain),
+            pool_name: &domain.pool,
+            cpus: &domain.cpus,
+            prefer: &domain.prefer,
+            vcpus: domain.vcpus,
+            contract: domain.contract,
+        });
+        Contracts { pools, domains }
     }
 
     /// Whose console the machine shows after boot.
@@ -271,4 +356,23 @@ pub fn parse_size(text: &str) -> Option<u64> {
         return None;
     }
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// The number of microseconds that a time such as `10ms` stands for: digits and one of `us`, `ms`, `s`.
+///
+/// ```
+/// # use caisson_config::source::parse_time;
+/// assert_eq!(parse_time("1500us"), Some(1500));
+/// assert_eq!(parse_time("10ms"), Some(10_000));
+/// assert_eq!(parse_time("2s"), Some(2_000_000));
+/// assert_eq!(parse_time("10"), None);
+/// ```
+#[must_use]
+pub fn parse_time(text: &str) -> Option<u32> {
+    let units = [("us", 1), ("ms", 1000), ("s", 1_000_000)];
+    let (digits, unit) = units.into_iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)))?;
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u32>().ok()?.checked_mul(unit)
 }

@@ -14,6 +14,12 @@ const FULL: &str = r#"
 console = "second"
 log = "debug"
 
+[[pool]]
+name = "rt"
+cpus = "2-3,8"
+policy = "sedf"
+quantum = "5ms"
+
 [[domain]]
 name = "first"
 memory = "512M"
@@ -27,12 +33,22 @@ on_poweroff = "restart"
 on_reboot = "destroy"
 on_crash = "restart"
 max_restarts = 3
+weight = 512
+cap = 150
+prefer = "0-1"
+warp = "5ms"
+warp_limit = "1500us"
 
 [[domain]]
 name = "second"
 memory = "1024K"
 kernel = "probe.elf"
 modules = [{ file = "@initrd", cmdline = "one 1" }, "copy-of-linux"]
+pool = "rt"
+cpus = "2,8"
+period = "20ms"
+slice = "5ms"
+extra = false
 "#;
 
 fn text(toml: &str) -> ConfigText {

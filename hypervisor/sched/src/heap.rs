@@ -13,7 +13,7 @@ const ABSENT: u32 = u32::MAX;
 ///
 /// Invariants: `place[nodes[p].1] == p` for every `p`, all other places are [`ABSENT`]; no node's key is less than its
 /// parent's. It never allocates after [`IndexHeap::new`].
-pub(crate) struct IndexHeap<K> {
+pub struct IndexHeap<K> {
     nodes: Vec<(K, u32)>,
     place: Vec<u32>,
     /// How many keys were compared.
@@ -22,7 +22,9 @@ pub(crate) struct IndexHeap<K> {
 }
 
 impl<K: Ord + Copy> IndexHeap<K> {
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// An empty heap over `0..capacity`.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
         Self {
             nodes: Vec::with_capacity(capacity),
             place: vec![ABSENT; capacity],
@@ -40,7 +42,8 @@ impl<K: Ord + Copy> IndexHeap<K> {
     }
 
     /// The least key and whose it is.
-    pub(crate) fn first(&self) -> Option<(K, usize)> {
+    #[must_use]
+    pub fn first(&self) -> Option<(K, usize)> {
         self.nodes.first().map(|&(key, index)| (key, index as usize))
     }
 
@@ -85,7 +88,7 @@ impl<K: Ord + Copy> IndexHeap<K> {
     }
 
     /// Puts `index` in with `key`, or gives it that key where it is in. An index beyond the capacity is ignored.
-    pub(crate) fn set(&mut self, index: usize, key: K) {
+    pub fn set(&mut self, index: usize, key: K) {
         match self.place.get(index) {
             None => {}
             Some(&ABSENT) => {
@@ -108,7 +111,7 @@ impl<K: Ord + Copy> IndexHeap<K> {
     }
 
     /// Takes `index` out; `false` where it was not in.
-    pub(crate) fn remove(&mut self, index: usize) -> bool {
+    pub fn remove(&mut self, index: usize) -> bool {
         if !self.contains(index) {
             return false;
         }

@@ -37,6 +37,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod admission;
 mod bvt;
 mod cap;
 mod contention;
@@ -50,9 +51,11 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{Utilisation, place};
 pub use bvt::DEFAULT_WEIGHT;
 pub use cap::{Cap, CapAccount, GroupId};
 pub use error::{AddError, ParameterError};
+pub use heap::IndexHeap;
 pub use policy::{Parameters, PolicyKind, Reservation, Settings};
 pub use pool::{Key, Pool, should_pull};
 pub use queue::{CpuQueue, Decision, EntityId, Parcel};

@@ -33,6 +33,15 @@ pub struct Reservation {
 impl Reservation {
     /// Nothing is reserved: extra time only.
     pub const NONE: Self = Self { period: 1, slice: 0, extra: true };
+
+    /// A reservation in ticks of a clock of `khz`. It is rounded so that it takes no more of the CPU than was asked for.
+    #[must_use]
+    pub fn from_micros(period: u32, slice: u32, extra: bool, khz: u64) -> Self {
+        let ticks = |micros: u32| u128::from(micros) * u128::from(khz);
+        let period = ticks(period).div_ceil(1000).clamp(1, u128::from(crate::MAX_PERIOD)) as u64;
+        let slice = (ticks(slice) / 1000).min(u128::from(period)) as u64;
+        Self { period, slice, extra: extra || slice == 0 }
+    }
 }
 
 /// What a person sets for each vCPU, for either policy.

@@ -10,21 +10,28 @@ use core::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{ConfigText, DomainText, MachineText, ModuleText, Position, SourceError, parse_size};
+use super::{
+    ConfigText, DomainText, MachineText, ModuleText, PoolText, Position, SourceError, parse_size, parse_time,
+};
 use crate::error::Field;
-use crate::settings::{Console, LoaderKind, LogLevel, OnExit, OnExitAction};
+use crate::pools::{DEFAULT_POOL, QUANTUM};
+use crate::settings::{
+    Console, Contract, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+};
 
 /// Reads a text. The rules that the blob has too are not checked here.
 pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
     let mut reader = Reader { text, file, positions: BTreeMap::new() };
     let table = DeTable::parse(text).map_err(|error| reader.syntax(&error))?;
     let root = Table { path: String::new(), table: table.get_ref(), span: 0..0 };
-    reader.known_keys(&root, &["machine", "domain"])?;
+    reader.known_keys(&root, &["machine", "pool", "domain"])?;
     let machine = reader.machine(&root)?;
+    let pools = reader.pools(&root)?;
     let domains = reader.domains(&root)?;
     Ok(ConfigText {
         file: file.to_owned(),
         machine,
+        pools,
         domains,
         positions: reader.positions,
         origins: BTreeMap::new(),
@@ -54,7 +61,7 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 13] = [
+const DOMAIN_KEYS: [&str; 23] = [
     "name",
     "memory",
     "vcpus",
@@ -68,6 +75,16 @@ const DOMAIN_KEYS: [&str; 13] = [
     "on_reboot",
     "on_crash",
     "max_restarts",
+    "pool",
+    "weight",
+    "cap",
+    "cpus",
+    "prefer",
+    "warp",
+    "warp_limit",
+    "period",
+    "slice",
+    "extra",
 ];
 
 impl Reader<'_> {
@@ -82,6 +99,68 @@ impl Reader<'_> {
         let log = self.word(&table, "log", Field::Machine("log"), LogLevel::WORDS, LogLevel::from_word)?;
         machine.log_level = log.unwrap_or(LogLevel::Info);
         Ok(machine)
+    }
+
+    /// The pools, and the default one where the text has none of that name: last, so that the others keep their numbers.
+    fn pools(&mut self, root: &Table<'_>) -> Result<Vec<PoolText>, SourceError> {
+        let mut pools = Vec::new();
+        if let Some(value) = root.get("pool") {
+            let DeValue::Array(values) = value.get_ref() else {
+                let reason = "not a list; begin each pool's description with [[pool]], in double brackets";
+                return Err(self.error(Some(value.span()), "pool".to_owned(), reason.to_owned()));
+            };
+            for (index, value) in values.iter().enumerate() {
+                pools.push(self.pool(index, value)?);
+            }
+        }
+        if pools.iter().all(|pool| pool.name != DEFAULT_POOL) {
+            pools.push(PoolText::default());
+        }
+        Ok(pools)
+    }
+
+    fn pool(&mut self, index: usize, value: &Spanned<DeValue<'_>>) -> Result<PoolText, SourceError> {
+        let table = self.table(value, Field::WholePool(index).to_string())?;
+        self.known_keys(&table, &["name", "cpus", "policy", "quantum"])?;
+        let at = |name| Field::Pool(index, name);
+        let name = self.string(&table, "name", at("name"))?;
+        let name = self.required(name, &table, "name", "\"batch\"")?;
+        let cpus = self.cpus(&table, at("cpus"), "cpus")?;
+        if cpus.is_empty() {
+            self.remember(at("cpus"), &table.span);
+        }
+        let policy = self.word(&table, "policy", at("policy"), PoolPolicy::WORDS, PoolPolicy::from_word)?;
+        Ok(PoolText {
+            name,
+            cpus,
+            policy: policy.unwrap_or(PoolPolicy::Bvt),
+            quantum: self.time(&table, "quantum", at("quantum"))?.unwrap_or(QUANTUM),
+        })
+    }
+
+    fn contract(&mut self, table: &Table<'_>, domain: usize) -> Result<Contract, SourceError> {
+        let at = |name| Field::Domain(domain, name);
+        let weight = self.number(table, "weight", at("weight"))?.unwrap_or(Contract::USUAL.weight);
+        let cap = self.number(table, "cap", at("cap"))?;
+        let warp = self.time(table, "warp", at("warp"))?.unwrap_or(0);
+        let warp_limit = self.time(table, "warp_limit", at("warp_limit"))?.unwrap_or(0);
+        let period = self.time(table, "period", at("period"))?;
+        let slice = self.time(table, "slice", at("slice"))?;
+        let extra = self.flag(table, "extra", at("extra"))?;
+        let reservation = match (period, slice, extra) {
+            (None, None, None) => None,
+            (None, None, Some(_)) => {
+                let reason = "has no effect without slice and period; give all three, or leave it out";
+                let span = table.get("extra").map(Spanned::span);
+                return Err(self.error(span, table.path("extra"), reason.to_owned()));
+            }
+            _ => Some(ReservedTime {
+                period: period.unwrap_or(0),
+                slice: slice.unwrap_or(0),
+                extra: extra.unwrap_or(true),
+            }),
+        };
+        Ok(Contract { weight, cap, warp, warp_limit, reservation })
     }
 
     fn domains(&mut self, root: &Table<'_>) -> Result<Vec<DomainText>, SourceError> {
@@ -130,6 +209,10 @@ impl Reader<'_> {
             console: console.unwrap_or(Console::Serial),
             on_exit,
             max_restarts: self.restarts(&table, at("max_restarts"))?,
+            pool: self.string(&table, "pool", at("pool"))?.unwrap_or_else(|| DEFAULT_POOL.to_owned()),
+            cpus: self.cpus(&table, at("cpus"), "cpus")?,
+            prefer: self.cpus(&table, at("prefer"), "prefer")?,
+            contract: self.contract(&table, index)?,
         })
     }
 
@@ -240,6 +323,36 @@ impl Reader<'_> {
             _ => None,
         };
         size.map(Some).ok_or_else(|| self.wrong(value, table.path(key), "is not a size; write e.g. \"512M\""))
+    }
+
+    fn time(&mut self, table: &Table<'_>, key: &str, field: Field) -> Result<Option<u32>, SourceError> {
+        let Some(value) = table.get(key) else { return Ok(None) };
+        self.remember(field, &value.span());
+        let time = match value.get_ref() {
+            // One of nothing would count as not given.
+            DeValue::String(text) => parse_time(text).filter(|&micros| micros != 0),
+            _ => None,
+        };
+        time.map(Some).ok_or_else(|| self.wrong(value, table.path(key), "is not a time; write e.g. \"10ms\""))
+    }
+
+    fn flag(&mut self, table: &Table<'_>, key: &str, field: Field) -> Result<Option<bool>, SourceError> {
+        let Some(value) = table.get(key) else { return Ok(None) };
+        self.remember(field, &value.span());
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Ok(Some(*flag)),
+            _ => Err(self.wrong(value, table.path(key), "is neither; write true or false")),
+        }
+    }
+
+    /// A list of CPUs as text, empty where there is none.
+    fn cpus(&mut self, table: &Table<'_>, field: Field, key: &str) -> Result<String, SourceError> {
+        let Some(value) = table.get(key) else { return Ok(String::new()) };
+        self.remember(field, &value.span());
+        match value.get_ref() {
+            DeValue::String(text) if !text.is_empty() => Ok(text.clone().into_owned()),
+            _ => Err(self.wrong(value, table.path(key), "is not a list of CPUs; write e.g. \"0-3,6\"")),
+        }
     }
 
     fn number(&mut self, table: &Table<'_>, key: &str, field: Field) -> Result<Option<u32>, SourceError> {

@@ -11,8 +11,8 @@ use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
 use crate::source::{ConfigText, DomainText, ModuleText};
 use crate::{
-    Blob, Console, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction, Reason, SelectedConsole,
-    build, show,
+    Blob, Console, Contract, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction, PoolPolicy,
+    Reason, ReservedTime, SelectedConsole, build, show,
 };
 
 #[test]
@@ -35,6 +35,18 @@ fn what_goes_in_comes_out() {
     let modules: Vec<_> = second.modules().collect();
     assert_eq!((modules[0].cmdline(), modules[0].payload().data()), ("one 1", b"@initrd".as_slice()));
     assert_eq!(modules[1].cmdline(), "");
+    let pools: Vec<_> = blob.pools().collect();
+    assert_eq!((pools[0].name, pools[0].policy, pools[0].quantum), ("rt", PoolPolicy::Sedf, 5000));
+    assert_eq!((pools[1].name, pools[1].policy, pools[1].quantum), ("default", PoolPolicy::Bvt, 10_000));
+    assert_eq!(blob.pool_cpus(0, 16).iter().collect::<Vec<_>>(), [2, 3, 8]);
+    assert_eq!(blob.pool_cpus(1, 6).iter().collect::<Vec<_>>(), [0, 1, 4, 5]);
+    assert_eq!((first.pool(), second.pool()), (1, 0));
+    let contract = Contract { weight: 512, cap: Some(150), warp: 5000, warp_limit: 1500, reservation: None };
+    assert_eq!(first.contract(), contract);
+    assert!(first.cpus().is_empty() && first.prefer().contains(1) && !first.prefer().contains(2));
+    let reservation = Some(ReservedTime { period: 20_000, slice: 5000, extra: false });
+    assert_eq!(second.contract(), Contract { reservation, ..Contract::USUAL });
+    assert_eq!(second.cpus().iter().collect::<Vec<_>>(), [2, 8]);
 }
 
 #[test]
@@ -55,6 +67,10 @@ fn a_blob_can_be_shown() {
     let shown = show(&Blob::parse(&bytes).unwrap()).to_string();
     for line in [
         "machine: console second, log debug",
+        "pool[0] rt: CPUs 2-3,8, sedf, quantum 5ms",
+        "pool[1] default: CPUs the rest, bvt, quantum 10ms",
+        "    pool default, weight 512, cap 150%, warp 5ms for up to 1500us, preferably on CPUs 0-1",
+        "    pool rt, weight 256, 5ms in every 20ms and no more, on CPUs 2,8",
         "domain[0] first: 512M of memory, 2 vCPUs, loader linux, console none",
         "    kernel @linux (5000 bytes): console=ttyS0 äöü",
         "    module more.cpio (9 bytes)",
@@ -86,8 +102,8 @@ fn frames_that_do_not_fit_are_told_apart() {
     long.push(0);
     assert!(reason(&long).starts_with("blob: 24577 bytes where 24576 belong"));
     let mut new = good.clone();
-    new[8] = 2;
-    assert!(reason(&new).starts_with("header.version: format version 2 is unknown"));
+    new[8] = 3;
+    assert!(reason(&new).starts_with("header.version: format version 3 is unknown"));
     let mut bad = good.clone();
     bad[100] ^= 1;
     assert!(reason(&bad).starts_with("header.sha256: the SHA-256 does not match"));
@@ -116,10 +132,13 @@ fn patched(at: usize, patch: &[u8]) -> (Field, String) {
 #[test]
 fn contradictions_with_a_good_checksum_are_refused() {
     const DOMAIN: usize = 96;
-    const MODULE: usize = DOMAIN + 2 * 64;
+    const MODULE: usize = DOMAIN + 2 * 96;
     const PAYLOAD: usize = MODULE + 4 * 16;
+    const POOL: usize = PAYLOAD + 4 * 64;
     for (at, patch, field) in [
-        (12, &[1][..], Field::Header("reserved")),
+        (12, &[0][..], Field::Header("pools")),
+        (12, &[65], Field::Header("pools")),
+        (50, &[1], Field::Header("reserved")),
         (32, &[0, 0], Field::Header("domains")),
         (32, &[1, 1], Field::Header("domains")),
         (36, &[0, 0x10], Field::Header("modules")),
@@ -145,7 +164,32 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 40, &[1], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[0xFF; 4], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[1], Field::Domain(1, "modules")),
-        (DOMAIN + 48, &[1], Field::Domain(0, "reserved")),
+        (DOMAIN + 48, &[0xFF; 4], Field::Domain(0, "cpus")),
+        (DOMAIN + 96 + 48 + 4, &[2], Field::Domain(1, "cpus")),
+        (DOMAIN + 56, &[0xFF; 4], Field::Domain(0, "prefer")),
+        (DOMAIN + 64, &[0; 4], Field::Domain(0, "weight")),
+        (DOMAIN + 68, &[0xFF; 4], Field::Domain(0, "cap")),
+        (DOMAIN + 72, &[0; 4], Field::Domain(0, "warp_limit")),
+        (DOMAIN + 76, &[0; 4], Field::Domain(0, "warp")),
+        (DOMAIN + 80, &[1], Field::Domain(0, "period")),
+        (DOMAIN + 84, &[1], Field::Domain(0, "slice")),
+        (DOMAIN + 96 + 80, &[0xFF; 4], Field::Domain(1, "period")),
+        (DOMAIN + 96 + 84, &[0xFF; 4], Field::Domain(1, "slice")),
+        (DOMAIN + 96 + 88, &[1], Field::Domain(1, "slice")),
+        (DOMAIN + 88, &[0], Field::Domain(0, "prefer")),
+        (DOMAIN + 88, &[2], Field::Domain(0, "pool")),
+        (DOMAIN + 90, &[0], Field::Domain(0, "extra")),
+        (DOMAIN + 90, &[2], Field::Domain(0, "extra")),
+        (DOMAIN + 91, &[1], Field::Domain(0, "reserved")),
+        (DOMAIN + 95, &[1], Field::Domain(0, "reserved")),
+        (POOL + 4, &[0], Field::Pool(0, "name")),
+        (POOL + 8, &[0xFF; 4], Field::Pool(0, "cpus")),
+        (POOL + 12, &[0], Field::Pool(0, "cpus")),
+        (POOL + 12, &[2], Field::Pool(0, "cpus")),
+        (POOL + 16, &[0; 4], Field::Pool(0, "quantum")),
+        (POOL + 20, &[2], Field::Pool(0, "policy")),
+        (POOL + 21, &[1], Field::Pool(0, "reserved")),
+        (POOL + 31, &[1], Field::Pool(0, "reserved")),
         (MODULE, &[4], Field::Module(0, 0, "file")),
         (MODULE + 2 * 16 + 4, &[1], Field::Module(1, 0, "reserved")),
         (MODULE + 2 * 16 + 12, &[0xFF; 4], Field::Module(1, 0, "cmdline")),
@@ -167,7 +211,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
 #[test]
 fn a_payload_without_a_user_is_told_all_the_same() {
     const KERNEL_OF_FIRST: usize = 96 + 36;
-    const PAYLOAD: usize = 96 + 2 * 64 + 4 * 16;
+    const PAYLOAD: usize = 96 + 2 * 96 + 4 * 16;
     const NAME_OF_THIRD: usize = PAYLOAD + 2 * 64 + 16;
     let damaged = |patches: &[(usize, &[u8])]| {
         let mut bytes = full_blob();
@@ -200,6 +244,45 @@ fn a_machine_that_is_too_small_is_told() {
     assert_eq!(error.field, Field::Domain(0, "vcpus"));
 }
 
+#[test]
+fn cpus_that_the_machine_lacks_are_told() {
+    let bytes = full_blob();
+    let blob = Blob::parse(&bytes).unwrap();
+    assert_eq!(blob.check_cpus(9), Ok(()));
+    let error = blob.check_cpus(8).unwrap_err();
+    assert_eq!(error.field, Field::Pool(0, "cpus"));
+    assert_eq!(error.reason, Reason::CpuBeyondMachine { cpu: 8, have: 8 });
+    let mut placed = Vec::new();
+    blob.place_reservations(9, |domain, vcpu, cpu| placed.push((domain, vcpu, cpu))).unwrap();
+    assert_eq!(placed, [(1, 0, 2)]);
+    // The rest of no CPUs.
+    let all = FULL.replace("2-3,8", "0-8").replace("prefer = \"0-1\"", "");
+    let error = text(&all).check_cpus(9).unwrap_err().to_string();
+    let wanted = "domain[0].pool: the pool \"default\" has none of this machine's 9 CPUs;";
+    assert!(error.contains(wanted), "{error}");
+}
+
+/// Where the pool's CPUs are known, the text is enough; else the machine must be.
+#[test]
+fn reservations_beyond_the_cpus_are_refused() {
+    let vcpus = |n: u32| FULL.replace("pool = \"rt\"\n", &alloc::format!("pool = \"rt\"\nvcpus = {n}\n"));
+    // Two CPUs of 95% hold three slices of a quarter each.
+    assert!(crate::source::parse_toml(&vcpus(6), "t").is_ok());
+    let error = crate::source::parse_toml(&vcpus(7), "t").unwrap_err().to_string();
+    let wanted = "domain[1].slice: 5ms in every 20ms finds no room for vCPU 6 in the pool \"rt\", of whose CPUs 95.0% \
+                  each can be reserved; shorten a slice, or give the pool more CPUs";
+    assert!(error.ends_with(wanted), "{error}");
+    let rest = vcpus(7).replace("name = \"rt\"\ncpus = \"2-3,8\"", "name = \"default\"");
+    let rest = rest.replace("pool = \"rt\"", "").replace("cpus = \"2,8\"", "");
+    let config = crate::source::parse_toml(&rest, "t").unwrap();
+    assert!(config.check_cpus(2).is_err());
+    assert!(config.check_cpus(3).is_ok());
+    let bytes = build(&config, resolver).unwrap();
+    let blob = Blob::parse(&bytes).unwrap();
+    assert_eq!(blob.check_cpus(2).map_err(|error| error.field), Err(Field::Domain(1, "slice")));
+    assert_eq!(blob.check_cpus(3), Ok(()));
+}
+
 fn domain() -> impl Strategy<Value = DomainText> {
     let module = ("[a-z]{1,3}", "[ -~]{0,20}").prop_map(|(file, cmdline)| ModuleText { file, cmdline });
     let action = prop_oneof![Just(OnExitAction::Destroy), Just(OnExitAction::Restart)];
@@ -212,18 +295,48 @@ fn domain() -> impl Strategy<Value = DomainText> {
         any::<bool>(),
         [action.clone(), action.clone(), action],
         prop::option::of(0u32..u32::MAX),
+        contract(),
     )
-        .prop_map(|(pages, vcpus, kernel, modules, cmdline, serial, actions, max_restarts)| DomainText {
-            name: String::new(),
-            memory: pages * 4096,
-            vcpus,
-            loader: LoaderKind::Auto,
-            kernel,
-            modules,
-            cmdline,
-            console: if serial { Console::Serial } else { Console::None },
-            on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
-            max_restarts,
+        .prop_map(|(pages, vcpus, kernel, modules, cmdline, serial, actions, max_restarts, contract)| {
+            DomainText {
+                name: String::new(),
+                memory: pages * 4096,
+                vcpus,
+                loader: LoaderKind::Auto,
+                kernel,
+                modules,
+                cmdline,
+                console: if serial { Console::Serial } else { Console::None },
+                on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
+                max_restarts,
+                pool: "rt".into(),
+                cpus: if serial { "3".into() } else { String::new() },
+                prefer: if serial { String::new() } else { "2,8".into() },
+                contract,
+            }
+        })
+}
+
+/// Small enough that all of them fit.
+fn contract() -> impl Strategy<Value = Contract> {
+    let reservation = (100_000u32..10_000_000, any::<bool>()).prop_map(|(period, extra)| ReservedTime {
+        period,
+        slice: 100 + period / 10_000,
+        extra,
+    });
+    (
+        1u32..=65_535,
+        prop::option::of(1u32..=6400),
+        any::<bool>(),
+        100u32..10_000_000,
+        prop::option::of(reservation),
+    )
+        .prop_map(|(weight, cap, warps, warp, reservation)| Contract {
+            weight,
+            cap,
+            warp: if warps { warp } else { 0 },
+            warp_limit: if warps { 100 } else { 0 },
+            reservation,
         })
 }
 
@@ -256,6 +369,9 @@ proptest! {
             prop_assert_eq!(domain.console(), wanted.console);
             prop_assert_eq!(domain.on_exit(), wanted.on_exit);
             prop_assert_eq!(domain.max_restarts(), wanted.max_restarts);
+            prop_assert_eq!(domain.contract(), wanted.contract);
+            prop_assert_eq!(domain.cpus().to_string(), wanted.cpus.as_str());
+            prop_assert_eq!(domain.prefer().to_string(), wanted.prefer.as_str());
             prop_assert_eq!(domain.modules().len(), wanted.modules.len());
             for (module, wanted) in domain.modules().zip(&wanted.modules) {
                 prop_assert_eq!(module.cmdline(), &wanted.cmdline);

@@ -118,10 +118,10 @@ fn the_shipped_configurations_are_good_and_the_broken_one_is_not() {
 fn files_that_cannot_be_had_are_named() {
     let config = text(&FULL.replace("more.cpio", "missing"));
     let error = build(&config, resolver).unwrap_err().to_string();
-    assert_eq!(error, "test.toml:12:22: domain[0].modules[1].file: \"missing\": no such file; and no hint");
+    assert_eq!(error, "test.toml:18:22: domain[0].modules[1].file: \"missing\": no such file; and no hint");
     let config = text(&FULL.replace("probe.elf", "empty"));
     let error = build(&config, resolver).unwrap_err().to_string();
-    assert_eq!(error, "test.toml:23:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
+    assert_eq!(error, "test.toml:34:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_value_from_elsewhere_is_not_blamed_on_the_text() {
     assert_eq!(error, "--kernel: \"empty\" is an empty file; name one with content");
     assert_eq!(config.kernel_error(0, "no kernel").to_string(), "--kernel: \"empty\": no kernel");
     let error = config.kernel_error(1, "no kernel").to_string();
-    assert_eq!(error, "test.toml:23:10: domain[1].kernel: \"probe.elf\": no kernel");
+    assert_eq!(error, "test.toml:34:10: domain[1].kernel: \"probe.elf\": no kernel");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn overcommitment_is_reported_with_its_place() {
     let error = text(FULL).check_machine(&limits).unwrap_err().to_string();
     assert!(
         error.starts_with(
-            "test.toml:22:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
+            "test.toml:33:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
         ),
         "{error}"
     );
@@ -159,5 +159,64 @@ proptest! {
         let mut text = FULL.as_bytes().to_vec();
         text[at] = byte;
         crate::fuzz::drive_source(&text);
+    }
+}
+
+/// A text with pools and a domain that say what is given of them.
+fn pools(pools: &str, domain: &str) -> String {
+    let good = "name = \"one\"\nmemory = \"1M\"\nkernel = \"k\"\n";
+    match parse_toml(&format!("{pools}\n[[domain]]\n{good}{domain}"), "t") {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn pools_and_contracts_that_contradict_each_other_are_refused() {
+    const TWO: &str =
+        "[[pool]]\nname = \"a\"\ncpus = \"0-1\"\n[[pool]]\nname = \"b\"\ncpus = \"3\"\npolicy = \"sedf\"";
+    assert_eq!(pools(TWO, "pool = \"a\"\ncpus = \"1\"\nprefer = \"1\""), "");
+    assert_eq!(pools(TWO, "cpus = \"2,4-1023\""), "");
+    let sedf = "pool = \"b\"\nperiod = \"10ms\"\n";
+    for (text, domain, error) in [
+        ("[[pool]]\nname = \"a\"", "", "t:1:1: pool[0].cpus: missing; write e.g. cpus = \"0-3\""),
+        ("[pool]\nname = \"a\"", "", "t:1:1: pool: not a list; begin each pool's description with [[pool]]"),
+        ("[[pool]]\nname = \"a\"\ncpus = \"9-8\"", "", "t:3:8: pool[0].cpus: \"9-8\" is not a list of CPUs"),
+        ("[[pool]]\nname = \"A\"\ncpus = \"1\"", "", "t:2:8: pool[0].name: \"A\" is not a name;"),
+        (&TWO.replace("\"3\"", "\"1-3\""), "", "t:6:8: pool[1].cpus: CPU 1 is in pool[0] already;"),
+        (&TWO.replace("\"b\"", "\"a\""), "", "t:5:8: pool[1].name: \"a\" is the name of pool[0] already;"),
+        (
+            &TWO.replace("policy = \"sedf\"", "quantum = \"11s\""),
+            "",
+            "t:7:11: pool[1].quantum: 11s is out of range;",
+        ),
+        (TWO, "pool = \"c\"", "t:12:8: domain[0].pool: \"c\" is no pool's name;"),
+        (TWO, "pool = \"a\"\ncpus = \"1-2\"", "t:13:8: domain[0].cpus: CPU 2 is not in the pool \"a\";"),
+        (TWO, "prefer = \"3\"", "t:12:10: domain[0].prefer: CPU 3 is not in the pool \"default\";"),
+        (
+            TWO,
+            "cpus = \"4\"\nprefer = \"4-5\"",
+            "t:13:10: domain[0].prefer: CPU 5 is not among this domain's cpus;",
+        ),
+        (
+            TWO,
+            "slice = \"1ms\"\nperiod = \"9ms\"",
+            "t:12:9: domain[0].slice: the pool \"default\" reserves nothing;",
+        ),
+        (
+            TWO,
+            &format!("{sedf}slice = \"11ms\""),
+            "t:14:9: domain[0].slice: 11ms is longer than the period of 10ms;",
+        ),
+        (TWO, &format!("{sedf}slice = \"1us\""), "t:14:9: domain[0].slice: 1us is out of range;"),
+        (
+            TWO,
+            &format!("{sedf}slice = \"9600us\""),
+            "t:14:9: domain[0].slice: 9600us in every 10ms finds no room for vCPU 0",
+        ),
+        (TWO, sedf, "t:13:10: domain[0].period: has no effect without slice;"),
+    ] {
+        let found = pools(text, domain);
+        assert!(found.starts_with(error), "{found:?} is not {error:?}");
     }
 }
