@@ -24,6 +24,9 @@ use crate::{
 /// How long each fuzz target runs among the tests.
 const FUZZ_TIME: Duration = Duration::from_secs(3);
 
+/// The crates whose unit tests have models for `loom`, in modules named `loom_models`.
+const MODEL_CHECKED: [&str; 3] = ["caisson-irqchip", "caisson-accounts", "caisson-trace"];
+
 /// What passed and what failed.
 #[derive(Debug, Default)]
 struct Report {
@@ -61,6 +64,9 @@ pub fn command(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
             lints(workspace, &packages, &mut report)?;
         }
         counted(host_tests(workspace, &packages).args(filter), "host tests", &mut report)?;
+        if filter.is_none() {
+            counted(&mut model_checks(workspace), "model checks", &mut report)?;
+        }
     }
     if machine {
         machine_tests(workspace, &packages, filter, &machines, &mut report)?;
@@ -186,6 +192,16 @@ fn host_tests(workspace: &Workspace, packages: &[Package]) -> Command {
     tests.args(exclude(
         packages.iter().filter(|package| package.bare_metal || package.name == cargo::MACHINE_TESTS),
     ));
+    tests
+}
+
+/// The command that runs the crates' models of what several CPUs do at once, under every interleaving.
+fn model_checks(workspace: &Workspace) -> Command {
+    let mut tests = cargo::command(workspace);
+    tests.args(["test", "--release", "--lib", "--no-fail-fast"]);
+    tests.args(MODEL_CHECKED.iter().flat_map(|package| ["--package", package])).arg("loom_");
+    // Apart from the usual builds, which other flags would make anew.
+    tests.arg("--target-dir").arg(workspace.target("loom")).env("RUSTFLAGS", "--cfg loom");
     tests
 }
 

@@ -269,8 +269,143 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_models {
     use super::*;
-    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicBool;
+    use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
+
+    /// A vCPU with nothing to do, as the core blocks and wakes it: it says so under a lock and looks at its mail once more;
+    /// a sender takes the same lock where its post found the word empty. A vCPU that is not asleep has yet to look.
+    #[derive(Default)]
+    struct Sleeper {
+        mailbox: Mailbox,
+        asleep: Mutex<bool>,
+        woken: Condvar,
+    }
+
+    impl Sleeper {
+        fn sleep(&self) {
+            let mut asleep = self.asleep.lock().unwrap();
+            if self.mailbox.has_work() {
+                return;
+            }
+            *asleep = true;
+            while *asleep {
+                asleep = self.woken.wait(asleep).unwrap();
+            }
+        }
+
+        fn wake(&self) {
+            let mut asleep = self.asleep.lock().unwrap();
+            if *asleep {
+                *asleep = false;
+                self.woken.notify_one();
+            }
+        }
+    }
+
+    const KICK: u16 = 4;
+
+    /// HLT with interrupts off, until a kick, which may have come before; answers the requests that came meanwhile.
+    fn halt(vcpu: &Sleeper, kicked: &mut bool) -> u64 {
+        let mut requests = 0;
+        loop {
+            let taken = vcpu.mailbox.take();
+            *kicked |= taken.work() & KICK != 0;
+            if taken.requests() {
+                requests |= vcpu.mailbox.take_requests(1).0;
+            }
+            if core::mem::take(kicked) {
+                return requests;
+            }
+            vcpu.sleep();
+        }
+    }
+
+    /// A paravirtual spinlock: the waiter looks at it and halts, its holder frees it and kicks the waiter. A lost kick ends
+    /// with everybody asleep, which loom reports. The lock's word has no ordering of its own: what the waiter finds after
+    /// the kick, it finds by the kick alone.
+    #[test]
+    fn no_kick_is_lost_on_the_way_into_a_halt() {
+        loom::model(|| {
+            let waiter = Arc::new(Sleeper::default());
+            let free = Arc::new(AtomicBool::new(false));
+            let holder = {
+                let (waiter, free) = (waiter.clone(), free.clone());
+                thread::spawn(move || {
+                    free.store(true, Ordering::Relaxed);
+                    if waiter.mailbox.post_work(KICK) {
+                        waiter.wake();
+                    }
+                })
+            };
+            let mut kicked = false;
+            if !free.load(Ordering::Relaxed) {
+                halt(&waiter, &mut kicked);
+                assert!(free.load(Ordering::Relaxed), "one kick, one look");
+            }
+            holder.join().unwrap();
+        });
+    }
+
+    /// An interrupt that the halted vCPU does not take comes beside the kick: whichever finds the word empty wakes, and
+    /// neither takes the other's place.
+    #[test]
+    fn no_kick_is_lost_beside_an_interrupt() {
+        loom::model(|| {
+            let waiter = Arc::new(Sleeper::default());
+            let senders = [false, true].map(|kicks| {
+                let waiter = waiter.clone();
+                thread::spawn(move || {
+                    let first = if kicks {
+                        waiter.mailbox.post_work(KICK)
+                    } else {
+                        waiter.mailbox.post_vector(0x41, TriggerMode::Edge)
+                    };
+                    if first {
+                        waiter.wake();
+                    }
+                })
+            });
+            let mut kicked = false;
+            let mut requests = halt(&waiter, &mut kicked);
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            if waiter.mailbox.take().requests() {
+                requests |= waiter.mailbox.take_requests(1).0;
+            }
+            assert_eq!(requests, 2);
+        });
+    }
+
+    /// A vCPU moves the chipset's deadline nearer, and leaves a work bit for the one that keeps the chipset's time: that
+    /// one does not go to sleep by the old deadline.
+    #[test]
+    fn no_deadline_is_slept_through() {
+        loom::model(|| {
+            let keeper = Arc::new(Sleeper::default());
+            let deadline = Arc::new(AtomicU64::new(100));
+            let other = {
+                let (keeper, deadline) = (keeper.clone(), deadline.clone());
+                thread::spawn(move || {
+                    deadline.store(50, Ordering::Release);
+                    if keeper.mailbox.post_work(2) {
+                        keeper.wake();
+                    }
+                })
+            };
+            loop {
+                let mail = keeper.mailbox.take().work();
+                let armed = deadline.load(Ordering::Acquire);
+                assert!(mail == 0 || armed == 50, "mail that says nothing new");
+                if armed == 50 {
+                    break;
+                }
+                keeper.sleep();
+            }
+            other.join().unwrap();
+        });
+    }
 
     /// Two posters and a receiver that looks until the word is empty for good: every request arrives, with its trigger
     /// mode, and exactly the posts that found the word empty woke.
