@@ -173,13 +173,20 @@ fn capabilities() -> Capabilities {
 unsafe fn allow_vmx() -> Result<(), EnableError> {
     // SAFETY: every CPU with VMX has the MSR.
     let control = unsafe { read_msr(msr::FEATURE_CONTROL) };
-    if control & FEATURE_LOCK == 0 {
+    if let Some(control) = feature_control(control)? {
         // SAFETY: it is not locked, and the CPU has VMX.
-        unsafe { write_msr(msr::FEATURE_CONTROL, control | FEATURE_LOCK | FEATURE_VMX) };
-    } else if control & FEATURE_VMX == 0 {
-        return Err(EnableError::DisabledByFirmware);
+        unsafe { write_msr(msr::FEATURE_CONTROL, control) };
     }
     Ok(())
+}
+
+/// What IA32_FEATURE_CONTROL has to be written with, if with anything, so that VMXON works.
+const fn feature_control(control: u64) -> Result<Option<u64>, EnableError> {
+    match (control & FEATURE_LOCK != 0, control & FEATURE_VMX != 0) {
+        (false, _) => Ok(Some(control | FEATURE_LOCK | FEATURE_VMX)),
+        (true, true) => Ok(None),
+        (true, false) => Err(EnableError::DisabledByFirmware),
+    }
 }
 
 /// Enters VMX operation: CR0 and CR4 as the CPU asks for, then VMXON.
@@ -289,6 +296,16 @@ impl Backend for Vmx {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn firmware_has_the_last_word_on_vmx() {
+        assert_eq!(feature_control(0), Ok(Some(5)), "left open: allowed and locked");
+        assert_eq!(feature_control(0x4_0004), Ok(Some(0x4_0005)), "the other bits stay");
+        assert_eq!(feature_control(5), Ok(None), "locked and allowed, as nested KVM and Bochs have it");
+        for off in [1, 3, 0x4_0001] {
+            assert_eq!(feature_control(off), Err(EnableError::DisabledByFirmware), "{off:#x}");
+        }
+    }
 
     #[test]
     fn a_task_base_has_four_parts() {

@@ -203,6 +203,8 @@ impl VmxVcpu {
         vmcs.set(Register::Rsp, 0);
         vmcs.set(Register::Dr7, 0x400);
         vmcs.set(Register::Interruptibility, u64::from(Interruptibility::empty().bits()));
+        // Active, for ever: the core keeps a vCPU that is halted or waits for SIPI out of the CPU, and nested KVM has no
+        // wait-for-SIPI state.
         vmcs.write(field::GUEST_ACTIVITY, 0);
         vmcs.write(field::GUEST_PENDING_DEBUG, 0);
         vmcs.write(field::GUEST_DEBUGCTL, 0);

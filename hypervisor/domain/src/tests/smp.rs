@@ -73,6 +73,26 @@ fn page_zero_is_a_page() {
     });
 }
 
+/// Waiting for SIPI is Caisson's own state: the vCPU is not entered, whatever arrives for it, so that no hardware (nested
+/// KVM's, for one) needs an activity state for it.
+#[test]
+fn a_vcpu_that_waits_for_sipi_is_never_entered() {
+    with(2, |m| {
+        m.x2apic(0);
+        for command in [0x55, 0x400, INIT, 0x55] {
+            send(m, 0, TO_1 | command);
+            assert_eq!(m.enter(1), Err(Readiness::Blocked), "{command:#x}");
+            assert_eq!(m.vcpus[1].run_state(), RunState::WaitForSipi);
+        }
+        m.pass(1_000_000_000);
+        m.timers();
+        assert_eq!(m.enter(1), Err(Readiness::Blocked));
+        send(m, 0, TO_1 | SIPI | 8);
+        assert!(m.settle(1));
+        assert_eq!((m.vcpus[1].run_state(), m.delivered(1)), (RunState::Running, [].into()));
+    });
+}
+
 #[test]
 fn init_takes_a_running_vcpu_back() {
     both(|m| {
