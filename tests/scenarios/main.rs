@@ -21,8 +21,16 @@ use std::process::ExitCode;
 use caisson_tests::runner;
 
 /// The scenarios that run on Bochs as well: what differs between AMD-V and VT-x, and not what only QEMU has.
-const ON_BOCHS: &[&str] =
-    &["two-guests", "linux", "probes", "spinning", "crash-panic", "refusal-overcommitted"];
+const ON_BOCHS: &[&str] = &[
+    "two-guests",
+    "linux",
+    "spinning",
+    "probes",
+    "hostile",
+    "hostile-wild",
+    "crash-panic",
+    "refusal-overcommitted",
+];
 
 /// The scenarios that run on Bochs alone: the optional capabilities, and CPUs of Intel's that do not do.
 const ONLY_ON_BOCHS: &[&str] = &[
