@@ -29,6 +29,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// Measure what exits cost, in instructions
     Bench(BenchArgs),
+    /// Record what CPUs and guests do, as a file for ui.perfetto.dev
+    Trace(TraceArgs),
     /// Run the fuzz targets (needs a nightly toolchain and cargo-fuzz)
     Fuzz(FuzzArgs),
     /// Report what this host has and what is missing
@@ -215,6 +217,38 @@ pub struct BenchArgs {
     pub filter: Option<String>,
 }
 
+/// `cargo xtask trace`
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub machine: MachineArgs,
+    /// Time limit, like 90, 90s or 5m [default: 300s, 1800s on Bochs]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub timeout: Option<Duration>,
+    /// Events that each CPU keeps: the last ones
+    #[arg(long, value_name = "NUMBER", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub events: u32,
+    /// Run nothing: take the trace from the log of a serial line
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Where to leave the trace [default: target/trace.json, unless there is --svg]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Where to leave a picture of it
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Where the picture begins, counted from the trace's beginning, like 20ms or 1.5s
+    #[arg(long, value_name = "TIME", value_parser = parse_short_time, requires = "svg")]
+    pub from: Option<Duration>,
+    /// How much of the trace the picture shows, like 20ms
+    #[arg(long, value_name = "TIME", value_parser = parse_short_time, requires = "svg")]
+    pub span: Option<Duration>,
+}
+
 /// `cargo xtask fuzz`
 #[derive(Debug, Args)]
 pub struct FuzzArgs {
@@ -239,10 +273,31 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs).ok_or_else(|| format!("`{text}` is out of range: 1 second to 24 hours"))
 }
 
+/// A time in the machine: a number with `us`, `ms` or `s`.
+fn parse_short_time(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+    let parsed = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, unit)));
+    let seconds = parsed.and_then(|(number, unit)| Some(number.parse::<f64>().ok()? * unit));
+    seconds
+        .filter(|seconds| (0.0..1e6).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("`{text}` is not a time: write it like 20ms, 500us or 1.5s"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+
+    #[test]
+    fn short_times_have_a_unit() {
+        assert_eq!(parse_short_time("20ms"), Ok(Duration::from_millis(20)));
+        assert_eq!(parse_short_time("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_short_time("500us"), Ok(Duration::from_micros(500)));
+        for text in ["", "20", "-1s", "NaNs", "infs", "1e9s", "ms", "5m"] {
+            assert!(parse_short_time(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -66,6 +66,38 @@ impl Keys {
     }
 }
 
+/// Leaves lines of a trace out of what a person sees: they are for [`crate::trace`], which reads the log.
+#[derive(Debug, Default)]
+struct Shown {
+    /// Bytes since the last line end, as far as they may be a trace line's beginning; more than the mark where they are not.
+    matched: usize,
+}
+
+impl Shown {
+    /// Appends to `out` what of `bytes` is to be shown. The beginning of what may be a trace line is held back.
+    fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+        let mark = caisson_trace::MARK.as_bytes();
+        for &byte in bytes {
+            match self.matched {
+                // In a trace line.
+                at if at == mark.len() => {}
+                at if mark.get(at) == Some(&byte) => {
+                    self.matched += 1;
+                    continue;
+                }
+                at => {
+                    out.extend(mark.iter().take(if at < mark.len() { at } else { 0 }));
+                    out.push(byte);
+                    self.matched = usize::MAX;
+                }
+            }
+            if byte == b'\n' {
+                self.matched = 0;
+            }
+        }
+    }
+}
+
 /// The terminal's settings before raw mode, for whoever has to put them back: [`RawMode`] or a panic.
 static BEFORE_RAW: Mutex<Option<Termios>> = Mutex::new(None);
 
@@ -148,6 +180,7 @@ struct Session {
     pending: Vec<u8>,
     keyboard: bool,
     unfinished_line: bool,
+    shown: Shown,
 }
 
 impl Session {
@@ -162,6 +195,7 @@ impl Session {
             pending: Vec::new(),
             keyboard: input == Input::Keyboard,
             unfinished_line: false,
+            shown: Shown::default(),
         })
     }
 
@@ -222,11 +256,15 @@ impl Session {
             Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
         };
         let bytes = buffer.get(..length).unwrap_or_default();
-        self.unfinished_line = bytes.last() != Some(&b'\n');
         self.log.write_all(bytes).cannot(|| "write the serial log".to_owned())?;
+        let mut shown = Vec::with_capacity(bytes.len());
+        self.shown.feed(bytes, &mut shown);
+        if let Some(last) = shown.last() {
+            self.unfinished_line = *last != b'\n';
+        }
         let mut stdout = io::stdout().lock();
         stdout
-            .write_all(bytes)
+            .write_all(&shown)
             .and_then(|()| stdout.flush())
             .cannot(|| "write to standard output".to_owned())?;
         Ok(true)
@@ -299,6 +337,17 @@ mod tests {
         assert_eq!(feed(&[b"\x01a!"]), (b"\x01a!".to_vec(), false));
         assert_eq!(feed(&[b"\x01\x01!"]), (b"\x01\x01!".to_vec(), false));
         assert_eq!(feed(&[b"\x01c\x01t"]), (b"\x01c\x01t".to_vec(), false));
+    }
+
+    #[test]
+    fn trace_lines_are_not_shown() {
+        let log = b"% 5%trace 7\r\n%trace AAAA\r\n%trac\r\n%trace BBBB\r\n%%trace C\r\nend%".as_slice();
+        let expected = b"% 5%trace 7\r\n%trac\r\n%%trace C\r\nend%".as_slice();
+        for chunk in [1, 3, 7, 100] {
+            let (mut shown, mut out) = (Shown::default(), Vec::new());
+            log.chunks(chunk).for_each(|bytes| shown.feed(bytes, &mut out));
+            assert_eq!(out, expected, "{}", String::from_utf8_lossy(&out));
+        }
     }
 
     #[test]

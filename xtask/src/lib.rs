@@ -1,4 +1,4 @@
-//! The one front door of Caisson: `cargo xtask run|test|image|config|bench|fuzz|doctor`.
+//! The one front door of Caisson: `cargo xtask run|test|image|config|bench|trace|fuzz|doctor`.
 //!
 //! It is a library as well, so that the whole-machine tests make their images and run their machines with the same code:
 //! [`images::Images`] provides Caisson, payloads and ISOs, [`qemu::Machine`] and
@@ -33,3 +33,4 @@ pub mod size;
 pub mod stamp;
 pub mod test;
 pub mod tools;
+pub mod trace;

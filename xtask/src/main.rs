@@ -10,7 +10,7 @@ use xtask::{
     error::{Error, Result},
     fuzz,
     paths::Workspace,
-    run, test,
+    run, test, trace,
 };
 
 fn main() -> ExitCode {
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         exit(101);
     }));
     let cli = Cli::parse();
-    match dispatch(&cli) {
+    match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             if let Some(output) = error.tool_output() {
@@ -41,22 +41,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(cli: &Cli) -> Result<u8> {
+fn dispatch(cli: Cli) -> Result<u8> {
     let workspace = Workspace::find();
     let success = |()| 0;
-    match &cli.command {
+    match cli.command {
         Command::Run(args) => {
-            let outcome = run::command(&workspace, args)?;
+            let outcome = run::command(&workspace, &args)?;
             if !outcome.is_success() {
                 eprintln!("error: {outcome}");
             }
             Ok(outcome.exit_code())
         }
-        Command::Test(args) => test::command(&workspace, args),
-        Command::Image(args) => run::image(&workspace, args).map(success),
-        Command::Config(command) => config::command(&workspace, command).map(success),
-        Command::Bench(args) => bench::command(&workspace, args).map(success),
-        Command::Fuzz(args) => fuzz::command(&workspace, args),
+        Command::Test(args) => test::command(&workspace, &args),
+        Command::Image(args) => run::image(&workspace, &args).map(success),
+        Command::Config(command) => config::command(&workspace, &command).map(success),
+        Command::Bench(args) => bench::command(&workspace, &args).map(success),
+        Command::Trace(args) => trace::command(&workspace, args),
+        Command::Fuzz(args) => fuzz::command(&workspace, &args),
         Command::Doctor => doctor::command(&workspace),
     }
 }

@@ -192,6 +192,14 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Where this process's last run left its serial log, if it was to be kept.
+///
+/// # Errors
+/// When the folder of logs cannot be made.
+pub fn log_path(workspace: &Workspace) -> Result<PathBuf> {
+    Ok(workspace.dir("runs")?.join(std::process::id().to_string()).join("serial.log"))
+}
+
 /// Where the ISO of `what` is kept: making different things at once does not disturb either, and the same thing again
 /// finds its ISO made.
 fn iso_path(workspace: &Workspace, what: &str) -> Result<PathBuf> {
