@@ -3,7 +3,7 @@
 //! GRUB (or any multiboot2 loader) loads the image by the addresses that `linker.ld` gives, and enters `entry.S` in
 //! 32-bit protected mode. That builds page tables for the first 4 GiB, enters 64-bit mode at [`KERNEL_BASE`], and
 //! calls `boot_main`, which gathers the loader's information into one [`BootInfo`] and calls the function named by
-//! [`entry_point!`].
+//! [`entry_point!`]. The other processors start by `ap.S` ([`ApStart`]).
 
 #![no_std]
 #![allow(unsafe_code)]
@@ -11,9 +11,13 @@
 #[cfg(target_os = "none")]
 use core::arch::global_asm;
 
+mod ap;
 mod info;
 mod parse;
 
+#[cfg(target_os = "none")]
+pub use ap::trampoline;
+pub use ap::{ApStart, TRAMPOLINE_END};
 pub use info::{Area, AreaKind, BootInfo, Module, Range, Screen, ScreenKind, Symbols};
 
 /// Where the image is linked; its physical address is this much lower.
@@ -23,6 +27,8 @@ pub const BOOT_MAPPED_END: u64 = 4 << 30;
 
 #[cfg(target_os = "none")]
 global_asm!(include_str!("entry.S"));
+#[cfg(target_os = "none")]
+global_asm!(include_str!("ap.S"), options(att_syntax));
 
 mod image {
     unsafe extern "C" {

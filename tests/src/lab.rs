@@ -116,6 +116,7 @@ impl Lab {
             blob: Some(blob),
             words: self.machine.boot_words(""),
             cpu: None,
+            cpus: 1,
             firmware: Firmware::Bios,
             exact: false,
             extra: Vec::new(),
@@ -135,6 +136,7 @@ pub struct Boot<'a> {
     blob: Option<Vec<u8>>,
     words: String,
     cpu: Option<String>,
+    cpus: u32,
     memory_mib: u64,
     firmware: Firmware,
     exact: bool,
@@ -163,6 +165,13 @@ impl Boot<'_> {
     #[must_use]
     pub fn cpu(mut self, cpu: &str) -> Self {
         self.cpu = Some(cpu.to_owned());
+        self
+    }
+
+    /// This many CPUs.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
         self
     }
 
@@ -276,6 +285,7 @@ impl Boot<'_> {
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
         }
+        machine.cpus = self.cpus;
         machine.firmware = self.firmware;
         machine.exact = self.exact;
         machine.extra = self.extra.iter().map(Into::into).collect();
@@ -296,6 +306,7 @@ impl Boot<'_> {
         if let Some(cpu) = &self.cpu {
             machine.cpu.clone_from(cpu);
         }
+        machine.cpus = self.cpus;
         Ok(machine)
     }
 }

@@ -105,6 +105,8 @@ const CONNECT: Duration = Duration::from_secs(60);
 pub struct Machine {
     /// Bochs's name of its CPU model; options of Bochs's `cpu` line may follow, as in `corei7_skylake_x,count=2`.
     pub cpu: String,
+    /// How many of them; the distribution's Bochs has to be built for more than one.
+    pub cpus: u32,
     /// Its memory in MiB.
     pub memory_mib: u64,
     /// Its BIOS: a file of the machine's directory, or one of Bochs's own.
@@ -119,7 +121,14 @@ impl Machine {
     /// A machine of one CPU.
     #[must_use]
     pub fn new(memory_mib: u64, iso: PathBuf, directory: PathBuf) -> Self {
-        Self { cpu: DEFAULT_CPU.to_owned(), memory_mib, bios: tools::BOCHS_BIOS.to_owned(), iso, directory }
+        Self {
+            cpu: DEFAULT_CPU.to_owned(),
+            cpus: 1,
+            memory_mib,
+            bios: tools::BOCHS_BIOS.to_owned(),
+            iso,
+            directory,
+        }
     }
 
     /// What the CPU model is said to have, for people.
@@ -141,6 +150,7 @@ impl Machine {
             )));
         }
         let (cpu, memory) = (&self.cpu, self.memory_mib.max(LEAST_MEMORY_MIB));
+        let count = if self.cpus > 1 { format!(", count={}", self.cpus) } else { String::new() };
         Ok(format!(
             "# Written by cargo xtask for one run.
 config_interface: textconfig
@@ -151,7 +161,7 @@ vgaromimage: file={vga}
 vga: extension=none
 megs: {memory}
 # A reset ends the run. Reading an unknown MSR is an error, as on a real CPU.
-cpu: model={cpu}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=0
+cpu: model={cpu}{count}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=0
 # Time is counted in instructions, and an idle machine skips it.
 clock: sync=none, time0=utc
 ata0: enabled=1

@@ -88,6 +88,9 @@ pub struct RunArgs {
     pub keep: bool,
 }
 
+/// Most CPUs of an emulated machine.
+const MAX_CPUS: i64 = 64;
+
 /// The emulated machine.
 #[derive(Debug, Args)]
 pub struct MachineArgs {
@@ -100,6 +103,9 @@ pub struct MachineArgs {
     /// The emulator's CPU model [default: host on KVM, EPYC,-monitor on TCG, corei7_haswell_4770 on Bochs]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
+    /// CPUs of the machine [default: as many as the guests' vCPUs can use and this host has]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS))]
+    pub cpus: Option<u32>,
     /// Memory of the machine [default: what the guests and Caisson need]
     #[arg(long, value_name = "SIZE")]
     pub machine_memory: Option<Size>,

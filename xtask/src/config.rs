@@ -110,6 +110,12 @@ impl Loaded {
         self.text.check().map_err(|error| Error::Usage(error.to_string()))
     }
 
+    /// vCPUs of all domains together.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.text.domains.iter().fold(0, |sum: u32, domain| sum.saturating_add(domain.vcpus))
+    }
+
     /// Bytes of memory of all domains together.
     #[must_use]
     pub fn memory(&self) -> u64 {

@@ -91,6 +91,8 @@ pub struct Machine {
     pub accelerator: Accelerator,
     /// QEMU's name of its CPU.
     pub cpu: String,
+    /// How many of them.
+    pub cpus: u32,
     /// Its memory in MiB.
     pub memory_mib: u64,
     /// What it runs first.
@@ -113,6 +115,7 @@ impl Machine {
         Self {
             accelerator,
             cpu: accelerator.default_cpu().to_owned(),
+            cpus: 1,
             memory_mib,
             boot,
             firmware: Firmware::Bios,
@@ -128,6 +131,9 @@ impl Machine {
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         let memory = self.memory_mib.to_string();
         add(&["-machine", "q35", "-accel", self.accelerator.name(), "-cpu", &self.cpu, "-m", &memory]);
+        if self.cpus > 1 {
+            add(&["-smp", &self.cpus.to_string()]);
+        }
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         add(&["-device", EXIT_DEVICE]);
         if self.exact {
@@ -328,5 +334,7 @@ mod tests {
     fn extra_arguments_come_last() {
         let line = line(&Machine { extra: vec!["-smp".into(), "4".into()], ..machine() }, None);
         assert!(line.ends_with(" -smp 4"), "{line}");
+        assert!(!self::line(&machine(), None).contains("-smp"));
+        assert!(self::line(&Machine { cpus: 3, ..machine() }, None).contains(" -smp 3 "));
     }
 }

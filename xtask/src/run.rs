@@ -81,6 +81,23 @@ fn kind(args: &MachineArgs) -> Result<Kind> {
     }
 }
 
+/// How large a machine is.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    cpus: u32,
+    memory_mib: u64,
+}
+
+/// As many CPUs as the guests' vCPUs can use at once and this host has. Bochs executes all of them in one thread, where
+/// more than one make nothing faster.
+fn default_cpus(vcpus: u32, kind: Kind) -> u32 {
+    let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    match kind {
+        Kind::Qemu => vcpus.clamp(1, host),
+        Kind::Bochs => 1,
+    }
+}
+
 /// Starts the machine that the arguments describe.
 ///
 /// # Errors
@@ -89,14 +106,15 @@ fn start(
     workspace: &Workspace,
     args: &MachineArgs,
     kind: Kind,
-    memory_mib: u64,
+    size: Extent,
     iso: PathBuf,
     directory: PathBuf,
 ) -> Result<Running> {
     match kind {
-        Kind::Qemu => Ok(Running::Qemu(qemu(workspace, args, memory_mib, iso, directory)?.start()?)),
+        Kind::Qemu => Ok(Running::Qemu(qemu(workspace, args, size, iso, directory)?.start()?)),
         Kind::Bochs => {
-            let mut machine = bochs::Machine::new(memory_mib, iso, directory);
+            let mut machine = bochs::Machine::new(size.memory_mib, iso, directory);
+            machine.cpus = size.cpus;
             if let Some(cpu) = &args.cpu {
                 machine.cpu.clone_from(cpu);
             }
@@ -109,7 +127,7 @@ fn start(
 fn qemu(
     workspace: &Workspace,
     args: &MachineArgs,
-    memory_mib: u64,
+    size: Extent,
     iso: PathBuf,
     directory: PathBuf,
 ) -> Result<Machine> {
@@ -120,7 +138,8 @@ fn qemu(
     };
     let (accelerator, why) = accel::choose(workspace, choice)?;
     eprintln!("  accelerator: {why}");
-    let mut machine = Machine::new(accelerator, memory_mib, Boot::Iso(iso), directory);
+    let mut machine = Machine::new(accelerator, size.memory_mib, Boot::Iso(iso), directory);
+    machine.cpus = size.cpus;
     if let Some(cpu) = &args.cpu {
         machine.cpu.clone_from(cpu);
     }
@@ -167,9 +186,12 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let run = format!("{:?} {:?} {}", args.config, args.machine.machine, args.headless);
     let iso = images.iso(&blob, &cmdline, iso_path(workspace, &run)?)?;
 
-    let memory = match machine_memory {
-        Some(size) => size.mib(),
-        None => machine_memory_mib(config.memory(), blob.len() as u64),
+    let size = Extent {
+        cpus: args.machine.cpus.unwrap_or_else(|| default_cpus(config.vcpus(), kind)),
+        memory_mib: match machine_memory {
+            Some(size) => size.mib(),
+            None => machine_memory_mib(config.memory(), blob.len() as u64),
+        },
     };
     let runs = workspace.dir("runs")?;
     prune(&runs, KEPT);
@@ -177,7 +199,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     if !args.headless {
         eprintln!("  Ctrl-A x quits, Ctrl-A c switches consoles, Ctrl-A a sends Ctrl-A");
     }
-    let mut machine = start(workspace, &args.machine, kind, memory, iso, directory.clone())?;
+    let mut machine = start(workspace, &args.machine, kind, size, iso, directory.clone())?;
     let log_path = directory.join("serial.log");
     let log = File::create(&log_path).cannot(|| format!("write {}", log_path.display()))?;
     let input = if args.headless { Input::None } else { Input::Keyboard };

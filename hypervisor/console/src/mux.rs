@@ -205,14 +205,18 @@ impl Mux {
         push(output, b"\r\n");
     }
 
-    /// Offers each guest what was typed for it, until `take` answers that it has no room.
-    pub fn deliver_input(&mut self, mut take: impl FnMut(DomainId, u8) -> bool) {
-        for guest in &mut self.guests {
-            while let Some(&byte) = guest.input.front()
-                && take(guest.id, byte)
-            {
-                guest.input.pop_front();
-            }
+    /// The first byte that waits for a guest, beginning with the guest at place `from`: its place, the guest, the byte. It
+    /// stays until [`Mux::input_taken`], so that it can be offered while the consoles are used by others.
+    #[must_use]
+    pub fn peek_input(&self, from: usize) -> Option<(usize, DomainId, u8)> {
+        let mut guests = self.guests.iter().enumerate().skip(from);
+        guests.find_map(|(place, guest)| Some((place, guest.id, *guest.input.front()?)))
+    }
+
+    /// The guest at `place` has taken its first byte.
+    pub fn input_taken(&mut self, place: usize) {
+        if let Some(guest) = self.guests.get_mut(place) {
+            guest.input.pop_front();
         }
     }
 

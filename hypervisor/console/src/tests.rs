@@ -36,12 +36,15 @@ fn write(mux: &mut Mux, id: DomainId, text: &str) {
 
 fn input(mux: &mut Mux, id: DomainId) -> Vec<u8> {
     let mut got = Vec::new();
-    mux.deliver_input(|to, byte| {
+    let mut from = 0;
+    while let Some((place, to, byte)) = mux.peek_input(from) {
         if to == id {
             got.push(byte);
+            mux.input_taken(place);
+        } else {
+            from = place + 1;
         }
-        to == id
-    });
+    }
     got
 }
 

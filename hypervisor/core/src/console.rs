@@ -79,9 +79,21 @@ pub(crate) fn poll() {
     });
 }
 
-/// Offers each guest what was typed for it; `take` answers whether the guest had room.
-pub(crate) fn deliver_input(take: impl FnMut(DomainId, u8) -> bool) {
-    with(|mux| mux.deliver_input(take));
+/// Offers each guest what was typed for it; `take` answers whether the guest had room. It is called without the console's
+/// lock, by one CPU: that of the serial line's interrupt.
+pub(crate) fn deliver_input(mut take: impl FnMut(DomainId, u8) -> bool) {
+    let mut from = 0;
+    while let Some((place, id, byte)) = peek_input(from) {
+        if take(id, byte) {
+            with(|mux| mux.input_taken(place));
+        } else {
+            from = place + 1;
+        }
+    }
+}
+
+fn peek_input(from: usize) -> Option<(usize, DomainId, u8)> {
+    MUX.lock().as_ref().and_then(|mux| mux.peek_input(from))
 }
 
 /// Whether some guest has input waiting.

@@ -2,13 +2,15 @@
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
 use caisson_domain::{CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, VirtualCpu};
 use caisson_firmware::GuestLayout;
-use caisson_hwvirt::{Backend, EnableError, VcpuSetup};
+use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
 use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
@@ -17,8 +19,12 @@ use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Pa
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, VcpuId};
 
+use spin::Mutex;
+
 use crate::console;
+use crate::life::Phase;
 use crate::logger::EVENT;
+use crate::scheduler::Place;
 
 /// A guest that restarts again and again takes one part in so many of the machine's time for being made.
 const RESTART_PART: u64 = 20;
@@ -32,36 +38,87 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     /// Its id.
     pub(crate) id: DomainId,
     /// What exists while it lives.
-    pub(crate) live: Option<Box<Live<B, F>>>,
+    pub(crate) live: Option<Arc<Live<B, F>>>,
+    /// What is to be done for it beside running it.
+    pub(crate) phase: Phase,
     /// How often it has been restarted.
-    pub(crate) restarts: u32,
+    restarts: u32,
     /// How it ended last.
-    pub(crate) ended: Option<Ended>,
+    ended: Option<Ended>,
     /// It is to be started again as soon as its old memory is free.
     restarting: bool,
-    /// The TSC from which on it may be started again, once its old memory is free.
-    pub(crate) restart_at: Option<u64>,
-    /// The earliest that may be, by what the last start cost.
+    /// The earliest TSC for that, by what the last start cost.
     not_before: u64,
     /// The TSC when it was last said how it ended, and how often it ended since without a word.
     said: u64,
     unsaid: u64,
 }
 
+/// A vCPU, and where it is.
+pub(crate) struct Task<V> {
+    /// Locked by the CPU that runs it, for as long as it does.
+    pub(crate) vcpu: Mutex<VirtualCpu<V>>,
+    pub(crate) place: Place,
+    /// The CPU that holds its registers, or [`NO_CPU`].
+    loaded: AtomicU32,
+}
+
+const NO_CPU: u32 = u32::MAX;
+
+impl<V: Vcpu> Task<V> {
+    fn new(vcpu: VirtualCpu<V>) -> Self {
+        Self { vcpu: Mutex::new(vcpu), place: Place::new(0), loaded: AtomicU32::new(NO_CPU) }
+    }
+
+    /// Whether some CPU holds its registers: then no other can run it.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded_on().is_some()
+    }
+
+    /// The CPU that holds its registers.
+    pub(crate) fn loaded_on(&self) -> Option<u32> {
+        Some(self.loaded.load(Ordering::Acquire)).filter(|&cpu| cpu != NO_CPU)
+    }
+
+    /// This CPU holds its registers now, or does not any more.
+    pub(crate) fn set_loaded(&self, cpu: Option<u32>) {
+        self.loaded.store(cpu.unwrap_or(NO_CPU), Ordering::Release);
+    }
+}
+
 /// A living guest. Its end is in the order of the fields: the vCPUs go first, then the memory, and with it every frame that
 /// the domain owns, those of its stage-2 tables included. No CPU walks those any more: the vCPUs are gone, and their
 /// address-space ids are not used again before a flush.
 pub(crate) struct Live<B: Backend, F: Format> {
-    pub(crate) vcpus: Vec<VirtualCpu<B::Vcpu>>,
+    pub(crate) tasks: Box<[Task<B::Vcpu>]>,
     _tables: Stage2<F>,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
+    /// Its number in the configuration.
+    pub(crate) guest: usize,
+    /// Its serial line is shown.
+    pub(crate) has_console: bool,
+    /// One of its vCPUs has reported its end: none is entered any more.
+    ending: AtomicBool,
+    /// vCPUs that are in some queue.
+    pub(crate) vcpus_left: AtomicUsize,
 }
 
 impl<B: Backend, F: Format> Live<B, F> {
+    /// Whether it has ended.
+    #[inline]
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// It has ended. Whether it had before.
+    pub(crate) fn set_ending(&self) -> bool {
+        self.ending.swap(true, Ordering::AcqRel)
+    }
+
     /// Takes everything apart but the memory, which is still to be scrubbed.
     fn into_memory(self) -> GuestRam {
-        drop(self.vcpus);
+        drop(self.tasks);
         self.domain.memory
     }
 }
@@ -113,10 +170,11 @@ impl Maker {
     /// Makes a guest of its record.
     pub(crate) fn make<B: Backend, F: Format>(
         &self,
-        backend: &mut B,
+        backend: &B,
         record: &Record<'static>,
         id: DomainId,
-    ) -> Result<Box<Live<B, F>>, MakeError> {
+        guest: usize,
+    ) -> Result<Live<B, F>, MakeError> {
         let clock = clock::get();
         let start = cpu::tsc();
         let vcpus = record.vcpus() as usize;
@@ -151,11 +209,11 @@ impl Maker {
             gigabyte_pages: self.features.gigabyte_pages,
         });
         let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset(), cr4 };
-        let mut live = Box::new(Live { vcpus: Vec::with_capacity(vcpus), _tables: tables, domain });
+        let mut made = Vec::with_capacity(vcpus);
         for index in 0..vcpus {
             let id = VcpuId { domain: id, index: index as u16 };
             let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
-            live.vcpus.push(VirtualCpu::new(hw, id, &live.domain));
+            made.push(VirtualCpu::new(hw, id, &domain));
         }
         let modules: Vec<Module<'_>> =
             record.modules().map(|m| Module { data: m.payload().data(), cmdline: m.cmdline() }).collect();
@@ -170,10 +228,21 @@ impl Maker {
             modules: &modules,
             command_line: record.cmdline(),
         };
-        let Live { vcpus, domain, .. } = &mut *live;
-        caisson_domain::load(domain, &mut vcpus[0], &layout, &image)
+        caisson_domain::load(&domain, &mut made[0], &layout, &image)
             .map_err(|error| MakeError::Build(record.kernel().name(), error))?;
-        Ok(live)
+        for vcpu in &mut made {
+            // Any CPU may be the first to run it.
+            vcpu.hw.leave_cpu();
+        }
+        Ok(Live {
+            vcpus_left: AtomicUsize::new(made.len()),
+            tasks: made.into_iter().map(Task::new).collect(),
+            _tables: tables,
+            domain,
+            guest,
+            has_console: record.console() == Console::Serial,
+            ending: AtomicBool::new(false),
+        })
     }
 
     /// The guest's RAM in stage-2 tables of its own, by the largest pages.
@@ -226,26 +295,24 @@ impl<B: Backend, F: Format> Guest<B, F> {
             record,
             id,
             live: None,
+            phase: Phase::Living,
             restarts: 0,
             ended: None,
             restarting: false,
-            restart_at: None,
             not_before: 0,
             said: 0,
             unsaid: 0,
         }
     }
 
-    /// Its old memory is free.
-    pub(crate) fn buried(&mut self) {
-        if core::mem::take(&mut self.restarting) {
-            self.restart_at = Some(self.not_before);
-        }
+    /// Its old memory is free: the TSC from which on it may be made again, if it is to be.
+    pub(crate) fn restart_at(&mut self) -> Option<u64> {
+        core::mem::take(&mut self.restarting).then_some(self.not_before)
     }
 
     /// It lives again, after work of `cost` TSC ticks: the next time must wait so long that such work stays a small part
     /// of the machine's.
-    pub(crate) fn started(&mut self, live: Box<Live<B, F>>, cost: u64) {
+    pub(crate) fn started(&mut self, live: Arc<Live<B, F>>, cost: u64) {
         self.live = Some(live);
         self.not_before = cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART));
     }
@@ -260,8 +327,8 @@ impl<B: Backend, F: Format> Guest<B, F> {
         self.ended == Some(Ended::PowerOff)
     }
 
-    /// Takes it apart after its end, says so, and notes whether it is to be started again. Answers with its memory.
-    pub(crate) fn end(&mut self, ended: Ended) -> Option<GuestRam> {
+    /// It has ended, as `vcpu` reports, which is on this CPU: says so, and notes whether it is to be started again.
+    pub(crate) fn end(&mut self, ended: Ended, vcpu: &VirtualCpu<B::Vcpu>) {
         console::end_line(self.id);
         let actions = self.record.on_exit();
         let (action, failed) = match ended {
@@ -276,16 +343,20 @@ impl<B: Backend, F: Format> Guest<B, F> {
             (false, OnExitAction::Restart) => "not restarted again: its limit is reached".to_string(),
             (false, OnExitAction::Destroy) => "destroyed".to_string(),
         };
-        self.say_end(ended, failed, &what, again);
+        self.say_end(ended, failed, &what, again, vcpu);
         self.ended = Some(ended);
         self.restarts += u32::from(again);
         self.restarting = again;
-        self.live.take().map(|live| live.into_memory())
+    }
+
+    /// Takes it apart after its end, all but its memory.
+    pub(crate) fn take_apart(&self, live: Live<B, F>) -> GuestRam {
+        live.into_memory()
     }
 
     /// Says how it ended, with its registers where it failed. A guest that ends and starts again and again is heard
     /// [`LINES_PER_SECOND`] times a second at most.
-    fn say_end(&mut self, ended: Ended, failed: bool, what: &str, again: bool) {
+    fn say_end(&mut self, ended: Ended, failed: bool, what: &str, again: bool, vcpu: &VirtualCpu<B::Vcpu>) {
         let now = cpu::tsc();
         if again && now.wrapping_sub(self.said) < clock::get().tsc_hz / LINES_PER_SECOND {
             self.unsaid += 1;
@@ -298,48 +369,45 @@ impl<B: Backend, F: Format> Guest<B, F> {
         }
         if failed {
             log::error!("guest {}: {ended}; {what}", self.name());
-            self.log_registers();
+            self.log_registers(vcpu);
         } else {
             log::info!(target: EVENT, "guest {}: {ended}; {what}", self.name());
         }
     }
 
-    /// Where its vCPUs were, and the last exits of the first.
-    fn log_registers(&self) {
-        use caisson_hwvirt::{Vcpu, VcpuState};
+    /// Where its vCPU was, and the last exits here.
+    fn log_registers(&self, vcpu: &VirtualCpu<B::Vcpu>) {
+        use caisson_hwvirt::VcpuState;
         use caisson_x86::{Gpr, SegmentRegister};
-        let Some(live) = &self.live else { return };
         for exit in percpu::current().recent_exits().iter().filter(|exit| exit.vcpu.domain == self.id) {
             log::error!("  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip);
         }
-        for vcpu in &live.vcpus {
-            let hw = &vcpu.hw;
-            if let Some(refusal) = hw.refusal() {
-                log::error!("  {}: the entry check that failed: {refusal}", vcpu.id);
-            }
-            let cs = hw.segment(SegmentRegister::Cs);
-            log::error!(
-                "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",
-                vcpu.id,
-                hw.mode(),
-                cs.selector,
-                hw.rip(),
-                cs.base,
-                hw.gpr(Gpr::Rsp),
-                hw.rflags(),
-                hw.gpr(Gpr::Rax)
-            );
-            log::error!(
-                "  {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} idt {:#x}+{:#x}",
-                vcpu.id,
-                hw.cr0(),
-                hw.cr2(),
-                hw.cr3(),
-                hw.cr4(),
-                hw.efer(),
-                hw.idtr().base,
-                hw.idtr().limit
-            );
+        let hw = &vcpu.hw;
+        if let Some(refusal) = hw.refusal() {
+            log::error!("  {}: the entry check that failed: {refusal}", vcpu.id);
         }
+        let cs = hw.segment(SegmentRegister::Cs);
+        log::error!(
+            "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",
+            vcpu.id,
+            hw.mode(),
+            cs.selector,
+            hw.rip(),
+            cs.base,
+            hw.gpr(Gpr::Rsp),
+            hw.rflags(),
+            hw.gpr(Gpr::Rax)
+        );
+        log::error!(
+            "  {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} idt {:#x}+{:#x}",
+            vcpu.id,
+            hw.cr0(),
+            hw.cr2(),
+            hw.cr3(),
+            hw.cr4(),
+            hw.efer(),
+            hw.idtr().base,
+            hw.idtr().limit
+        );
     }
 }

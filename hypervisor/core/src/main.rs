@@ -1,7 +1,8 @@
 //! Caisson: a type-1 hypervisor for x86-64.
 //!
 //! This crate ties the others together: it starts the machine ([`start`]), makes domains from the configuration blob
-//! ([`guests`]), and runs their vCPUs ([`scheduler`]), with one serial line for all consoles ([`console`]);
+//! ([`guests`]), brings up all processors ([`cpus`]) and runs the guests' vCPUs on them ([`scheduler`]) until they end
+//! ([`life`]), with one serial line for all consoles ([`console`]);
 //! [`drill`] crashes it on demand. It holds no `unsafe` but what hands the boot-time promises of the machine crates on,
 //! in [`start`], and the fault of that drill.
 
@@ -13,9 +14,13 @@ extern crate alloc;
 #[cfg(any(target_os = "none", doc))]
 mod console;
 #[cfg(any(target_os = "none", doc))]
+mod cpus;
+#[cfg(any(target_os = "none", doc))]
 mod drill;
 #[cfg(any(target_os = "none", doc))]
 mod guests;
+#[cfg(any(target_os = "none", doc))]
+mod life;
 #[cfg(any(target_os = "none", doc))]
 mod logger;
 #[cfg(any(target_os = "none", doc))]

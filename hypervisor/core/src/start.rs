@@ -2,6 +2,7 @@
 
 use core::fmt::Display;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use caisson_boot::BootInfo;
@@ -11,11 +12,11 @@ use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
-use caisson_machine::{apic, clock, crash, gdt, memory, pic, screen, serial, trap};
+use caisson_machine::{apic, clock, crash, gdt, memory, percpu, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
 use caisson_svm::Svm;
-use caisson_types::DomainId;
+use caisson_types::{DomainId, Hpa};
 use caisson_vmx::Vmx;
 use caisson_x86::msr;
 use caisson_x86::svm::SvmFeatures;
@@ -23,10 +24,11 @@ use caisson_x86::vmx::VmxFeatures;
 use log::LevelFilter;
 
 use crate::console::{self, Shown};
+use crate::cpus;
 use crate::drill::Drill;
 use crate::guests::Maker;
 use crate::logger;
-use crate::scheduler::Scheduler;
+use crate::scheduler::System;
 
 /// The module that holds the configuration: by this word in the loader's configuration, or the only module there is.
 const CONFIG_MODULE: &str = "config";
@@ -49,31 +51,36 @@ fn refuse(reason: impl Display) -> ! {
 /// Starts everything. Called by the boot crate, on the boot stack, with the boot tables.
 #[expect(clippy::needless_pass_by_value, reason = "the boot crate hands it over for good")]
 pub(crate) fn main(info: BootInfo) -> ! {
-    let (features, platform) = bring_up(&info);
+    let machine = bring_up(&info);
     // The decoder makes its tables on the heap at first use, which must not be on the exit path.
     caisson_emulate::prepare();
     let free = memory::frames().free_frames() * caisson_types::PAGE_SIZE;
     let clock = clock::get();
     log::info!("Caisson {}: {} MiB of memory free", env!("CARGO_PKG_VERSION"), free >> 20);
     log::info!(
-        "{} CPU{} (one in use), {}, TSC {} kHz measured against {}",
-        platform.cpus.len().max(1),
-        if platform.cpus.len() > 1 { "s" } else { "" },
+        "{} CPU{}, {}, TSC {} kHz measured against {}",
+        machine.platform.cpus.len().max(1),
+        if machine.platform.cpus.len() > 1 { "s" } else { "" },
         if apic::is_x2apic() { "x2APIC" } else { "xAPIC" },
         clock.tsc_hz / 1000,
         clock.reference
     );
-    let blob = configuration(&info, &features, free);
+    let blob = configuration(&info, &machine.features, free);
     apply_settings(&blob);
-    let result = run(&info, features, &blob);
-    log::info!("all guests have ended");
-    console::drain();
-    power::finish(result)
+    run(&info, machine, &blob)
+}
+
+/// What is known of the machine once it is up.
+struct Machine {
+    features: Features,
+    platform: Platform,
+    /// Where the other CPUs start.
+    trampoline: Option<Hpa>,
 }
 
 /// The machine, from serial line to clocks.
 #[allow(unsafe_code)]
-fn bring_up(info: &BootInfo) -> (Features, Platform) {
+fn bring_up(info: &BootInfo) -> Machine {
     serial::init();
     logger::init();
     // SAFETY: this is the boot CPU, once, in the order that each part asks for: traps before anything can fault, ACPI and
@@ -82,8 +89,10 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
         if let Some(info) = info.screen {
             screen::init(info);
         }
+        percpu::init();
         gdt::init();
         trap::init();
+        let trampoline = memory::place_trampoline(info);
         let platform = info.rsdp.and_then(|rsdp| acpi::read(rsdp)).unwrap_or_default();
         power::init(&platform, exit_device(info));
         let features = Features::detect();
@@ -105,7 +114,7 @@ fn bring_up(info: &BootInfo) -> (Features, Platform) {
         } else {
             log::warn!("no I/O APIC serves the serial line: consoles take no input");
         }
-        (features, platform)
+        Machine { features, platform, trampoline }
     }
 }
 
@@ -160,11 +169,11 @@ fn apply_settings(blob: &Blob<'static>) {
 }
 
 /// Turns the vendor's virtualisation on and runs the guests.
-fn run(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
-    if features.svm {
-        run_svm(info, features, blob)
-    } else if features.vmx {
-        run_vmx(info, features, blob)
+fn run(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
+    if machine.features.svm {
+        run_svm(info, machine, blob)
+    } else if machine.features.vmx {
+        run_vmx(info, machine, blob)
     } else {
         refuse(EnableError::NotSupported)
     }
@@ -183,7 +192,8 @@ fn carried(features: &Features) -> HostCaps {
 }
 
 #[allow(unsafe_code)]
-fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+fn run_svm(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
+    let features = machine.features;
     let (without, _) = without(info);
     // The CPU asks nobody about XSAVES.
     let xsaves = !left_out(info).any(|word| word == XSAVES);
@@ -205,11 +215,12 @@ fn run_svm(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
         started: (clock::wall_clock(), cpu::tsc()),
         microcode,
     };
-    run_guests::<Svm, Npt>(info, svm, maker, blob)
+    run_guests::<Svm, Npt>(info, machine, svm, maker, blob)
 }
 
 #[allow(unsafe_code)]
-fn run_vmx(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResult {
+fn run_vmx(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
+    let features = machine.features;
     let (_, without) = without(info);
     let available = Vmx::features(&features) - without;
     let tsc_aux = features.rdtscp && available.contains(VmxFeatures::RDTSCP);
@@ -230,20 +241,40 @@ fn run_vmx(info: &BootInfo, features: Features, blob: &Blob<'static>) -> RunResu
         started: (clock::wall_clock(), cpu::tsc()),
         microcode: vmx.microcode(),
     };
-    run_guests::<Vmx, Ept>(info, vmx, maker, blob)
+    run_guests::<Vmx, Ept>(info, machine, vmx, maker, blob)
 }
 
-fn run_guests<B: Backend, F: Format>(
+#[allow(unsafe_code)]
+fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     info: &BootInfo,
+    machine: Machine,
     backend: B,
     maker: Maker,
     blob: &Blob<'static>,
-) -> RunResult {
-    match Scheduler::<B, F>::new(backend, maker, blob) {
-        Ok(mut scheduler) => scheduler.run(Drill::of(info)),
-        Err(()) => {
-            console::drain();
-            power::finish(RunResult::Refused)
+) -> ! {
+    let Machine { features, platform, trampoline } = machine;
+    let most = cpu_limit(info);
+    let (backend, clock): (&'static B, _) = (Box::leak(Box::new(backend)), clock::get());
+    // SAFETY: on the boot CPU, once, with interrupts off; the start-up code lies where `bring_up` put it.
+    unsafe { cpus::start(backend, &platform, trampoline, &features, clock, most) };
+    let system: &'static System<B, F> = Box::leak(Box::new(System::new(backend, maker, blob)));
+    if system.start().is_err() {
+        console::drain();
+        power::finish(RunResult::Refused)
+    }
+    system.plan(Drill::of(info));
+    cpus::release(system);
+    system.run()
+}
+
+/// `cpus=N`: use no more than so many CPUs.
+fn cpu_limit(info: &BootInfo) -> usize {
+    let Some(word) = info.option("cpus") else { return usize::MAX };
+    match word.parse() {
+        Ok(most @ 1..) => most,
+        _ => {
+            log::warn!("cpus={word}: give the number of CPUs to use, 1 or more");
+            usize::MAX
         }
     }
 }

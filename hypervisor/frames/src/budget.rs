@@ -5,8 +5,24 @@ use caisson_types::PAGE_SIZE;
 
 use crate::{FRAME_SHIFT, FrameMeta};
 
-/// log2 of the heap's frames: 4 MiB.
-pub const HEAP_ORDER: u8 = 10;
+/// The heap is this part of the RAM, and at least and at most so many frames, as log2: 4 and 64 MiB. What is kept on it
+/// for a guest is some tens of KiB.
+const HEAP_PART: u64 = 128;
+const HEAP_ORDERS: (u8, u8) = (10, 14);
+
+/// log2 of the heap's frames on a machine with `total` bytes of RAM.
+#[must_use]
+pub const fn heap_order(total: u64) -> u8 {
+    let frames = total / HEAP_PART / PAGE_SIZE;
+    let order = if frames == 0 { 0 } else { frames.ilog2() as u8 };
+    if order < HEAP_ORDERS.0 {
+        HEAP_ORDERS.0
+    } else if order > HEAP_ORDERS.1 {
+        HEAP_ORDERS.1
+    } else {
+        order
+    }
+}
 
 /// Bytes of the host's page tables for `total` bytes of RAM in `ranges` pieces, with an image of `image` bytes in 4 KiB
 /// pages: a table for each GiB and level, and those at the edges of each piece.
@@ -25,7 +41,7 @@ pub const fn left_for_guests(ram: u64, image_end: u64, kept: u64) -> u64 {
     let metadata = (free >> FRAME_SHIFT) * size_of::<FrameMeta>() as u64;
     free.saturating_sub(table_bytes(ram, 1, image_end))
         .saturating_sub(metadata)
-        .saturating_sub(PAGE_SIZE << HEAP_ORDER)
+        .saturating_sub(PAGE_SIZE << heap_order(ram))
 }
 
 #[cfg(test)]
@@ -40,6 +56,12 @@ mod tests {
         // Heap, metadata (an entry of 8 bytes for each 4 KiB), and tables.
         let taken = (4 + 10 + 4) * MIB + 484 * 1024 + PAGE_SIZE;
         assert!((256 * MIB - taken - MIB..256 * MIB - taken).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn the_heap_grows_with_the_machine() {
+        assert_eq!([256 * MIB, 1 << 30, 8 << 30, 1 << 40].map(heap_order), [10, 11, 14, 14]);
+        assert_eq!(heap_order(0), 10);
     }
 
     #[test]

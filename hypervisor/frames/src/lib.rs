@@ -42,7 +42,7 @@ mod zone;
 mod tests;
 
 pub use allocator::{FrameAllocator, FrameBlock, Statistics};
-pub use budget::{HEAP_ORDER, left_for_guests, table_bytes};
+pub use budget::{heap_order, left_for_guests, table_bytes};
 pub use chain::{ChainBlocks, FrameChain};
 pub use error::{FreeError, RegionError, SetupError};
 pub use meta::FrameMeta;

@@ -19,6 +19,8 @@ pub enum EnableError {
     MissingControl(&'static str),
     /// No memory for the hardware's structures.
     OutOfMemory,
+    /// This CPU's capabilities are not those of the boot CPU.
+    Different,
 }
 
 impl fmt::Display for EnableError {
@@ -36,6 +38,7 @@ impl fmt::Display for EnableError {
             Self::MissingControl(name) => {
                 return write!(f, "this CPU's VT-x lacks what Caisson needs ({name}): use a newer CPU");
             }
+            Self::Different => "its virtualisation is not like the boot CPU's: update the firmware",
             Self::OutOfMemory => "too little memory for the virtualisation structures: give the machine more",
         })
     }
@@ -175,22 +178,28 @@ pub trait Vcpu: VcpuState {
         None
     }
 
-    /// Takes off this CPU what the hardware has cached of the vCPU there. To be called on the CPU where it last ran,
-    /// before it is used on another.
+    /// Takes off this CPU what the hardware has cached of the vCPU there, so that another CPU can run it. To be called on
+    /// the CPU where it last ran, after [`Vcpu::switch_out`].
     fn leave_cpu(&mut self) {}
 }
 
-/// A vendor's virtualisation, turned on on this CPU.
-pub trait Backend: Sized {
+/// A vendor's virtualisation, turned on on the boot CPU.
+pub trait Backend: Sized + Send + Sync + 'static {
     /// Its vCPU.
-    type Vcpu: Vcpu;
+    type Vcpu: Vcpu + Send;
 
     /// The vendor's name for it, for people: `AMD-V` or `VT-x`.
     const NAME: &'static str;
 
-    /// Makes a vCPU in the state after power-on; its memory is the domain's.
+    /// Turns it on on the CPU that this is called on, where traps and paging have been set up; nothing where it is on.
+    ///
+    /// # Errors
+    /// [`EnableError`]: the CPU cannot run guests.
+    fn enable_here(&self) -> Result<(), EnableError>;
+
+    /// Makes a vCPU in the state after power-on; its memory is the domain's. Any CPU can run it.
     ///
     /// # Errors
     /// [`EnableError::OutOfMemory`].
-    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
+    fn create_vcpu(&self, id: VcpuId, setup: &VcpuSetup) -> Result<Self::Vcpu, EnableError>;
 }

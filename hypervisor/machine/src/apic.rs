@@ -17,6 +17,8 @@ mod register {
     pub(super) const TASK_PRIORITY: u32 = 0x80;
     pub(super) const EOI: u32 = 0xb0;
     pub(super) const SPURIOUS: u32 = 0xf0;
+    pub(super) const COMMAND: u32 = 0x300;
+    pub(super) const COMMAND_HIGH: u32 = 0x310;
     pub(super) const LVT_TIMER: u32 = 0x320;
     pub(super) const LVT_THERMAL: u32 = 0x330;
     pub(super) const LVT_COUNTERS: u32 = 0x340;
@@ -32,6 +34,18 @@ const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const DIVIDE_BY_1: u32 = 0b1011;
+
+/// Words of the interrupt command register (SDM vol. 3, figure 12-12).
+mod command {
+    pub(super) const NMI: u32 = 4 << 8;
+    pub(super) const INIT: u32 = 5 << 8;
+    pub(super) const START_UP: u32 = 6 << 8;
+    pub(super) const PENDING: u32 = 1 << 12;
+    pub(super) const ASSERT: u32 = 1 << 14;
+    pub(super) const ALL_BUT_SELF: u32 = 3 << 18;
+}
+/// The highest id that an xAPIC can name; 255 is everybody.
+const LAST_XAPIC_ID: u32 = 254;
 
 /// How the local APICs are reached: the same way on every CPU.
 enum Access {
@@ -83,6 +97,7 @@ pub unsafe fn init(features: &Features) -> Option<()> {
         write_msr(msr::APIC_BASE, base | msr::APIC_BASE_ENABLE | mode);
     }
     if ACCESS.get().is_none() {
+        // The boot CPU; the others do as it does.
         let access = if features.x2apic {
             Access::Msr
         } else {
@@ -90,6 +105,7 @@ pub unsafe fn init(features: &Features) -> Option<()> {
             Access::Memory(unsafe { Registers::map(Hpa::new(base & 0x000f_ffff_ffff_f000), 4096)? })
         };
         ACCESS.call_once(|| access);
+        crate::percpu::current().set_apic_id(id());
     }
     let apic = access();
     // The number of the last LVT entry: the counters' is there from 4 on, the thermal sensor's from 5 (SDM vol. 3,
@@ -121,6 +137,59 @@ pub fn id() -> u32 {
         Access::Memory(_) => access().read(register::ID) >> 24,
         Access::Msr => access().read(register::ID),
     }
+}
+
+/// Sends `word` to the CPU whose local APIC has this id. Interrupts are off, so that nobody comes in between.
+fn send(apic_id: u32, word: u32) {
+    let word = word | command::ASSERT;
+    match access() {
+        Access::Memory(registers) => {
+            // One command at a time: the last one must have left (SDM vol. 3, section 12.6.1).
+            let _ = cpu::wait_until(cpu::PATIENCE, || {
+                registers.read32(u64::from(register::COMMAND)) & command::PENDING == 0
+            });
+            registers.write32(u64::from(register::COMMAND_HIGH), apic_id << 24);
+            registers.write32(u64::from(register::COMMAND), word);
+        }
+        Access::Msr => {
+            let command = u64::from(apic_id) << 32 | u64::from(word);
+            // WRMSR of x2APIC registers is not ordered behind earlier stores, which the receiver is to see (SDM vol. 3,
+            // section 12.12.3).
+            // SAFETY: x2APIC mode is on; the local APIC is Caisson's alone. The fences have no other effect.
+            unsafe {
+                core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+                write_msr(msr::X2APIC_FIRST + register::COMMAND / 16, command);
+            }
+        }
+    }
+}
+
+/// Interrupts the CPU whose local APIC has this id with `vector`.
+#[inline]
+pub(crate) fn send_interrupt(apic_id: u32, vector: u8) {
+    send(apic_id, u32::from(vector));
+}
+
+/// Resets a CPU, which then waits for [`send_start_up`].
+pub(crate) fn send_init(apic_id: u32) {
+    send(apic_id, command::INIT);
+}
+
+/// Has a CPU that waits for it start at `page` * 4096 in real mode.
+pub(crate) fn send_start_up(apic_id: u32, page: u8) {
+    send(apic_id, command::START_UP | u32::from(page));
+}
+
+/// Has all other CPUs take an NMI, whatever they are at.
+pub(crate) fn stop_others() {
+    if ACCESS.get().is_some() && crate::percpu::count() > 1 {
+        send(0, command::NMI | command::ALL_BUT_SELF);
+    }
+}
+
+/// Whether a CPU of this id can be interrupted in the mode that the APICs are in.
+pub(crate) fn reaches(apic_id: u32) -> bool {
+    is_x2apic() || apic_id <= LAST_XAPIC_ID
 }
 
 /// Ends the interrupt in service.
@@ -178,9 +247,12 @@ pub unsafe fn route_isa(platform: &Platform, irq: u8, vector: u8) -> bool {
             if chip.gsi_base + pin == gsi {
                 let polarity = u32::from(line.is_some_and(|o| o.active_low)) << 13;
                 let trigger = u32::from(line.is_some_and(|o| o.level)) << 15;
-                write(0x11 + 2 * pin, id() << 24);
-                write(0x10 + 2 * pin, u32::from(vector) | polarity | trigger);
-                routed = true;
+                // An entry has room for 8 bits of id: a boot CPU with a higher one would need interrupt remapping.
+                if id() <= LAST_XAPIC_ID {
+                    write(0x11 + 2 * pin, id() << 24);
+                    write(0x10 + 2 * pin, u32::from(vector) | polarity | trigger);
+                    routed = true;
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ const XSAVES: u32 = 1 << 3;
 const FCW_RESET: u16 = 0x0040;
 
 /// What of it this CPU has and guests may use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Carried {
     /// XCR0 with every state component; 0 without XSAVE.
     pub xcr0: u64,

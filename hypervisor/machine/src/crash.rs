@@ -5,7 +5,7 @@
 //! as failed.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use caisson_boot::{BootInfo, Image};
 use spin::Once;
@@ -13,7 +13,7 @@ use x86_64::registers::control::{Cr2, Cr3};
 
 use crate::power::{self, RunResult};
 use crate::trap::TrapFrame;
-use crate::{cpu, memory, percpu, screen, serial};
+use crate::{apic, cpu, memory, percpu, screen, serial};
 
 const MAX_FRAMES: usize = 32;
 /// Bytes of an ELF64 symbol.
@@ -27,7 +27,14 @@ struct SymbolTable {
 static SYMBOLS: Once<SymbolTable> = Once::new();
 /// Writes the lines that still wait for the serial line.
 static LAST_WORDS: Once<fn()> = Once::new();
-static CRASHING: AtomicBool = AtomicBool::new(false);
+/// The number of the CPU that crashed first.
+static CRASHING: AtomicU32 = AtomicU32::new(NO_CPU);
+const NO_CPU: u32 = u32::MAX;
+
+/// Whether some CPU has crashed: the others stop.
+pub(crate) fn is_crashing() -> bool {
+    CRASHING.load(Ordering::Acquire) != NO_CPU
+}
 
 /// Remembers the symbol table.
 ///
@@ -106,11 +113,15 @@ const EXCEPTIONS: [&str; 22] = [
 
 fn record(cause: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
     x86_64::instructions::interrupts::disable();
-    if CRASHING.swap(true, Ordering::AcqRel) {
+    let this = percpu::current().index();
+    match CRASHING.compare_exchange(NO_CPU, this, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => apic::stop_others(),
         // The record itself failed.
-        power::finish(RunResult::Panic);
+        Err(first) if first == this => power::finish(RunResult::Panic),
+        // One record is enough, and the other CPU is at it.
+        Err(_) => cpu::halt_forever(),
     }
-    // SAFETY: nothing else runs any more on this CPU.
+    // SAFETY: nothing else runs any more, on this CPU or on others.
     unsafe { serial::force_unlock() };
     if let Some(write) = LAST_WORDS.get() {
         write();
@@ -132,6 +143,7 @@ fn write_record(
     rbp: u64,
 ) -> fmt::Result {
     writeln!(out, "\n==== Caisson crashed: {cause}")?;
+    writeln!(out, "on CPU {} of {}", percpu::current().index(), percpu::count())?;
     if let Some(f) = frame {
         writeln!(out, "rip {:#018x}  {}", f.rip, Name(f.rip))?;
         writeln!(out, "rsp {:#018x}  rflags {:#x}  cs {:#x}  ss {:#x}", f.rsp, f.rflags, f.cs, f.ss)?;
@@ -157,7 +169,7 @@ fn write_record(
     writeln!(out, "==== tsc {:#x}", cpu::tsc())
 }
 
-/// Return addresses, by the chain of frame pointers, as long as it stays inside the image's data.
+/// Return addresses, by the chain of frame pointers, as long as it stays inside the image's data or a CPU's stack.
 struct Frames(u64);
 
 impl Iterator for Frames {
@@ -165,10 +177,11 @@ impl Iterator for Frames {
 
     fn next(&mut self) -> Option<u64> {
         let data = Image::current().data;
-        if !self.0.is_multiple_of(8) || self.0 < data.0 || self.0 + 16 > data.1 {
+        let inside = self.0 >= data.0 && self.0.saturating_add(16) <= data.1;
+        if !self.0.is_multiple_of(8) || !(inside || memory::is_stack(self.0)) {
             return None;
         }
-        // SAFETY: two aligned words inside the image's variables and stacks. A guard page among them would fault,
+        // SAFETY: two aligned words inside the image's variables, or on a stack. A guard page among them would fault,
         // and end the record: the chain only leads upward, away from guards.
         let [next, address] = unsafe { (self.0 as *const [u64; 2]).read_volatile() };
         self.0 = if next > self.0 { next } else { 0 };

@@ -14,6 +14,9 @@
 extern crate alloc;
 
 pub mod acpi;
+// On a host no processor is started.
+#[cfg_attr(not(target_os = "none"), allow(dead_code, unused_imports))]
+pub mod ap;
 pub mod apic;
 pub mod clock;
 pub mod context;
@@ -22,6 +25,7 @@ pub mod crash;
 pub mod device;
 pub mod exit_device;
 pub mod gdt;
+pub mod ipi;
 pub mod memory;
 pub mod paging;
 pub mod percpu;

@@ -5,11 +5,13 @@
 //! | `KERNEL_BASE` | the image, 4 KiB pages | code RX, constants R, variables and stacks RW; pages below stacks absent |
 //! | [`memory::DIRECT_MAP`] | all RAM but the image, largest pages | RW |
 //! | [`crate::device`]'s window | device registers, uncached | RW |
+//! | [`memory::Stack`]'s window | stacks of the CPUs that start later, an absent page below each | RW |
 //!
 //! Nothing is both writable and executable, and the low half is empty.
 
 use caisson_boot::{Image, KERNEL_BASE, Range};
 use caisson_types::Hpa;
+use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame, Size1GiB,
@@ -104,28 +106,40 @@ impl<'f, F: FrameAllocator<Size4KiB>> Builder<'f, F> {
         Ok(())
     }
 
-    /// Activates the tables, with write protection, global pages off, and supervisor protections where the CPU has
-    /// them.
+    /// Activates the tables, with [`protect`]'s protections.
     ///
     /// # Safety
     /// The image and all memory that is in use must be mapped.
     pub(crate) unsafe fn activate(self) {
-        // SAFETY: EFER.NXE was set by the entry code; promised by the caller for the rest.
+        // SAFETY: promised by the caller.
         unsafe {
-            Efer::update(|efer| *efer |= EferFlags::NO_EXECUTE_ENABLE);
-            Cr0::update(|cr0| *cr0 |= Cr0Flags::WRITE_PROTECT);
-            let features = crate::cpu::cpuid(7, 0);
-            let has_leaf_7 = crate::cpu::cpuid(0, 0).eax >= 7;
-            Cr4::update(|cr4| {
-                cr4.set(
-                    Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
-                    has_leaf_7 && features.ebx & 1 << 7 != 0,
-                );
-                cr4.insert(Cr4Flags::OSFXSR | Cr4Flags::MACHINE_CHECK_EXCEPTION);
-            });
+            protect();
             Cr3::write(self.root, x86_64::registers::control::Cr3Flags::empty());
         }
     }
+}
+
+/// Turns this CPU's protections on: no-execute pages, write protection, supervisor protections where it has them.
+///
+/// # Safety
+/// With tables that heed them, or before such are loaded.
+pub(crate) unsafe fn protect() {
+    // SAFETY: promised by the caller; the features were asked for.
+    unsafe {
+        Efer::update(|efer| *efer |= EferFlags::NO_EXECUTE_ENABLE);
+        Cr0::update(|cr0| *cr0 |= Cr0Flags::WRITE_PROTECT);
+        let features = crate::cpu::cpuid(7, 0);
+        let has_leaf_7 = crate::cpu::cpuid(0, 0).eax >= 7;
+        Cr4::update(|cr4| {
+            cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, has_leaf_7 && features.ebx & 1 << 7 != 0);
+            cr4.insert(Cr4Flags::OSFXSR | Cr4Flags::MACHINE_CHECK_EXCEPTION);
+        });
+    }
+}
+
+/// Host-physical address of the root of the tables in use.
+pub(crate) fn root() -> u64 {
+    Cr3::read().0.start_address().as_u64()
 }
 
 /// Maps a page of device registers at `at` in the tables in use; `None` without memory for a table.
@@ -137,13 +151,43 @@ pub(crate) unsafe fn map_device_page(
     to: Hpa,
     frames: &mut impl FrameAllocator<Size4KiB>,
 ) -> Option<()> {
-    let (root, _) = Cr3::read();
-    let table = memory::direct(Hpa::new(root.start_address().as_u64())).cast::<PageTable>();
-    // SAFETY: the active tables are RAM in the direct map, changed only here and only at start-up.
+    // SAFETY: promised by the caller.
+    unsafe { map_page(at, to, DEVICE, frames) }
+}
+
+/// Maps a page of RAM at `at` in the tables in use; `None` without memory for a table.
+///
+/// # Safety
+/// The page must be unused, and `to` a frame of the caller's.
+pub(crate) unsafe fn map_data_page(
+    at: u64,
+    to: Hpa,
+    frames: &mut impl FrameAllocator<Size4KiB>,
+) -> Option<()> {
+    // SAFETY: promised by the caller.
+    unsafe { map_page(at, to, DATA, frames) }
+}
+
+/// Held while the tables in use are changed: pages that were absent appear, which no CPU has cached.
+static CHANGING: Mutex<()> = Mutex::new(());
+
+/// Maps an absent page in the tables in use, which all CPUs share.
+///
+/// # Safety
+/// The page must be unused, and `to` the caller's.
+unsafe fn map_page(
+    at: u64,
+    to: Hpa,
+    flags: PageTableFlags,
+    frames: &mut impl FrameAllocator<Size4KiB>,
+) -> Option<()> {
+    let _changing = CHANGING.lock();
+    let table = memory::direct(Hpa::new(root())).cast::<PageTable>();
+    // SAFETY: the active tables are RAM in the direct map, changed only here, under the lock.
     let mut mapper = unsafe { OffsetPageTable::new(&mut *table, VirtAddr::new(memory::DIRECT_MAP)) };
     let page = Page::<Size4KiB>::containing_address(VirtAddr::new(at));
     let frame = PhysFrame::containing_address(PhysAddr::new(to.as_u64()));
     // SAFETY: promised by the caller.
-    unsafe { mapper.map_to(page, frame, DEVICE, frames) }.ok()?.flush();
+    unsafe { mapper.map_to(page, frame, flags, frames) }.ok()?.flush();
     Some(())
 }

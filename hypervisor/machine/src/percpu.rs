@@ -1,11 +1,16 @@
-//! What belongs to one physical CPU.
+//! What belongs to one physical CPU. GS points to it: the first word is its own address, so that one load finds it.
 //!
-//! The pending word is the only part that interrupt handlers, and later other CPUs, write.
+//! Private to the CPU: the exit history, and which domain it ran last. Others see its number and its local APIC's id, and
+//! write the pending word: bits first, then an interrupt ([`crate::ipi`]) that has the CPU look at them.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use alloc::boxed::Box;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
 use caisson_types::{DomainId, VcpuId};
+
+use crate::acpi::MAX_CPUS;
 
 /// A bit of the pending word.
 pub mod pending {
@@ -15,6 +20,12 @@ pub mod pending {
     pub const SERIAL: u32 = 1 << 1;
     /// An NMI arrived.
     pub const NMI: u32 = 1 << 2;
+    /// Another CPU has changed what this one should run.
+    pub const RESCHEDULE: u32 = 1 << 3;
+    /// Another CPU has left mail for what this one runs.
+    pub const MAIL: u32 = 1 << 4;
+    /// Another CPU waits for [`crate::ipi::serve`].
+    pub const CALL: u32 = 1 << 5;
 }
 
 /// Raw exits that are kept for a crash record.
@@ -39,57 +50,154 @@ struct Slot {
     rip: AtomicU64,
 }
 
-/// A physical CPU's data that others may touch.
+/// A physical CPU's data.
+#[repr(C, align(64))]
 pub struct PerCpu {
-    pending: AtomicU32,
-    exits: [Slot; KEPT_EXITS],
-    /// Exits so far.
-    count: AtomicUsize,
+    /// Its own address: what [`current`] loads.
+    this: AtomicPtr<Self>,
     /// Its number among the CPUs in use; the boot CPU's is 0.
     index: u32,
     /// The domain whose vCPU ran here last, or [`NO_DOMAIN`].
     domain: AtomicU32,
+    /// Exits so far.
+    count: AtomicUsize,
+    exits: [Slot; KEPT_EXITS],
+    remote: Remote,
+}
+
+/// What other CPUs read and write, on a cache line of its own.
+#[repr(align(64))]
+struct Remote {
+    pending: AtomicU32,
+    /// Its local APIC's id.
+    apic_id: AtomicU32,
 }
 
 /// What no [`DomainId`] is.
 const NO_DOMAIN: u32 = u32::MAX;
 
+impl PerCpu {
+    const fn new(index: u32, apic_id: u32) -> Self {
+        Self {
+            this: AtomicPtr::new(ptr::null_mut()),
+            index,
+            domain: AtomicU32::new(NO_DOMAIN),
+            count: AtomicUsize::new(0),
+            exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
+                KEPT_EXITS],
+            remote: Remote { pending: AtomicU32::new(0), apic_id: AtomicU32::new(apic_id) },
+        }
+    }
+}
+
 /// The boot CPU's.
-static BOOT_CPU: PerCpu = PerCpu {
-    pending: AtomicU32::new(0),
-    exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
-        KEPT_EXITS],
-    count: AtomicUsize::new(0),
-    index: 0,
-    domain: AtomicU32::new(NO_DOMAIN),
-};
+static BOOT_CPU: PerCpu = PerCpu::new(0, 0);
+/// Those in use, by number: filled in order while the machine starts, and never taken back.
+static ALL: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CPUS];
+static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// This CPU's data.
 #[inline]
 #[must_use]
 pub fn current() -> &'static PerCpu {
+    #[cfg(target_os = "none")]
+    {
+        let this: *const PerCpu;
+        // SAFETY: the entry code of each CPU has set GS to its data before anything else, by `load`; the first word is the
+        // data's own address, which never changes, and the data is never freed.
+        unsafe {
+            core::arch::asm!("mov {}, gs:[0]", out(reg) this, options(pure, readonly, nostack, preserves_flags));
+            &*this
+        }
+    }
+    #[cfg(not(target_os = "none"))]
     &BOOT_CPU
 }
 
+/// Sets the boot CPU's data up: before traps are possible.
+///
+/// # Safety
+/// Once, on the boot CPU.
+pub unsafe fn init() {
+    // SAFETY: promised by the caller.
+    unsafe { load(&BOOT_CPU) };
+    publish(&BOOT_CPU);
+}
+
+/// Points GS of this CPU to its data.
+///
+/// # Safety
+/// On the CPU that `cpu` is the data of, once, before anything there asks for it.
+pub(crate) unsafe fn load(cpu: &'static PerCpu) {
+    cpu.this.store(ptr::from_ref(cpu).cast_mut(), Ordering::Relaxed);
+    // SAFETY: GS is Caisson's, and used for this alone.
+    #[cfg(target_os = "none")]
+    unsafe {
+        crate::cpu::write_msr(caisson_x86::msr::GS_BASE, ptr::from_ref(cpu) as u64);
+    }
+}
+
+/// Makes the data of the CPU that is started next, with the number after the last one in use.
+pub(crate) fn create(apic_id: u32) -> &'static PerCpu {
+    Box::leak(Box::new(PerCpu::new(count(), apic_id)))
+}
+
+/// The CPU is in use from now on.
+pub(crate) fn publish(cpu: &'static PerCpu) {
+    if let Some(place) = ALL.get(cpu.index as usize) {
+        place.store(ptr::from_ref(cpu).cast_mut(), Ordering::Release);
+        COUNT.store(cpu.index + 1, Ordering::Release);
+    }
+}
+
+/// How many CPUs are in use.
+#[inline]
+#[must_use]
+pub fn count() -> u32 {
+    COUNT.load(Ordering::Acquire)
+}
+
+/// The data of the CPU with this number.
+#[inline]
+#[must_use]
+pub fn get(index: u32) -> Option<&'static PerCpu> {
+    let cpu = ALL.get(index as usize)?.load(Ordering::Acquire);
+    // SAFETY: null, or data that lives for ever.
+    unsafe { cpu.as_ref() }
+}
+
+/// The data of all CPUs in use.
+pub fn all() -> impl Iterator<Item = &'static PerCpu> {
+    (0..count()).filter_map(get)
+}
+
 impl PerCpu {
-    /// Sets bits of the pending word.
+    /// Sets bits of the pending word. Whether all of them were set before: then whoever set them has seen to it that the
+    /// CPU looks.
     #[inline]
-    pub fn set_pending(&self, bits: u32) {
-        self.pending.fetch_or(bits, Ordering::Release);
+    pub fn set_pending(&self, bits: u32) -> bool {
+        self.remote.pending.fetch_or(bits, Ordering::AcqRel) & bits == bits
     }
 
     /// The pending word, one plain load: looked at just before a guest is entered.
     #[inline]
     #[must_use]
     pub fn pending(&self) -> u32 {
-        self.pending.load(Ordering::Acquire)
+        self.remote.pending.load(Ordering::Acquire)
     }
 
     /// Takes the pending word, leaving 0.
     #[inline]
     #[must_use]
     pub fn take_pending(&self) -> u32 {
-        self.pending.swap(0, Ordering::AcqRel)
+        self.remote.pending.swap(0, Ordering::AcqRel)
+    }
+
+    /// Takes some bits of the pending word; which of them were set.
+    #[inline]
+    #[must_use]
+    pub fn take_bits(&self, bits: u32) -> u32 {
+        self.remote.pending.fetch_and(!bits, Ordering::AcqRel) & bits
     }
 
     /// Its number among the CPUs in use; the boot CPU's is 0.
@@ -97,6 +205,18 @@ impl PerCpu {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Its local APIC's id.
+    #[inline]
+    #[must_use]
+    pub fn apic_id(&self) -> u32 {
+        self.remote.apic_id.load(Ordering::Relaxed)
+    }
+
+    /// Sets what [`PerCpu::apic_id`] tells, once the boot CPU can ask its local APIC.
+    pub(crate) fn set_apic_id(&self, id: u32) {
+        self.remote.apic_id.store(id, Ordering::Relaxed);
     }
 
     /// A vCPU of `domain` is about to run here: whether the last one was another domain's, or there was none. For the CPU

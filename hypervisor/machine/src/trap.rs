@@ -16,6 +16,10 @@ use crate::{apic, cpu, crash, gdt};
 pub const TIMER: u8 = 0xf0;
 /// Vector of the serial line.
 pub const SERIAL: u8 = 0xf1;
+/// Vector of an IPI that has a CPU look at its pending word for [`pending::RESCHEDULE`] and [`pending::MAIL`].
+pub const RESCHEDULE: u8 = 0xf2;
+/// Vector of an IPI that has a CPU look at its pending word for [`pending::CALL`].
+pub const CALL: u8 = 0xf3;
 /// Vector of the local APIC's spurious interrupt.
 pub const APIC_SPURIOUS: u8 = 0xff;
 /// First vector of the masked 8259 pair.
@@ -113,18 +117,24 @@ global_asm!(
 
 extern "C" fn trap_handler(frame: &mut TrapFrame) {
     match frame.vector {
-        NMI => percpu::current().set_pending(pending::NMI),
+        // When another CPU has crashed, its NMI stops this one.
+        NMI if crash::is_crashing() => cpu::halt_forever(),
+        NMI => {
+            let _ = percpu::current().set_pending(pending::NMI);
+        }
         GENERAL_PROTECTION if let Some(rip) = cpu::probe_recovery(frame.rip) => frame.rip = rip,
         0..32 => crash::exception(frame),
         vector if vector == u64::from(TIMER) => interrupt(pending::TIMER),
         vector if vector == u64::from(SERIAL) => interrupt(pending::SERIAL),
+        // The sender has set the pending bit.
+        vector if vector == u64::from(RESCHEDULE) || vector == u64::from(CALL) => apic::end_of_interrupt(),
         // Spurious interrupts of either controller are not in service: nothing ends them. The 8259 pair is masked.
         _ => {}
     }
 }
 
 fn interrupt(bits: u32) {
-    percpu::current().set_pending(bits);
+    let _ = percpu::current().set_pending(bits);
     apic::end_of_interrupt();
 }
 
@@ -158,8 +168,18 @@ pub unsafe fn init() {
         // SAFETY: each stub handles its vector and returns by IRETQ; the IST slots are set up.
         unsafe { set_gate(idt, vector, stub, ist) };
     }
-    // SAFETY: the table lives in a static.
-    unsafe { idt.load_unsafe() };
+    // SAFETY: the table is complete.
+    unsafe { load() };
+}
+
+/// Loads the IDT, which all CPUs share, on this CPU.
+///
+/// # Safety
+/// After [`init`], and after this CPU's own GDT and stacks, with interrupts off.
+#[cfg(target_os = "none")]
+pub(crate) unsafe fn load() {
+    // SAFETY: the table lives in a static, and nobody writes it any more.
+    unsafe { (*IDT.0.get()).load_unsafe() };
 }
 
 /// Writes a present interrupt gate of ring 0 (SDM vol. 3, figure 7-8). The crate's typed entries differ by vector; the

@@ -1,15 +1,19 @@
 //! Turning SVM on (APM vol. 2, section 15.4).
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use caisson_frames::Owner;
 use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
+use caisson_machine::acpi::MAX_CPUS;
 use caisson_machine::context::Carried;
 use caisson_machine::cpu::{Features, cpuid, probe_msr, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
+use caisson_machine::percpu;
 use caisson_types::VcpuId;
 use caisson_x86::svm::{MSR_MAP_BYTES, MsrIntercept, PORT_MAP_BYTES, SvmFeatures, Vmcb, msr_map_bit};
 use caisson_x86::{Efer, msr};
+use spin::Once;
 
 use crate::asid::Asids;
 use crate::vcpu::SvmVcpu;
@@ -23,21 +27,46 @@ pub(crate) struct Shared {
     pub(crate) port_map: PageBox<[u8; PORT_MAP_BYTES]>,
     /// Which MSRs exit.
     pub(crate) msr_map: PageBox<[u8; MSR_MAP_BYTES]>,
-    /// The host's FS, GS, TR, LDTR and SYSCALL state, as VMSAVE stored it.
-    pub(crate) host: PageBox<Vmcb>,
     /// What is swapped beside the VMCB.
     pub(crate) carried: Carried,
     /// The CPU has IBPB (Fn8000_0008 EBX bit 12).
     pub(crate) prediction_barrier: bool,
     /// RDX after reset: the CPU's signature (Fn0000_0001 EAX).
     pub(crate) signature: u32,
+    /// What belongs to each CPU that SVM is on on, by its number.
+    cpus: Box<[Once<&'static Cpu>]>,
 }
 
-/// AMD-V, turned on on this CPU.
+impl Shared {
+    /// What belongs to this CPU.
+    ///
+    /// # Panics
+    /// Where SVM is not on: a bug of Caisson's.
+    #[inline]
+    pub(crate) fn this_cpu(&self) -> &'static Cpu {
+        #[allow(clippy::expect_used)]
+        self.cpus
+            .get(percpu::current().index() as usize)
+            .and_then(Once::get)
+            .expect("SVM is turned on on every CPU that runs vCPUs")
+    }
+}
+
+/// What belongs to one CPU, for as long as Caisson runs.
+pub(crate) struct Cpu {
+    /// The host's FS, GS, TR, LDTR and SYSCALL state, as VMSAVE stored it.
+    pub(crate) host: PageBox<Vmcb>,
+    pub(crate) asids: Asids,
+    host_save_area: PageBox<[u8; 4096]>,
+}
+
+/// AMD-V.
 pub struct Svm {
     shared: Arc<Shared>,
-    asids: Arc<Asids>,
-    _host_save_area: PageBox<[u8; 4096]>,
+    /// The boot CPU, and what it announces.
+    host: Features,
+    announced: SvmFeatures,
+    policy_xcr0: u64,
     lfence_serializes: bool,
 }
 
@@ -49,52 +78,43 @@ impl Svm {
             .then(|| SvmFeatures::from_bits_retain(cpuid(SVM_LEAF, 0).edx))
     }
 
-    /// Turns SVM on on this CPU, with every optional feature that is announced and not in `without`.
+    /// Turns SVM on on the boot CPU, with every optional feature that is announced and not in `without`.
     ///
     /// # Errors
     /// [`EnableError`] in words for the person at the machine.
     ///
     /// # Safety
-    /// Once on each CPU. The host's segment and SYSCALL state must not change afterwards.
+    /// Once. The host's segment and SYSCALL state must not change afterwards.
     pub unsafe fn enable(
         cpu: &Features,
         without: SvmFeatures,
         policy: &Policy<'_>,
     ) -> Result<Self, EnableError> {
         let features = Self::features(cpu).ok_or(EnableError::NotSupported)?;
-        // SAFETY: reading it changes nothing. A CPU with SVM has VM_CR; an emulated one may lack it, and with it the lock.
-        check_lock(unsafe { probe_msr(msr::VM_CR) })?;
+        allowed()?;
         if !features.contains(SvmFeatures::NESTED_PAGING) {
             return Err(EnableError::NoNestedPaging);
-        }
-        let page = || PageBox::<[u8; 4096]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory);
-        let host_save_area = page()?;
-        // SAFETY: SVM is there and not disabled; the area is Caisson's for as long as SVM is on.
-        unsafe {
-            write_msr(msr::EFER, read_msr(msr::EFER) | Efer::SVME.bits());
-            write_msr(msr::VM_HSAVE_PA, host_save_area.hpa().as_u64());
         }
         let extended_8 = if cpu.max_extended >= 0x8000_0008 { cpuid(0x8000_0008, 0).ebx } else { 0 };
         let shared = Shared {
             features: features - (without - SvmFeatures::NESTED_PAGING),
             port_map: port_map()?,
             msr_map: msr_map(policy.passthrough)?,
-            host: PageBox::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?,
             // SAFETY: promised by the caller; Caisson itself uses no vector state.
             carried: unsafe { Carried::enable(cpu, policy.xcr0) },
             prediction_barrier: extended_8 & 1 << 12 != 0,
             signature: cpuid(1, 0).eax,
+            cpus: (0..MAX_CPUS).map(|_| Once::new()).collect(),
         };
-        // SAFETY: SVM is on, and the page is Caisson's.
-        unsafe {
-            core::arch::asm!("vmsave rax", in("rax") shared.host.hpa().as_u64(), options(nostack, preserves_flags));
-        }
-        let asids = Asids::new(cpuid(SVM_LEAF, 0).ebx);
         let lfence_serializes = make_lfence_serialize(shared.signature);
+        // SAFETY: promised by the caller.
+        let this = unsafe { start(&shared)? };
+        shared.cpus[percpu::current().index() as usize].call_once(|| this);
         Ok(Self {
             shared: Arc::new(shared),
-            asids: Arc::new(asids),
-            _host_save_area: host_save_area,
+            host: *cpu,
+            announced: features,
+            policy_xcr0: policy.xcr0,
             lfence_serializes,
         })
     }
@@ -118,6 +138,33 @@ fn check_lock(vm_cr: Option<u64>) -> Result<(), EnableError> {
         0 => Ok(()),
         _ => Err(EnableError::DisabledByFirmware),
     }
+}
+
+/// Whether the firmware of this CPU has left SVM on.
+fn allowed() -> Result<(), EnableError> {
+    // SAFETY: reading it changes nothing. A CPU with SVM has VM_CR; an emulated one may lack it, and with it the lock.
+    check_lock(unsafe { probe_msr(msr::VM_CR) })
+}
+
+/// Turns SVM on on this CPU.
+///
+/// # Safety
+/// Once on each CPU, which has SVM. The host's segment and SYSCALL state must not change afterwards.
+unsafe fn start(shared: &Shared) -> Result<&'static Cpu, EnableError> {
+    let page = || PageBox::<[u8; 4096]>::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory);
+    let cpu = Cpu {
+        host: PageBox::zeroed(Owner::Hypervisor).ok_or(EnableError::OutOfMemory)?,
+        asids: Asids::new(cpuid(SVM_LEAF, 0).ebx),
+        host_save_area: page()?,
+    };
+    // SAFETY: SVM is there and not disabled; the pages are Caisson's for ever.
+    unsafe {
+        write_msr(msr::EFER, read_msr(msr::EFER) | Efer::SVME.bits());
+        write_msr(msr::VM_HSAVE_PA, cpu.host_save_area.hpa().as_u64());
+        core::arch::asm!("vmsave rax", in("rax") cpu.host.hpa().as_u64(), options(nostack, preserves_flags));
+    }
+    let _ = make_lfence_serialize(shared.signature);
+    Ok(Box::leak(Box::new(cpu)))
 }
 
 /// Makes LFENCE wait for all earlier instructions, on which guests' defences against Spectre rest: DE_CFG bit 1 (AMD,
@@ -170,8 +217,25 @@ impl Backend for Svm {
 
     const NAME: &'static str = "AMD-V";
 
-    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
-        SvmVcpu::new(self.shared.clone(), self.asids.clone(), id, setup).ok_or(EnableError::OutOfMemory)
+    fn enable_here(&self) -> Result<(), EnableError> {
+        let place = &self.shared.cpus[percpu::current().index() as usize];
+        if place.get().is_some() {
+            return Ok(());
+        }
+        allowed()?;
+        // SAFETY: once on this CPU, whose place is empty; what `Svm::enable` was promised holds for all CPUs. Caisson itself
+        // uses no vector state.
+        let (this, carried) =
+            unsafe { (start(&self.shared)?, Carried::enable(&self.host, self.policy_xcr0)) };
+        if carried != self.shared.carried || Self::features(&self.host) != Some(self.announced) {
+            return Err(EnableError::Different);
+        }
+        place.call_once(|| this);
+        Ok(())
+    }
+
+    fn create_vcpu(&self, id: VcpuId, setup: &VcpuSetup) -> Result<SvmVcpu, EnableError> {
+        SvmVcpu::new(self.shared.clone(), id, setup).ok_or(EnableError::OutOfMemory)
     }
 }
 

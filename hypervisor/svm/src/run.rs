@@ -21,8 +21,8 @@ impl SvmVcpu {
     /// Gives the vCPU an id of the generation in force, if it has none.
     #[inline]
     fn refresh_asid(&mut self) {
-        if self.asid.generation != self.asids.generation() {
-            let (asid, wrapped) = self.asids.allocate();
+        if self.asid.generation != self.cpu.asids.generation() {
+            let (asid, wrapped) = self.cpu.asids.allocate();
             self.asid = asid;
             self.vmcb.set_asid(asid.id);
             if wrapped {
@@ -35,7 +35,7 @@ impl SvmVcpu {
     #[inline]
     fn world_switch(&mut self) {
         let guest = self.vmcb.hpa().as_u64();
-        let host = self.shared.host.hpa().as_u64();
+        let host = self.cpu.host.hpa().as_u64();
         let gprs = &raw mut self.gprs;
         // SAFETY: SVM is on. The VMCB is this vCPU's and its guest owns all memory that its tables map; every host
         // register that the guest changes is restored, saved on the stack, or declared as changed. GIF is clear from
@@ -206,6 +206,7 @@ impl Vcpu for SvmVcpu {
             // What this CPU has cached of a VMCB at this address, and under this vCPU's id, is of another time.
             self.vmcb.mark_dirty();
             self.drop_asid();
+            self.cpu = self.shared.this_cpu();
         }
         // A vCPU that is new here may belong to a domain that has taken over another's id.
         let other_guest = cpu.begin_domain(self.id.domain) || moved;
@@ -244,10 +245,5 @@ impl Vcpu for SvmVcpu {
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
-    }
-
-    fn leave_cpu(&mut self) {
-        // Another CPU's ids are its own.
-        self.drop_asid();
     }
 }

@@ -10,8 +10,8 @@ use caisson_types::VcpuId;
 use caisson_x86::svm::{Intercepts, SvmFeatures, Vmcb};
 use caisson_x86::{Attributes, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister};
 
-use crate::asid::{Asid, Asids};
-use crate::enable::Shared;
+use crate::asid::Asid;
+use crate::enable::{Cpu, Shared};
 
 /// What is always intercepted: physical events, and instructions whose effect is not the guest's alone.
 const INTERCEPTS: Intercepts = Intercepts::INTR
@@ -60,7 +60,8 @@ pub struct SvmVcpu {
     /// The guest's registers but RAX and RSP, which the VMCB holds.
     pub(crate) gprs: Gprs,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) asids: Arc<Asids>,
+    /// The CPU that the vCPU is on, or was on last.
+    pub(crate) cpu: &'static Cpu,
     pub(crate) asid: Asid,
     pub(crate) context: GuestContext,
     pub(crate) nmi: crate::event::NmiState,
@@ -71,7 +72,7 @@ pub struct SvmVcpu {
 }
 
 impl SvmVcpu {
-    pub(crate) fn new(shared: Arc<Shared>, asids: Arc<Asids>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
         let mut vmcb = PageBox::<Vmcb>::zeroed(Owner::Domain(id.domain))?;
         vmcb.set_intercepts(INTERCEPTS);
         vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS);
@@ -95,8 +96,8 @@ impl SvmVcpu {
             id,
             vmcb,
             gprs: Gprs::default(),
+            cpu: shared.this_cpu(),
             shared,
-            asids,
             asid: Asid::NONE,
             context,
             nmi: crate::event::NmiState::default(),

@@ -47,7 +47,7 @@ impl VmxVcpu {
 
     pub(crate) fn write_guest_cr4(&mut self, value: u64) {
         let owned = self.cr4_owned;
-        let host = self.shared.caps.cr4.0 | Cr4::VMXE.bits() | self.shared.host.cr4 & CR4_VIRTUAL;
+        let host = self.shared.caps.cr4.0 | Cr4::VMXE.bits() | self.vmcs.cpu().host.cr4 & CR4_VIRTUAL;
         self.vmcs.set(Register::Cr4, value & owned | host);
         self.vmcs.set(Register::Cr4Shadow, value & !owned);
     }

@@ -1,17 +1,21 @@
 //! Turning VMX on (SDM vol. 3, sections 24.6 to 24.8), and what all vCPUs share.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::arch::asm;
 
 use caisson_frames::Owner;
 use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
+use caisson_machine::acpi::MAX_CPUS;
 use caisson_machine::clock;
 use caisson_machine::context::Carried;
 use caisson_machine::cpu::{Features, cpuid, probe_msr, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
+use caisson_machine::percpu;
 use caisson_types::VcpuId;
 use caisson_x86::vmx::{Capabilities, EptVpid, REGION_BYTES, VmxFeatures, msr_bitmap_bits};
 use caisson_x86::{Cr4, msr};
+use spin::Once;
 
 use crate::caps::Controls;
 use crate::vcpu::VmxVcpu;
@@ -24,7 +28,7 @@ const FEATURE_VMX: u64 = 1 << 2;
 /// How often a second of its time a guest is stopped by the preemption timer, to give the host a chance.
 const TICKS_PER_SECOND: u64 = 500;
 
-/// The host's state that every exit loads; it does not change after start.
+/// One CPU's state that every exit loads there; it does not change after start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostState {
     pub(crate) cr0: u64,
@@ -49,7 +53,6 @@ pub(crate) struct Shared {
     pub(crate) controls: Controls,
     /// Which MSRs exit.
     pub(crate) msr_bitmap: PageBox<[u8; REGION_BYTES]>,
-    pub(crate) host: HostState,
     /// What is swapped beside the VMCS.
     pub(crate) carried: Carried,
     /// The CPU has IBPB (leaf 7 EDX bit 26).
@@ -59,13 +62,31 @@ pub(crate) struct Shared {
     /// What the preemption timer counts down from.
     pub(crate) preemption_ticks: u32,
     pub(crate) physical_bits: u8,
+    /// What belongs to each CPU that VMX is on on, by its number.
+    cpus: Box<[Once<&'static Cpu>]>,
 }
 
-/// VT-x, turned on on this CPU.
+impl Shared {
+    /// What belongs to this CPU.
+    ///
+    /// # Panics
+    /// Where VMX is not on: a bug of Caisson's.
+    #[inline]
+    pub(crate) fn this_cpu(&self) -> &'static Cpu {
+        #[allow(clippy::expect_used)]
+        self.cpus
+            .get(percpu::current().index() as usize)
+            .and_then(Once::get)
+            .expect("VMX is turned on on every CPU that runs vCPUs")
+    }
+}
+
+/// VT-x.
 pub struct Vmx {
     shared: Arc<Shared>,
-    cpu: Arc<Cpu>,
-    _vmxon: PageBox<[u8; REGION_BYTES]>,
+    /// The boot CPU.
+    host: Features,
+    policy_xcr0: u64,
 }
 
 impl Vmx {
@@ -75,14 +96,14 @@ impl Vmx {
         if cpu.vmx { capabilities().features() } else { VmxFeatures::empty() }
     }
 
-    /// Turns VMX on on this CPU, with every optional feature that the capability MSRs announce and that is not in
+    /// Turns VMX on on the boot CPU, with every optional feature that the capability MSRs announce and that is not in
     /// `without`.
     ///
     /// # Errors
     /// [`EnableError`] in words for the person at the machine.
     ///
     /// # Safety
-    /// Once on each CPU, after traps, paging and clocks have been set up. The host's segments, descriptor tables and page
+    /// Once, after traps, paging and clocks have been set up. The host's segments, descriptor tables and page
     /// tables must not change afterwards.
     pub unsafe fn enable(
         cpu: &Features,
@@ -107,20 +128,7 @@ impl Vmx {
         // SAFETY: promised by the caller; Caisson itself uses no vector state.
         let carried = unsafe { Carried::enable(cpu, policy.xcr0) };
         let rdtscp = carried.rdtscp && features.contains(VmxFeatures::RDTSCP);
-        let mut vmxon = zeroed()?;
-        vmxon[..4].copy_from_slice(&caps.basic.revision().to_le_bytes());
         let msr_bitmap = msr_bitmap(policy.passthrough)?;
-        // SAFETY: VMX is allowed, the region is Caisson's for as long as VMX is on and holds the revision.
-        unsafe { start(&caps, vmxon.hpa().as_u64())? };
-        // SAFETY: VMX is on.
-        unsafe {
-            if features.contains(VmxFeatures::VPID) {
-                vpid::invalidate_all_vpids();
-            }
-            if caps.ept_vpid.contains(EptVpid::INVEPT_ALL) {
-                vpid::invalidate_all_ept();
-            }
-        }
         let leaf_7 = if cpu.max_leaf >= 7 { cpuid(7, 0).edx } else { 0 };
         let ticks = (clock::get().tsc_hz / TICKS_PER_SECOND) >> caps.misc.preemption_timer_shift();
         let shared = Shared {
@@ -128,14 +136,17 @@ impl Vmx {
             caps,
             controls,
             msr_bitmap,
-            host: HostState::current(),
             carried: Carried { rdtscp, ..carried },
             prediction_barrier: leaf_7 & 1 << 26 != 0,
             signature: cpuid(1, 0).eax,
             preemption_ticks: ticks.clamp(1, u64::from(u32::MAX)) as u32,
             physical_bits: cpu.physical_bits,
+            cpus: (0..MAX_CPUS).map(|_| Once::new()).collect(),
         };
-        Ok(Self { shared: Arc::new(shared), cpu: Arc::new(Cpu::new()), _vmxon: vmxon })
+        // SAFETY: VMX is allowed here, and on this CPU it was off.
+        let this = unsafe { begin(&shared)? };
+        shared.cpus[percpu::current().index() as usize].call_once(|| this);
+        Ok(Self { shared: Arc::new(shared), host: *cpu, policy_xcr0: policy.xcr0 })
     }
 
     /// The microcode's revision, as RDMSR of IA32_BIOS_SIGN_ID gives it (SDM vol. 3, section 10.11.7.1); 0 where an
@@ -187,6 +198,29 @@ const fn feature_control(control: u64) -> Result<Option<u64>, EnableError> {
         (true, true) => Ok(None),
         (true, false) => Err(EnableError::DisabledByFirmware),
     }
+}
+
+/// Enters VMX operation on this CPU, with nothing cached of earlier guests.
+///
+/// # Safety
+/// Once on each CPU, where VMX is allowed.
+unsafe fn begin(shared: &Shared) -> Result<&'static Cpu, EnableError> {
+    let caps = &shared.caps;
+    let mut vmxon = zeroed()?;
+    vmxon[..4].copy_from_slice(&caps.basic.revision().to_le_bytes());
+    // SAFETY: VMX is allowed, the region is Caisson's for as long as VMX is on and holds the revision.
+    unsafe { start(caps, vmxon.hpa().as_u64())? };
+    // SAFETY: VMX is on.
+    unsafe {
+        if shared.features.contains(VmxFeatures::VPID) {
+            vpid::invalidate_all_vpids();
+        }
+        if caps.ept_vpid.contains(EptVpid::INVEPT_ALL) {
+            vpid::invalidate_all_ept();
+        }
+    }
+    // CR0 and CR4 are now what VMX operation asks for.
+    Ok(Box::leak(Box::new(Cpu::new(HostState::current(), vmxon))))
 }
 
 /// Enters VMX operation: CR0 and CR4 as the CPU asks for, then VMXON.
@@ -288,8 +322,32 @@ impl Backend for Vmx {
 
     const NAME: &'static str = "VT-x";
 
-    fn create_vcpu(&mut self, id: VcpuId, setup: &VcpuSetup) -> Result<VmxVcpu, EnableError> {
-        VmxVcpu::new(self.shared.clone(), self.cpu.clone(), id, setup).ok_or(EnableError::OutOfMemory)
+    fn enable_here(&self) -> Result<(), EnableError> {
+        let place = &self.shared.cpus[percpu::current().index() as usize];
+        if place.get().is_some() {
+            return Ok(());
+        }
+        if !Features::detect().vmx {
+            return Err(EnableError::NotSupported);
+        }
+        // SAFETY: the CPU has VMX.
+        unsafe { allow_vmx()? };
+        if capabilities() != self.shared.caps {
+            return Err(EnableError::Different);
+        }
+        // SAFETY: once on this CPU, whose place is empty; what `Vmx::enable` was promised holds for all CPUs. Caisson itself
+        // uses no vector state.
+        let (carried, this) =
+            unsafe { (Carried::enable(&self.host, self.policy_xcr0), begin(&self.shared)?) };
+        if carried.xcr0 != self.shared.carried.xcr0 {
+            return Err(EnableError::Different);
+        }
+        place.call_once(|| this);
+        Ok(())
+    }
+
+    fn create_vcpu(&self, id: VcpuId, setup: &VcpuSetup) -> Result<VmxVcpu, EnableError> {
+        VmxVcpu::new(self.shared.clone(), id, setup).ok_or(EnableError::OutOfMemory)
     }
 }
 

@@ -129,7 +129,7 @@ impl VmxVcpu {
     #[inline]
     fn refresh_translations(&mut self) {
         if self.shared.features.contains(VmxFeatures::VPID)
-            && self.vpid.generation != self.cpu.vpids.generation()
+            && self.vpid.generation != self.vmcs.cpu().vpids.generation()
         {
             self.new_vpid();
         }
@@ -140,7 +140,7 @@ impl VmxVcpu {
 
     #[cold]
     fn new_vpid(&mut self) {
-        let (vpid, wrapped) = self.cpu.vpids.allocate();
+        let (vpid, wrapped) = self.vmcs.cpu().vpids.allocate();
         self.vpid = vpid;
         self.vmcs.write(field::VPID, vpid.id);
         if wrapped {
@@ -213,6 +213,21 @@ impl VmxVcpu {
         self.reason = ExitReason(self.vmcs.read(field::EXIT_REASON));
         self.exit_rip = self.vmcs.get(Register::Rip);
         percpu::current().record_exit(self.id, u64::from(self.reason.0), self.exit_rip);
+    }
+
+    /// The vCPU is on this CPU from now on. Whether it was on another one, or on none, before: then the host's state in the
+    /// VMCS is the other's, and what this CPU has cached of the vCPU is of another time.
+    fn arrive(&mut self) -> bool {
+        let this = self.shared.this_cpu();
+        let moved = !core::ptr::eq(self.vmcs.cpu(), this) || self.vpid == vpid::Vpid::NONE;
+        if !core::ptr::eq(self.vmcs.cpu(), this) {
+            self.vmcs.arrive(this);
+            self.write_host_state();
+            self.host_rsp.set(0);
+            self.vpid = vpid::Vpid::NONE;
+            self.stale = Stale::all();
+        }
+        moved
     }
 
     #[cold]
@@ -400,8 +415,9 @@ impl Vcpu for VmxVcpu {
     }
 
     fn switch_in(&mut self) {
+        let moved = self.arrive();
         // A vCPU that is new here may belong to a domain that has taken over another's id.
-        let other_guest = percpu::current().begin_domain(self.id.domain) || !self.vmcs.is_launched();
+        let other_guest = percpu::current().begin_domain(self.id.domain) || moved;
         if other_guest && self.shared.prediction_barrier {
             // SAFETY: the CPU has the command; another guest's branches must not steer this one's.
             unsafe { write_msr(msr::PRED_CMD, PREDICTION_BARRIER) };
@@ -452,7 +468,5 @@ impl Vcpu for VmxVcpu {
     fn leave_cpu(&mut self) {
         self.write_registers();
         self.vmcs.leave();
-        self.vpid = vpid::Vpid::NONE;
-        self.stale = Stale::all();
     }
 }

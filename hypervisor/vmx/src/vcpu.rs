@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::control::CR0_HOST;
 use crate::enable::Shared;
 use crate::run::{POINTERS, exit_address};
-use crate::vmcs::{Cpu, Register, Vmcs};
+use crate::vmcs::{Register, Vmcs};
 use crate::vpid::Vpid;
 
 /// #DB and #AC can be raised without end while they are delivered (CVE-2015-8104, CVE-2015-5307), #MC is the host's.
@@ -54,7 +54,6 @@ pub struct VmxVcpu {
     /// What the VMCS holds as the host's RSP.
     pub(crate) host_rsp: Cell<u64>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) cpu: Arc<Cpu>,
     pub(crate) vpid: Vpid,
     pub(crate) eptp: u64,
     pub(crate) stale: Stale,
@@ -82,9 +81,9 @@ pub struct VmxVcpu {
 }
 
 impl VmxVcpu {
-    pub(crate) fn new(shared: Arc<Shared>, cpu: Arc<Cpu>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
         let owner = Owner::Domain(id.domain);
-        let vmcs = Vmcs::new(cpu.clone(), shared.caps.basic.revision(), owner)?;
+        let vmcs = Vmcs::new(shared.this_cpu(), shared.caps.basic.revision(), owner)?;
         let task_priority = match shared.features.contains(VmxFeatures::TPR_SHADOW) {
             true => Some(PageBox::zeroed(owner)?),
             false => None,
@@ -98,7 +97,6 @@ impl VmxVcpu {
             eptp: Ept::root_pointer(setup.stage2_root, LEVELS, accessed_dirty),
             context: Context::new(shared.carried, id.domain)?,
             shared,
-            cpu,
             vpid: Vpid::NONE,
             stale: Stale::all(),
             cr4_owned: Self::owned_cr4(setup.cr4),
@@ -160,8 +158,10 @@ impl VmxVcpu {
         }
     }
 
-    fn write_host_state(&mut self) {
-        let (vmcs, host) = (&self.vmcs, &self.shared.host);
+    /// What an exit loads on the CPU that the VMCS is on.
+    pub(crate) fn write_host_state(&self) {
+        let vmcs = &self.vmcs;
+        let host = &vmcs.cpu().host;
         vmcs.write(field::HOST_CR0, host.cr0);
         vmcs.write(field::HOST_CR3, host.cr3);
         vmcs.write(field::HOST_CR4, host.cr4);

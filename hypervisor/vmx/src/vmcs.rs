@@ -3,13 +3,12 @@
 //!
 //! Residency: a VMCS that has been loaded on a CPU may be cached there. [`Cpu`] knows which one is current; every access
 //! makes its own one current first, and [`Vmcs::leave`] writes a VMCS back to memory before it goes to another CPU or
-//! its frames go back.
+//! its frames go back. Where it goes then, [`Vmcs::arrive`] is told: until it leaves again, it is accessed there alone.
 //!
 //! [`Register`]s are read when they are first asked for after an exit, and written before the next entry if they have
 //! changed. Everything else is read and written where it stands.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use core::arch::asm;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -18,21 +17,25 @@ use caisson_frames::Owner;
 use caisson_machine::memory::PageBox;
 use caisson_x86::vmx::{Access, Field, REGION_BYTES, ReadWrite, Width, field};
 
+use crate::enable::HostState;
 use crate::vpid::Vpids;
 
 /// No VMCS is current.
 const NONE: u64 = u64::MAX;
 
-/// What belongs to one CPU in VMX operation.
+/// What belongs to one CPU in VMX operation, for as long as Caisson runs.
 pub(crate) struct Cpu {
     /// Address of the current VMCS.
     current: AtomicU64,
     pub(crate) vpids: Vpids,
+    /// What every exit loads there.
+    pub(crate) host: HostState,
+    _vmxon: PageBox<[u8; REGION_BYTES]>,
 }
 
 impl Cpu {
-    pub(crate) const fn new() -> Self {
-        Self { current: AtomicU64::new(NONE), vpids: Vpids::new() }
+    pub(crate) const fn new(host: HostState, vmxon: PageBox<[u8; REGION_BYTES]>) -> Self {
+        Self { current: AtomicU64::new(NONE), vpids: Vpids::new(), host, _vmxon: vmxon }
     }
 }
 
@@ -115,7 +118,8 @@ pub(crate) struct Vmcs {
     /// Held for the CPU, which alone knows its layout.
     _region: PageBox<[u8; REGION_BYTES]>,
     address: u64,
-    cpu: Arc<Cpu>,
+    /// The CPU that it is on, or was on last.
+    cpu: Cell<&'static Cpu>,
     launched: Cell<bool>,
     values: [Cell<u64>; REGISTERS],
     valid: Cell<u32>,
@@ -127,13 +131,13 @@ pub(crate) struct Vmcs {
 
 impl Vmcs {
     /// A clear VMCS of the CPU's `revision`; `None` without memory.
-    pub(crate) fn new(cpu: Arc<Cpu>, revision: u32, owner: Owner) -> Option<Self> {
+    pub(crate) fn new(cpu: &'static Cpu, revision: u32, owner: Owner) -> Option<Self> {
         let mut region = PageBox::<[u8; REGION_BYTES]>::zeroed(owner)?;
         region[..4].copy_from_slice(&revision.to_le_bytes());
         let vmcs = Self {
             address: region.hpa().as_u64(),
             _region: region,
-            cpu,
+            cpu: Cell::new(cpu),
             launched: Cell::new(false),
             values: [const { Cell::new(0) }; REGISTERS],
             valid: Cell::new(0),
@@ -146,10 +150,21 @@ impl Vmcs {
         Some(vmcs)
     }
 
+    /// What belongs to the CPU that it is on, or was on last.
+    #[inline]
+    pub(crate) fn cpu(&self) -> &'static Cpu {
+        self.cpu.get()
+    }
+
+    /// It is on `cpu`, which is this one, from now on, having left the last one.
+    pub(crate) fn arrive(&self, cpu: &'static Cpu) {
+        self.cpu.set(cpu);
+    }
+
     /// Makes this VMCS the current one of this CPU.
     #[inline]
     pub(crate) fn make_current(&self) {
-        if self.cpu.current.load(Ordering::Relaxed) != self.address {
+        if self.cpu().current.load(Ordering::Relaxed) != self.address {
             self.load();
         }
     }
@@ -158,15 +173,15 @@ impl Vmcs {
     fn load(&self) {
         // SAFETY: the region is this VMCS's own and holds the CPU's revision; it is on no other CPU.
         unsafe { asm!("vmptrld [{}]", in(reg) &self.address, options(nostack)) };
-        self.cpu.current.store(self.address, Ordering::Relaxed);
+        self.cpu().current.store(self.address, Ordering::Relaxed);
     }
 
     /// Writes the VMCS back to its region and makes it clear: not launched, and on no CPU.
     fn clear(&self) {
         // SAFETY: the region is this VMCS's own. Where it is current the CPU has none afterwards.
         unsafe { asm!("vmclear [{}]", in(reg) &self.address, options(nostack)) };
-        if self.cpu.current.load(Ordering::Relaxed) == self.address {
-            self.cpu.current.store(NONE, Ordering::Relaxed);
+        if self.cpu().current.load(Ordering::Relaxed) == self.address {
+            self.cpu().current.store(NONE, Ordering::Relaxed);
         }
         self.launched.set(false);
     }

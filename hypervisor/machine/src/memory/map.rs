@@ -27,6 +27,22 @@ pub(crate) fn usable(info: &BootInfo) -> Option<Ranges> {
     without(&merged, others)
 }
 
+/// The highest page of free RAM below `limit` that neither the firmware nor the loader uses; page 0, which the firmware
+/// uses whatever it says, is none.
+#[cfg_attr(not(any(target_os = "none", test)), allow(dead_code))]
+pub(crate) fn low_page(info: &BootInfo, limit: u64) -> Option<u64> {
+    let taken = |page: u64| {
+        let overlaps = |range: Range| range.start < page + PAGE_SIZE && page < range.end;
+        info.areas.iter().filter(|a| a.kind != AreaKind::Usable).any(|a| overlaps(a.range))
+            || info.loader_memory().any(overlaps)
+    };
+    let free = |page: u64| {
+        let holds = |range: Range| range.start <= page && page + PAGE_SIZE <= range.end;
+        info.areas.iter().any(|a| a.kind == AreaKind::Usable && holds(a.range)) && !taken(page)
+    };
+    (1..limit / PAGE_SIZE).rev().map(|number| number * PAGE_SIZE).find(|&page| free(page))
+}
+
 /// Sorts ranges and joins those that touch or overlap.
 fn merged(mut ranges: Ranges) -> Ranges {
     ranges.sort_unstable_by_key(|r| r.start);
@@ -100,6 +116,25 @@ mod tests {
         let more = [Range { start: 0x1f_0000, end: 0x20_0801 }, Range { start: 0x9_0010, end: 0x9_0020 }];
         let expected = ranges(&[(0x9_0000, 0x9_1000), (0x10_0000, 0x20_1000)]);
         assert_eq!(with(&all, more.into_iter()), Some(expected));
+    }
+
+    #[test]
+    fn a_low_page_is_nobody_elses() {
+        let area = |start, end, kind| caisson_boot::Area { range: Range { start, end }, kind };
+        let mut info = BootInfo {
+            command_line: arrayvec::ArrayString::new(),
+            areas: ArrayVec::new(),
+            modules: ArrayVec::new(),
+            rsdp: None,
+            screen: None,
+            symbols: None,
+            structure: Range { start: 0x9_d800, end: 0x9_e010 },
+        };
+        assert_eq!(low_page(&info, 0xa_0000), None);
+        info.areas.push(area(0, 0x9_fc00, AreaKind::Usable));
+        assert_eq!(low_page(&info, 0xa_0000), Some(0x9_c000));
+        info.areas.push(area(0x1000, 0x9_d000, AreaKind::Reserved));
+        assert_eq!(low_page(&info, 0xa_0000), None);
     }
 
     #[test]

@@ -8,9 +8,12 @@ mod frame;
 mod guest;
 mod heap;
 mod map;
+mod stack;
 
+#[cfg(target_os = "none")]
+use caisson_boot::TRAMPOLINE_END;
 use caisson_boot::{BOOT_MAPPED_END, BootInfo, Image, KERNEL_BASE, Range};
-use caisson_frames::{FrameAllocator, FrameMeta, HEAP_ORDER, Owner, SetupError, ZonePlan, table_bytes};
+use caisson_frames::{FrameAllocator, FrameMeta, Owner, SetupError, ZonePlan, heap_order, table_bytes};
 use caisson_types::{Hpa, PAGE_SIZE};
 use spin::{Mutex, MutexGuard};
 use x86_64::PhysAddr;
@@ -22,6 +25,8 @@ use crate::paging;
 pub use frame::{DomainTables, PageBox, TableFrames};
 pub use guest::{Extent, GuestRam};
 pub use heap::is_there as has_heap;
+pub use stack::Stack;
+pub(crate) use stack::contains as is_stack;
 
 /// Where the direct map starts: the byte at host-physical address `a` is at `DIRECT_MAP + a`.
 pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
@@ -212,12 +217,28 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
             frames.add_region(Hpa::new(start), end - start).map_err(|_| MemoryRefusal::TooManyPieces)?;
         }
     }
-    let heap = frames.allocate(HEAP_ORDER, Owner::Hypervisor).ok_or(MemoryRefusal::TooSmall(total))?;
+    let heap = frames.allocate(heap_order(total), Owner::Hypervisor).ok_or(MemoryRefusal::TooSmall(total))?;
     // SAFETY: the block is Caisson's own from now on, mapped by the direct map.
     unsafe { heap::init(direct(heap.start()), heap.bytes() as usize) };
     let left = frames.free_frames() * PAGE_SIZE;
     *FRAMES.lock() = Some(frames);
     Ok(left)
+}
+
+/// Puts the start-up code of other CPUs into a free page below [`TRAMPOLINE_END`], and answers where; `None` where there is
+/// none.
+///
+/// # Safety
+/// On the boot CPU, with the boot tables active. The page belongs to the code from then on.
+#[cfg(target_os = "none")]
+#[must_use]
+pub unsafe fn place_trampoline(info: &BootInfo) -> Option<Hpa> {
+    let code = caisson_boot::trampoline();
+    let page = map::low_page(info, TRAMPOLINE_END)?;
+    assert!(code.len() as u64 <= PAGE_SIZE, "the start-up code fits a page");
+    // SAFETY: the page is RAM that nobody uses, mapped at its own address by the boot tables.
+    unsafe { core::ptr::copy_nonoverlapping(code.as_ptr(), page as *mut u8, code.len()) };
+    Some(Hpa::new(page))
 }
 
 /// The bytes of a range that the loader filled (a module, the symbol table), for as long as Caisson runs.

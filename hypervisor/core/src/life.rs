@@ -1,0 +1,153 @@
+//! How guests end and start again.
+//!
+//! A guest ends when one of its vCPUs says so. The others are taken out of their queues, wherever they are; the CPU that
+//! runs one, or still holds its registers, does that itself when it is told to look. When the last one is out, the guest's
+//! *chores* begin: its memory is scrubbed and given back, and the guest is made again if that is its configuration's wish.
+//! Chores run in the queues like vCPUs, with the guest's weight and at its expense, so that a guest that ends and starts
+//! without end takes no more of the machine than one that computes.
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use caisson_domain::{Ended, VirtualCpu};
+use caisson_hwvirt::Backend;
+use caisson_machine::cpu;
+use caisson_machine::memory::GuestRam;
+use caisson_stage2::Format;
+
+use crate::guests::Live;
+use crate::scheduler::System;
+
+/// What is to be done for a guest beside running it.
+pub(crate) enum Phase {
+    /// Nothing.
+    Living,
+    /// All its vCPUs are out of the queues.
+    Ended,
+    /// Its memory is being scrubbed.
+    Burial(GuestRam),
+    /// It is made again when the TSC has come to this.
+    Restart(u64),
+}
+
+/// What a turn of chores came to.
+pub(crate) enum Chore {
+    /// There is more to do, or it is blocked already.
+    More,
+    /// Others have to do something first.
+    Later,
+    /// The guest is gone for good; whether it ended as it should.
+    Gone(bool),
+}
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// A vCPU of the guest's reported its end. The CPU that it is on takes it out afterwards, by [`System::retire`].
+    pub(crate) fn end(&self, live: &Arc<Live<B, F>>, ended: Ended, vcpu: &VirtualCpu<B::Vcpu>) {
+        if live.set_ending() {
+            // Another vCPU was faster.
+            return;
+        }
+        self.guests[live.guest].lock().end(ended, vcpu);
+        for (index, task) in live.tasks.iter().enumerate().filter(|(index, _)| *index != vcpu.index()) {
+            if self.withdraw(&task.place) {
+                self.left(live, index);
+            }
+        }
+    }
+
+    /// Takes a vCPU of a guest that has ended out of this CPU's queue; its registers are off the CPU.
+    pub(crate) fn retire(&self, live: &Arc<Live<B, F>>, index: usize) {
+        if self.remove_here(&live.tasks[index].place) {
+            self.left(live, index);
+        }
+    }
+
+    /// A vCPU is out of the queues.
+    fn left(&self, live: &Live<B, F>, index: usize) {
+        if let Some(cpu) = live.tasks[index].loaded_on() {
+            self.unload_from(cpu);
+        }
+        if live.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.guests[live.guest].lock().phase = Phase::Ended;
+            self.wake(&self.chores[live.guest]);
+        }
+    }
+
+    /// Works on a guest's chores until the TSC is at `until`.
+    pub(crate) fn chore(&self, index: usize, until: u64) -> Chore {
+        let mut guest = self.guests[index].lock();
+        match core::mem::replace(&mut guest.phase, Phase::Living) {
+            Phase::Living => {
+                self.block_chore(u64::MAX);
+                Chore::More
+            }
+            Phase::Ended => {
+                let Some(live) = guest.live.take() else { return Chore::More };
+                match Arc::try_unwrap(live) {
+                    Ok(live) => {
+                        guest.phase = Phase::Burial(guest.take_apart(live));
+                        Chore::More
+                    }
+                    // Some CPU is about to let go of it.
+                    Err(live) => {
+                        guest.live = Some(live);
+                        guest.phase = Phase::Ended;
+                        Chore::Later
+                    }
+                }
+            }
+            Phase::Burial(mut memory) => {
+                drop(guest);
+                let mut done = memory.scrub_step();
+                while !done && cpu::tsc() < until {
+                    done = memory.scrub_step();
+                }
+                let mut guest = self.guests[index].lock();
+                if !done {
+                    guest.phase = Phase::Burial(memory);
+                    return Chore::More;
+                }
+                drop(memory);
+                match guest.restart_at() {
+                    Some(at) => guest.phase = Phase::Restart(at),
+                    None => return Chore::Gone(guest.ended_well()),
+                }
+                Chore::More
+            }
+            Phase::Restart(at) => {
+                if cpu::tsc() < at {
+                    guest.phase = Phase::Restart(at);
+                    self.block_chore(at);
+                    return Chore::More;
+                }
+                let (record, id) = (guest.record, guest.id);
+                drop(guest);
+                self.restart(index, &record, id)
+            }
+        }
+    }
+
+    fn restart(
+        &self,
+        index: usize,
+        record: &caisson_config::Domain<'static>,
+        id: caisson_types::DomainId,
+    ) -> Chore {
+        let start = cpu::tsc();
+        let made = self.maker.make(self.backend, record, id, index);
+        let mut guest = self.guests[index].lock();
+        match made {
+            Ok(live) => {
+                let live = Arc::new(live);
+                guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
+                drop(guest);
+                self.enrol_vcpus(&live, index);
+                Chore::More
+            }
+            Err(error) => {
+                log::error!("guest {}: cannot be restarted: {error}", guest.name());
+                Chore::Gone(false)
+            }
+        }
+    }
+}

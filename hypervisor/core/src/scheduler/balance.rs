@@ -1,0 +1,73 @@
+//! Taking work over from another CPU's queue: by a CPU that has nothing to do, and by one whose turn is over and that would
+//! go on with somebody who has had more than one that waits elsewhere.
+
+use caisson_hwvirt::Backend;
+use caisson_machine::cpu;
+use caisson_machine::percpu::pending;
+use caisson_sched::{Key, should_pull};
+use caisson_stage2::Format;
+
+use super::queue::{Place, Stolen};
+use super::{Cpu, System, Work};
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// Takes over the one that is furthest behind of all that wait at other CPUs, where it is further behind than `own`,
+    /// which this CPU would run next. Whether there was one.
+    pub(super) fn pull(&self, this: &Cpu<B, F>, own: Key) -> bool {
+        let margin = self.pool.margin();
+        let mut last = None;
+        while let Some(victim) = self.pool.behind(this.index, last)
+            && should_pull(own, victim.0, margin)
+        {
+            last = Some(victim);
+            if let Some(other) = self.cpus.get(victim.1 as usize)
+                && self.steal_from(this, other, own.earlier(margin))
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key) -> bool {
+        let mut queue = other.lock();
+        let Some(stolen) = queue.steal(before, |work| self.can_move(work), cpu::tsc()) else { return false };
+        // From here to `put` it is in no queue: who wakes it finds that it can run anyway.
+        self.place_of(&stolen.work, |place| place.leave(this.index));
+        drop(queue);
+        self.take_over(this, stolen);
+        true
+    }
+
+    fn take_over(&self, this: &Cpu<B, F>, stolen: Stolen<B, F>) {
+        let work = stolen.work.clone();
+        let room = self.place_of(&work, |place| this.lock().put(stolen, place, cpu::tsc()));
+        assert!(room, "the queues have room for every vCPU and chore of the configuration");
+    }
+
+    /// Whether another CPU can run it: what it had in the CPU has been taken off it.
+    fn can_move(&self, work: &Work<B, F>) -> bool {
+        match work {
+            Work::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
+            Work::Chore(_) => true,
+        }
+    }
+
+    fn place_of<T>(&self, work: &Work<B, F>, use_it: impl FnOnce(&Place) -> T) -> T {
+        match work {
+            Work::Vcpu(live, index) => use_it(&live.tasks[*index].place),
+            Work::Chore(guest) => use_it(&self.chores[*guest]),
+        }
+    }
+
+    /// Somebody waits here after a turn: an idle CPU takes them over, or one that runs a single vCPU without an end shares.
+    pub(super) fn share(&self, this: &Cpu<B, F>, turn_ended: bool) {
+        self.offer();
+        if turn_ended
+            && let Some(lone) = self.pool.find_lone(this.index)
+            && let Some(cpu) = self.cpus.get(lone as usize)
+        {
+            self.kick(cpu, pending::RESCHEDULE);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Who runs where: every CPU has a run queue of its own ([`queue`]) and takes from it ([`run`]); who waits is put there by
+//! whoever wakes it ([`wake`]), and a CPU that has nothing to do, or less urgent things than another, takes work over
+//! ([`balance`]). Beside vCPUs the queues hold the guests' [chores](crate::life): their end and their new start.
+//!
+//! # Locks
+//!
+//! There is one lock for each queue, held for one decision at a time, and none for all. A CPU holds one of them at most.
+//! While a vCPU runs no lock is held but that of its own state, for which nobody else asks before it has left the CPU.
+//!
+//! # No wake-up is lost
+//!
+//! A vCPU that finds nothing to do is blocked under its queue's lock, and its mailbox looked at once more, under the same
+//! lock. Who leaves mail for it takes that lock afterwards, and finds it blocked, or still to look.
+//!
+//! # Nobody waits beside an idle CPU
+//!
+//! A CPU says in the pool that it is idle, then looks at what waits elsewhere, then sleeps. A queue shows the pool that
+//! somebody waits, then an idle CPU is looked for. Both orders are sequentially consistent: one of the two sees the other.
+
+mod balance;
+mod queue;
+mod run;
+mod wake;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use caisson_config::Blob;
+use caisson_hwvirt::Backend;
+use caisson_machine::clock::{self, Clock};
+use caisson_machine::memory;
+use caisson_machine::percpu::{self, PerCpu};
+use caisson_machine::power::{self, RunResult};
+use caisson_sched::{Pool, Settings};
+use caisson_stage2::Format;
+use caisson_types::{DomainId, PAGE_SIZE};
+use spin::{Mutex, MutexGuard, Once};
+
+use crate::console;
+use crate::drill::Drill;
+use crate::guests::{Guest, Live, Maker};
+use queue::Queue;
+pub(crate) use queue::{Place, Work};
+
+/// How long a vCPU runs while another waits, as the part of a second.
+const TURNS_PER_SECOND: u64 = 100;
+/// The shortest turn, likewise.
+const SHORTEST_PER_SECOND: u64 = 2000;
+/// How far one may run ahead of one that wakes, likewise.
+const ALLOWANCE_PER_SECOND: u64 = 2000;
+/// Thousandths of a CPU that can be reserved.
+const RESERVABLE: u32 = 950;
+
+/// A physical CPU, as the others see it.
+pub(crate) struct Cpu<B: Backend, F: Format> {
+    index: u32,
+    queue: Mutex<Queue<B, F>>,
+}
+
+impl<B: Backend, F: Format> Cpu<B, F> {
+    fn lock(&self) -> MutexGuard<'_, Queue<B, F>> {
+        self.queue.lock()
+    }
+
+    fn percpu(&self) -> Option<&'static PerCpu> {
+        percpu::get(self.index)
+    }
+}
+
+/// Everything that runs guests.
+pub(crate) struct System<B: Backend, F: Format> {
+    pub(crate) backend: &'static B,
+    pub(crate) maker: Maker,
+    pub(crate) clock: &'static Clock,
+    cpus: Box<[Cpu<B, F>]>,
+    /// What the CPUs' queues show each other.
+    pool: Arc<Pool>,
+    pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
+    /// Where each guest's chores are.
+    pub(crate) chores: Box<[Place]>,
+    /// Guests that live, or will.
+    living: AtomicUsize,
+    /// Some guest ended as it should not.
+    failed: AtomicBool,
+    drill: Once<Drill>,
+    drilled: AtomicBool,
+    /// KiB of memory that were free before the first guest was made, when all CPUs had what they need.
+    free_before: AtomicU64,
+}
+
+/// KiB of memory that no one owns.
+fn free_kib() -> u64 {
+    memory::frames().free_frames() * (PAGE_SIZE >> 10)
+}
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// Room on all CPUs that have come up for every guest of the configuration, none of which exists yet.
+    pub(crate) fn new(backend: &'static B, maker: Maker, blob: &Blob<'static>) -> Self {
+        let clock = clock::get();
+        let settings = Settings {
+            quantum: clock.tsc_hz / TURNS_PER_SECOND,
+            min_turn: clock.tsc_hz / SHORTEST_PER_SECOND,
+            allowance: clock.tsc_hz / ALLOWANCE_PER_SECOND,
+            reservable: RESERVABLE,
+        };
+        let guests: Box<[_]> = blob
+            .domains()
+            .enumerate()
+            .map(|(index, record)| Mutex::new(Guest::new(record, DomainId(index as u16 + 1))))
+            .collect();
+        // Every vCPU, and a chore for each guest.
+        let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
+        let indices: Vec<u32> = (0..percpu::count()).collect();
+        let pool = Pool::new(&indices);
+        let queue = |index| Queue::new(pool.clone(), index, &settings, entities, guests.len());
+        let cpus = indices.iter().map(|&index| Cpu { index, queue: Mutex::new(queue(index)) }).collect();
+        Self {
+            backend,
+            maker,
+            clock,
+            cpus,
+            pool,
+            living: AtomicUsize::new(guests.len()),
+            chores: guests.iter().map(|_| Place::new(0)).collect(),
+            guests,
+            failed: AtomicBool::new(false),
+            drill: Once::new(),
+            drilled: AtomicBool::new(false),
+            free_before: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes every guest, and puts their vCPUs into the queues. `Err` has said which could not be made.
+    pub(crate) fn start(&self) -> Result<(), ()> {
+        self.free_before.store(free_kib(), Ordering::Relaxed);
+        for (index, guest) in self.guests.iter().enumerate() {
+            let mut guest = guest.lock();
+            match self.maker.make(self.backend, &guest.record, guest.id, index) {
+                Ok(live) => guest.live = Some(Arc::new(live)),
+                Err(error) => {
+                    log::error!("cannot start: config: domain[{index}] ({}): {error}", guest.name());
+                    return Err(());
+                }
+            }
+            log::info!(
+                "guest {}: {} MiB, {} vCPU{}, started",
+                guest.name(),
+                guest.record.memory() >> 20,
+                guest.record.vcpus(),
+                if guest.record.vcpus() == 1 { "" } else { "s" }
+            );
+        }
+        for index in 0..self.guests.len() {
+            self.enrol_guest(index);
+        }
+        Ok(())
+    }
+
+    /// A `drill` happens when the first guest has run for the first time.
+    pub(crate) fn plan(&self, drill: Option<Drill>) {
+        if let Some(drill) = drill {
+            self.drill.call_once(|| drill);
+        }
+    }
+
+    /// Crashes, if that was asked for.
+    fn drill(&self) {
+        if let Some(drill) = self.drill.get()
+            && !self.drilled.swap(true, Ordering::Relaxed)
+        {
+            drill.crash();
+        }
+    }
+
+    /// What belongs to this CPU.
+    fn this(&self) -> &Cpu<B, F> {
+        &self.cpus[percpu::current().index() as usize]
+    }
+
+    /// A guest is gone for good. After the last one the machine is turned off.
+    pub(crate) fn gone(&self, well: bool) {
+        self.failed.fetch_or(!well, Ordering::Relaxed);
+        if self.living.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.account();
+            log::info!("all guests have ended");
+            console::drain();
+            let failed = self.failed.load(Ordering::Relaxed);
+            power::finish(if failed { RunResult::GuestFailed } else { RunResult::Clean });
+        }
+    }
+
+    /// Says whether all that was free before the guests were made is free again.
+    fn account(&self) {
+        let free = free_kib();
+        let before = self.free_before.load(Ordering::Relaxed);
+        if free == before {
+            log::info!("memory free at the end: {free} KiB of {before} KiB");
+        } else {
+            log::warn!("memory free at the end: {free} KiB of {before} KiB: guests left some behind, a bug");
+        }
+    }
+
+    /// The guest's living part, if it has one.
+    pub(crate) fn live(&self, id: DomainId) -> Option<Arc<Live<B, F>>> {
+        self.guests.get(usize::from(id.0).checked_sub(1)?)?.lock().live.clone()
+    }
+}

@@ -1,0 +1,274 @@
+//! The run queue of one CPU: the policy's queue, what each of its entities is, and when the blocked ones wake by themselves.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use caisson_hwvirt::Backend;
+use caisson_sched::{
+    CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parameters, Parcel, PolicyKind, Pool,
+    Settings,
+};
+use caisson_stage2::Format;
+
+use crate::guests::Live;
+
+/// What an entity of a queue stands for.
+pub(crate) enum Work<B: Backend, F: Format> {
+    /// A vCPU: its guest, and its number there.
+    Vcpu(Arc<Live<B, F>>, usize),
+    /// What is to be done for a guest beside running it, by its number in the configuration.
+    Chore(usize),
+}
+
+impl<B: Backend, F: Format> Clone for Work<B, F> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Vcpu(live, index) => Self::Vcpu(live.clone(), *index),
+            Self::Chore(guest) => Self::Chore(*guest),
+        }
+    }
+}
+
+/// Where an entity is: written under the lock of the queue that it leaves or enters, read without one to find the lock to
+/// take.
+pub(crate) struct Place {
+    cpu: AtomicU32,
+    entity: AtomicU32,
+}
+
+/// The entity of a [`Place`] that is in no queue.
+const NONE: u32 = u32::MAX;
+
+impl Place {
+    /// In no queue; the first CPU is `cpu`.
+    pub(crate) const fn new(cpu: u32) -> Self {
+        Self { cpu: AtomicU32::new(cpu), entity: AtomicU32::new(NONE) }
+    }
+
+    /// The CPU in whose queue it is, or was last, or will be.
+    pub(super) fn cpu(&self) -> u32 {
+        self.cpu.load(Ordering::Acquire)
+    }
+
+    /// Where it is in the queue of [`Place::cpu`]; `None` while it is in no queue.
+    pub(super) fn entity(&self) -> Option<u32> {
+        Some(self.entity.load(Ordering::Acquire)).filter(|&entity| entity != NONE)
+    }
+
+    pub(super) fn set(&self, cpu: u32, entity: EntityId) {
+        self.cpu.store(cpu, Ordering::Release);
+        self.entity.store(entity.index() as u32, Ordering::Release);
+    }
+
+    /// It has left its queue, and will be in that of `cpu` next.
+    pub(super) fn leave(&self, cpu: u32) {
+        self.entity.store(NONE, Ordering::Release);
+        self.cpu.store(cpu, Ordering::Release);
+    }
+}
+
+/// An entity, beside what the policy knows of it.
+struct Slot<B: Backend, F: Format> {
+    id: EntityId,
+    work: Work<B, F>,
+}
+
+/// What a CPU does next.
+pub(super) struct Turn<B: Backend, F: Format> {
+    pub(super) work: Work<B, F>,
+    /// The TSC at which the queue wants to be asked again.
+    pub(super) until: u64,
+}
+
+/// What a wake-up came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Woken {
+    /// The CPU must look at its queue.
+    pub(super) look: bool,
+    /// Somebody waits there.
+    pub(super) waits: bool,
+}
+
+/// An entity on its way from one queue to another.
+pub(super) struct Stolen<B: Backend, F: Format> {
+    pub(super) work: Work<B, F>,
+    parcel: Parcel,
+}
+
+/// The run queue of one CPU.
+pub(super) struct Queue<B: Backend, F: Format> {
+    cpu: u32,
+    policy: CpuQueue,
+    slots: Box<[Option<Slot<B, F>>]>,
+    /// The blocked entities that wake by themselves, by the TSC at which they do.
+    timers: IndexHeap<u64>,
+    /// Up to when the current one has been charged.
+    since: u64,
+}
+
+impl<B: Backend, F: Format> Queue<B, F> {
+    /// The queue of `cpu`, for up to `entities` entities of `guests` guests.
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        cpu: u32,
+        settings: &Settings,
+        entities: usize,
+        guests: usize,
+    ) -> Self {
+        Self {
+            cpu,
+            policy: CpuQueue::new(pool, cpu, PolicyKind::Bvt, settings, entities, guests),
+            slots: (0..entities).map(|_| None).collect(),
+            timers: IndexHeap::new(entities),
+            since: 0,
+        }
+    }
+
+    /// Takes an entity in, blocked. `false` where there is no room, which is a bug of Caisson's.
+    pub(super) fn add(&mut self, work: Work<B, F>, place: &Place, group: usize, now: u64) -> bool {
+        match self.policy.add(GroupId(group as u32), Parameters::default(), now) {
+            Ok(id) => {
+                self.settle(id, work, place);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn settle(&mut self, id: EntityId, work: Work<B, F>, place: &Place) {
+        place.set(self.cpu, id);
+        if let Some(slot) = self.slots.get_mut(id.index()) {
+            *slot = Some(Slot { id, work });
+        }
+    }
+
+    fn id(&self, place: &Place) -> Option<EntityId> {
+        self.slots.get(place.entity()? as usize)?.as_ref().map(|slot| slot.id)
+    }
+
+    /// Takes an entity out, in whichever state, and answers what it was. Its place is in no queue then.
+    pub(super) fn remove(&mut self, place: &Place) -> Option<Work<B, F>> {
+        let id = self.id(place)?;
+        let slot = self.slots.get_mut(id.index())?.take()?;
+        place.leave(self.cpu);
+        self.timers.remove(id.index());
+        self.policy.remove(id);
+        Some(slot.work)
+    }
+
+    /// Whether the CPU runs what is at `place`.
+    pub(super) fn is_current(&self, place: &Place) -> bool {
+        self.id(place).is_some_and(|id| self.policy.current() == Some(id))
+    }
+
+    /// Charges what runs for what it has used.
+    pub(super) fn charge(&mut self, now: u64) {
+        if let Some(id) = self.policy.current() {
+            self.policy.charge(id, now.saturating_sub(self.since), now);
+        }
+        self.since = now;
+    }
+
+    /// What is at `place` can run. `None` where it did not sleep.
+    pub(super) fn wake(&mut self, place: &Place, now: u64) -> Option<Woken> {
+        let id = self.id(place)?;
+        if !self.policy.is_blocked(id) {
+            return None;
+        }
+        self.timers.remove(id.index());
+        self.policy.wake(id, now);
+        let look = match self.policy.current() {
+            Some(current) => self.policy.should_preempt(current, id, now),
+            None => true,
+        };
+        Some(Woken { look, waits: self.policy.waiting().is_some() })
+    }
+
+    /// What runs waits for something, and wakes by itself at `deadline`.
+    pub(super) fn block(&mut self, deadline: u64, now: u64) {
+        self.charge(now);
+        let Some(id) = self.policy.current() else { return };
+        self.policy.block(id);
+        if deadline != NEVER {
+            self.timers.set(id.index(), deadline);
+        }
+    }
+
+    /// What runs would only wait for others, who go first.
+    pub(super) fn give_way(&mut self, now: u64) {
+        self.charge(now);
+        if let Some(id) = self.policy.current() {
+            self.policy.give_way(id);
+        }
+    }
+
+    /// Brings everything up to now. Whether a turn has ended, so that others' queues are looked at before the next one.
+    pub(super) fn settle_up(&mut self, now: u64) -> bool {
+        self.charge(now);
+        while let Some((at, index)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.remove(index);
+            if let Some(slot) = self.slots.get(index).and_then(Option::as_ref) {
+                self.policy.wake(slot.id, now);
+            }
+        }
+        self.policy.turn_is_over()
+    }
+
+    /// What the CPU runs from now on, once everything is settled up to `now`.
+    pub(super) fn pick(&mut self, now: u64) -> Option<Turn<B, F>> {
+        self.charge(now);
+        let Decision { who, until } = self.policy.pick(now)?;
+        self.since = now;
+        let slot = self.slots.get(who.index())?.as_ref()?;
+        Some(Turn { work: slot.work.clone(), until: until.min(self.next_timer()) })
+    }
+
+    /// When somebody wakes by itself, or may run again.
+    pub(super) fn deadline(&self) -> u64 {
+        self.next_timer().min(self.policy.next_deadline())
+    }
+
+    fn next_timer(&self) -> u64 {
+        self.timers.first().map_or(NEVER, |(at, _)| at)
+    }
+
+    /// Whether somebody waits here for a CPU.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.policy.waiting().is_some()
+    }
+
+    /// Where the entity stands that would run here next.
+    pub(super) fn next_key(&self) -> Key {
+        self.policy.next_key()
+    }
+
+    /// Takes out somebody who waits here since before `before`, and whom `allowed` lets go.
+    pub(super) fn steal(
+        &mut self,
+        before: Key,
+        allowed: impl Fn(&Work<B, F>) -> bool,
+        now: u64,
+    ) -> Option<Stolen<B, F>> {
+        let slots = &self.slots;
+        let may = |id: EntityId| {
+            slots.get(id.index()).and_then(Option::as_ref).is_some_and(|slot| allowed(&slot.work))
+        };
+        let (id, parcel) = self.policy.steal(before, may, now)?;
+        let slot = self.slots.get_mut(id.index())?.take()?;
+        Some(Stolen { work: slot.work, parcel })
+    }
+
+    /// Puts in what another queue has given up. `false` where there is no room, which is a bug of Caisson's.
+    pub(super) fn put(&mut self, stolen: Stolen<B, F>, place: &Place, now: u64) -> bool {
+        match self.policy.put(stolen.parcel, now) {
+            Ok(id) => {
+                self.settle(id, stolen.work, place);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! One CPU's life: do what the machine asks for, pick who runs, let it run, sleep when there is nobody.
+
+use alloc::sync::Arc;
+
+use caisson_domain::{Ended, Host, Outcome, Readiness, VirtualCpu};
+use caisson_hwvirt::{Backend, Vcpu};
+use caisson_irqchip::VcpuSet;
+use caisson_machine::clock::Clock;
+use caisson_machine::memory::GuestRam;
+use caisson_machine::percpu::{self, pending};
+use caisson_machine::{cpu, ipi, power};
+use caisson_sched::{Key, NEVER};
+use caisson_stage2::Format;
+use caisson_types::{DomainId, Instant};
+
+use super::System;
+use super::queue::{Turn, Work};
+use crate::console;
+use crate::guests::Live;
+use crate::life::Chore;
+
+/// Parts of a second after which input that a guest had no room for is offered to it again.
+const INPUT_RETRIES_PER_SECOND: u64 = 100;
+/// The CPU to which the serial line's interrupt goes.
+const SERIAL_CPU: u32 = 0;
+
+/// Whose vector state, debug registers and control block are in this CPU: they stay until another's are needed.
+pub(crate) type Loaded<B, F> = Option<(Arc<Live<B, F>>, usize)>;
+
+/// The machine as a vCPU sees it while it runs.
+struct Machine<'a, B: Backend, F: Format> {
+    system: &'a System<B, F>,
+    live: &'a Live<B, F>,
+    /// The vCPU that is running; none for what the machine itself does to the guest.
+    index: usize,
+}
+
+impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
+    #[inline]
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn console(&mut self, byte: u8) -> bool {
+        !self.live.has_console || console::guest_output(self.live.domain.id, byte)
+    }
+
+    #[inline]
+    fn wake(&mut self, vcpus: VcpuSet) {
+        if vcpus.is_empty() {
+            return;
+        }
+        // The running one looks at its own mail anyway.
+        for index in vcpus.into_iter().filter(|&index| index != self.index) {
+            self.system.wake_vcpu(self.live, index);
+        }
+    }
+}
+
+/// Why a vCPU stopped running.
+enum Stop {
+    /// It waits for an interrupt, or for its own timer at this TSC.
+    Blocked(u64),
+    /// It could go on; the queue is asked whether it does.
+    Asked,
+    /// It would only wait for others.
+    Yielded,
+    /// Its guest ended.
+    Ended(Ended),
+}
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// Runs what there is on this CPU, for ever.
+    pub(crate) fn run(&self) -> ! {
+        let mut loaded = None;
+        loop {
+            self.host_work(&mut loaded);
+            let turn = self.next_turn();
+            match turn {
+                Some(Turn { work: Work::Vcpu(live, index), until }) => {
+                    self.vcpu_turn(&live, index, until, &mut loaded);
+                }
+                Some(Turn { work: Work::Chore(guest), until }) => {
+                    self.unload(&mut loaded);
+                    self.chore_turn(guest, until);
+                }
+                None => self.idle(),
+            }
+        }
+    }
+
+    /// What this CPU runs next, out of its own queue or another's.
+    fn next_turn(&self) -> Option<Turn<B, F>> {
+        let this = self.this();
+        let mut queue = this.lock();
+        let turn_ended = queue.settle_up(cpu::tsc());
+        if turn_ended && self.pool.is_contended() {
+            let own = queue.next_key();
+            drop(queue);
+            self.pull(this, own);
+            queue = this.lock();
+        }
+        let turn = queue.pick(cpu::tsc());
+        let waiting = queue.has_waiting();
+        drop(queue);
+        if waiting {
+            self.share(this, turn_ended);
+        }
+        turn
+    }
+
+    /// What the CPU's pending word asks for.
+    fn host_work(&self, loaded: &mut Loaded<B, F>) {
+        let this = percpu::current();
+        let work = this.pending();
+        if work != 0 {
+            ipi::serve(this);
+            let work = this.take_bits(!pending::CALL);
+            if work & pending::SERIAL != 0 {
+                console::poll();
+            }
+            if work & pending::NMI != 0 {
+                log::warn!("the machine raised an NMI that nobody asked for");
+            }
+        }
+        if loaded.as_ref().is_some_and(|(live, _)| live.is_ending()) {
+            self.unload(loaded);
+        }
+        if this.index() == SERIAL_CPU && console::has_input() {
+            self.deliver_input();
+        }
+    }
+
+    fn deliver_input(&self) {
+        console::deliver_input(|id: DomainId, byte| match self.live(id) {
+            Some(live) => {
+                let mut host = Machine { system: self, live: &live, index: usize::MAX };
+                live.domain.console_input(byte, &mut host)
+            }
+            // Input for a guest that is gone is dropped.
+            None => true,
+        });
+    }
+
+    /// When input that a guest had no room for is to be offered again.
+    fn input_deadline(&self) -> u64 {
+        if percpu::current().index() == SERIAL_CPU && console::has_input() {
+            cpu::tsc() + self.clock.tsc_hz / INPUT_RETRIES_PER_SECOND
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// Sleeps until something happens, unless somebody waits somewhere.
+    fn idle(&self) {
+        let this = self.this();
+        self.pool.set_idle(this.index, true);
+        if !self.pull(this, Key::NEVER) {
+            let deadline = this.lock().deadline().min(self.input_deadline());
+            match deadline {
+                NEVER => self.clock.disarm(),
+                deadline => self.clock.arm(deadline),
+            }
+            if percpu::current().pending() == 0 {
+                cpu::wait_for_interrupt();
+            }
+        }
+        self.pool.set_idle(this.index, false);
+    }
+
+    /// Puts a vCPU's state into the CPU, in place of whichever was there.
+    fn load(&self, live: &Arc<Live<B, F>>, index: usize, loaded: &mut Loaded<B, F>) {
+        if loaded.as_ref().is_some_and(|(old, at)| Arc::ptr_eq(old, live) && *at == index) {
+            return;
+        }
+        self.unload(loaded);
+        let task = &live.tasks[index];
+        task.set_loaded(Some(percpu::current().index()));
+        task.vcpu.lock().hw.switch_in();
+        *loaded = Some((live.clone(), index));
+    }
+
+    /// Takes off the CPU what is in it, so that any other can run it.
+    fn unload(&self, loaded: &mut Loaded<B, F>) {
+        let Some((live, index)) = loaded.take() else { return };
+        let task = &live.tasks[index];
+        {
+            let mut vcpu = task.vcpu.lock();
+            vcpu.hw.switch_out();
+            if self.cpus.len() > 1 || live.is_ending() {
+                vcpu.hw.leave_cpu();
+            }
+        }
+        task.set_loaded(None);
+        // Until now it could not be taken over.
+        if self.pool.waiting(percpu::current().index()).is_some() {
+            self.offer();
+        }
+    }
+
+    /// Lets a vCPU run.
+    fn vcpu_turn(&self, live: &Arc<Live<B, F>>, index: usize, until: u64, loaded: &mut Loaded<B, F>) {
+        if live.is_ending() {
+            self.unload(loaded);
+            self.retire(live, index);
+            return;
+        }
+        self.load(live, index, loaded);
+        let task = &live.tasks[index];
+        let stop = {
+            let mut vcpu = task.vcpu.lock();
+            let mut host = Machine { system: self, live, index };
+            let until = until.min(self.input_deadline());
+            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until);
+            if let Stop::Ended(ended) = stop {
+                self.end(live, ended, &vcpu);
+            }
+            stop
+        };
+        self.drill();
+        match stop {
+            Stop::Blocked(deadline) => self.block(live, index, deadline),
+            Stop::Yielded => self.this().lock().give_way(cpu::tsc()),
+            Stop::Ended(_) => {
+                self.unload(loaded);
+                self.retire(live, index);
+            }
+            Stop::Asked => {}
+        }
+    }
+
+    /// The vCPU that runs here waits, unless it has got mail since it looked.
+    fn block(&self, live: &Live<B, F>, index: usize, deadline: u64) {
+        let this = self.this();
+        let mut queue = this.lock();
+        let now = cpu::tsc();
+        queue.block(deadline, now);
+        if live.domain.mailbox(index).has_work() {
+            let _ = queue.wake(&live.tasks[index].place, now);
+        }
+    }
+
+    /// Works on a guest's chores.
+    fn chore_turn(&self, guest: usize, until: u64) {
+        let this = self.this();
+        match self.chore(guest, until) {
+            Chore::More => {}
+            Chore::Later => this.lock().give_way(cpu::tsc()),
+            Chore::Gone(well) => {
+                let _ = this.lock().remove(&self.chores[guest]);
+                self.gone(well);
+            }
+        }
+    }
+
+    /// The chore that runs here has nothing to do before `deadline`, or before it is woken.
+    pub(crate) fn block_chore(&self, deadline: u64) {
+        self.this().lock().block(deadline, cpu::tsc());
+    }
+}
+
+/// Runs a vCPU until it blocks, or the queue is to be asked again, at the host's TSC `until` at the latest.
+fn run_vcpu<V: Vcpu>(
+    vcpu: &mut VirtualCpu<V>,
+    domain: &caisson_domain::Domain<GuestRam>,
+    host: &mut impl Host,
+    clock: &Clock,
+    until: u64,
+) -> Stop {
+    let this = percpu::current();
+    own_timer(vcpu, domain, host, clock, until);
+    loop {
+        let work = this.pending();
+        if work != 0 {
+            if work & !(pending::TIMER | pending::MAIL) != 0 || cpu::tsc() >= until {
+                return Stop::Asked;
+            }
+            // The timer is the vCPU's own as a rule, and the mail is looked at next: no detour.
+            let work = this.take_bits(pending::TIMER | pending::MAIL);
+            if work & pending::TIMER != 0 {
+                own_timer(vcpu, domain, host, clock, until);
+            }
+        }
+        match vcpu.prepare(domain, host) {
+            Readiness::Enter => {}
+            Readiness::Blocked => return Stop::Blocked(deadline_of(vcpu, domain)),
+            Readiness::Ended(ended) => return Stop::Ended(ended),
+        }
+        if vcpu.take_deadline_changed() {
+            arm(vcpu, domain, clock, until);
+        }
+        let exit = vcpu.hw.run();
+        match vcpu.answer(domain, host, exit) {
+            Outcome::Resume | Outcome::Halted => {}
+            Outcome::HostEvent => cpu::take_interrupts(),
+            Outcome::Yield | Outcome::YieldTo(_) => return Stop::Yielded,
+            Outcome::Ended(ended) => return Stop::Ended(ended),
+            Outcome::MachineCheck => machine_check(),
+            Outcome::MachineReset => machine_reset(),
+        }
+    }
+}
+
+/// The host's TSC at a vCPU's next deadline.
+fn deadline_of<V: Vcpu>(vcpu: &VirtualCpu<V>, domain: &caisson_domain::Domain<GuestRam>) -> u64 {
+    match vcpu.next_deadline(domain) {
+        Instant::NEVER => u64::MAX,
+        instant => domain.clock.host_tsc_of(instant),
+    }
+}
+
+/// Sets the one-shot timer to what comes first.
+fn arm<V: Vcpu>(vcpu: &VirtualCpu<V>, domain: &caisson_domain::Domain<GuestRam>, clock: &Clock, until: u64) {
+    match deadline_of(vcpu, domain).min(until) {
+        u64::MAX => clock.disarm(),
+        deadline => clock.arm(deadline),
+    }
+}
+
+/// Brings the vCPU's timers up to now, and sets the one-shot timer anew.
+fn own_timer<V: Vcpu>(
+    vcpu: &mut VirtualCpu<V>,
+    domain: &caisson_domain::Domain<GuestRam>,
+    host: &mut impl Host,
+    clock: &Clock,
+    until: u64,
+) {
+    let time = domain.clock.at(cpu::tsc());
+    if vcpu.next_deadline(domain) <= time {
+        vcpu.advance(domain, host, time);
+    }
+    let _ = vcpu.take_deadline_changed();
+    arm(vcpu, domain, clock, until);
+}
+
+/// The machine reported an error of its own while a guest ran.
+fn machine_check() -> ! {
+    #[allow(clippy::panic)]
+    {
+        panic!("the machine reported a hardware error (#MC) while a guest ran: look at its event log")
+    }
+}
+
+/// Somebody pulls the machine's INIT line, which cannot be turned down: it goes down cleanly instead of at random.
+fn machine_reset() -> ! {
+    log::error!("the machine was told to reset (INIT): resetting it, guests and all");
+    console::drain();
+    power::reset()
+}
