@@ -382,9 +382,11 @@ impl Bvt {
         }
     }
 
-    /// A turn's length in virtual time, the same for everyone.
+    /// Half of a turn's length in virtual time, as a difference of [`Key`]s: what one of another queue must be behind to be
+    /// pulled. Less would move entities that are level; with a whole turn, lags reach two quanta.
     pub(crate) fn margin(&self) -> u64 {
-        (((u128::from(self.quantum) << FRACTION) / u128::from(self.heaviest())) >> DROPPED) as u64
+        let turn = (u128::from(self.quantum) << FRACTION) / u128::from(self.heaviest());
+        (turn >> DROPPED) as u64 / 2
     }
 
     /// By how much queues may be apart in virtual time.

@@ -139,7 +139,7 @@ impl Pool {
         self.contention.is_on()
     }
 
-    /// By how much one of another queue must be behind before a CPU that has something to run pulls it: a turn.
+    /// By how much one of another queue must be behind before a CPU that has something to run pulls it: half of a turn.
     #[must_use]
     pub fn margin(&self) -> u64 {
         self.margin.load(Ordering::Relaxed)

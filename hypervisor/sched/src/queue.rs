@@ -444,8 +444,8 @@ impl CpuQueue {
         Ok(who)
     }
 
-    /// Takes out, for another CPU to run, the best of those that wait here before `before`, are `allowed` and have no
-    /// reservation (those stay with the CPU that admitted them). An idle CPU gives [`Key::NEVER`]; one that has
+    /// Takes out, for another CPU to run, the best of those that wait here before `before`, are `allowed`, may run by
+    /// their cap, and have no reservation (those stay with the CPU that admitted them). An idle CPU gives [`Key::NEVER`]; one that has
     /// something to run, its [`CpuQueue::next_key`] less [`Pool::margin`]. Looks at the first 32 in the order.
     pub fn steal(
         &mut self,
@@ -455,9 +455,12 @@ impl CpuQueue {
     ) -> Option<(EntityId, Parcel)> {
         let now = self.told(now);
         let current = self.current.who as usize;
-        let policies = &self.policies;
+        let (policies, groups, entities) = (&self.policies, &self.groups, &self.entities);
         let found = policies.shares.find(before, VISITED, |who| {
-            who != current && !policies.reservations.is_reserved(who) && allowed(EntityId(who as u32))
+            who != current
+                && !policies.reservations.is_reserved(who)
+                && !groups.is_spent(entities[who].group, now)
+                && allowed(EntityId(who as u32))
         })?;
         let who = EntityId(found as u32);
         self.take(who, now).map(|parcel| (who, parcel))
