@@ -3,12 +3,14 @@
 use std::println;
 
 use super::simulator::Random;
-use crate::{Cap, CapAccount, CpuQueue, GroupId, Parameters, PolicyKind, Pool, Reservation, Settings};
+use crate::{Cap, CapAccount, CpuQueue, GroupId, Key, Parameters, PolicyKind, Pool, Reservation, Settings};
 
-/// Mean and most of comparisons, of: charge and pick; block, wake and pick.
-fn cost(kind: PolicyKind, n: usize, parameters: impl Fn(u32) -> Parameters) -> [(f64, u64); 2] {
+/// Mean and most of comparisons, of: charge and pick; block, wake and pick; a steal and the way back.
+fn cost(kind: PolicyKind, n: usize, parameters: impl Fn(u32) -> Parameters) -> [(f64, u64); 3] {
     let settings = Settings { quantum: 1000, min_turn: 10, allowance: 100, reservable: 1000 };
-    let queue = &mut CpuQueue::new(Pool::new(&[0]), 0, kind, &settings, n, n);
+    let pool = Pool::new(&[0, 1]);
+    let queue = &mut CpuQueue::new(pool.clone(), 0, kind, &settings, n, n);
+    let mut other = CpuQueue::new(pool, 1, kind, &settings, n, n);
     let count = CpuQueue::comparisons;
     let mut random = Random::new(n as u64);
     for domain in 0..n as u32 {
@@ -19,7 +21,7 @@ fn cost(kind: PolicyKind, n: usize, parameters: impl Fn(u32) -> Parameters) -> [
         queue.wake(id, 0);
     }
     let mut now = 0;
-    let mut results = [(0, 0); 2];
+    let mut results = [(0, 0); 3];
     let rounds = 20_000;
     for _ in 0..rounds {
         let start = count(queue);
@@ -40,6 +42,14 @@ fn cost(kind: PolicyKind, n: usize, parameters: impl Fn(u32) -> Parameters) -> [
         queue.wake(decision.who, now);
         let cost = count(queue) - start;
         results[1] = (results[1].0 + cost, results[1].1.max(cost));
+        let start = count(queue) + count(&other);
+        if let Some((_, parcel)) = queue.steal(Key::NEVER, |_| true, now) {
+            let id = other.put(parcel, now).unwrap();
+            let parcel = other.take(id, now).unwrap();
+            let _ = queue.put(parcel, now).unwrap();
+        }
+        let cost = count(queue) + count(&other) - start;
+        results[2] = (results[2].0 + cost, results[2].1.max(cost));
     }
     results.map(|(sum, most)| (sum as f64 / f64::from(rounds), most))
 }
@@ -50,12 +60,17 @@ fn decisions_are_logarithmic() {
         let bvt = cost(PolicyKind::Bvt, n, |domain| Parameters::with_weight(1 + domain % 7));
         let sedf = cost(PolicyKind::Sedf, n, |domain| {
             let period = 1_000_000 + u64::from(domain);
-            Parameters::with_reservation(Reservation { period, slice: 50, extra: true })
+            // Every other one can be stolen.
+            let slice = if domain % 2 == 0 { 50 } else { 0 };
+            Parameters::with_reservation(Reservation { period, slice, extra: true })
         });
-        println!("{n:6} entities: bvt {bvt:?} sedf {sedf:?}");
+        let cells = bvt.iter().chain(&sedf).map(|(mean, most)| std::format!(" {mean:.1} ({most}) |"));
+        println!("| {n} |{}", cells.collect::<std::string::String>());
         let log = f64::log2(n as f64);
-        for (mean, _) in bvt.into_iter().chain(sedf) {
-            assert!(mean <= 8.0 * log, "{n} entities: {mean} comparisons");
+        for (at, (mean, _)) in bvt.into_iter().chain(sedf).enumerate() {
+            // A steal may pass over up to 32 that cannot be taken: reservations that wait for extra time.
+            let passed = if at == 5 { 512.0 } else { 0.0 };
+            assert!(mean <= 8.0 * log + passed, "{n} entities: {mean} comparisons");
         }
     }
 }

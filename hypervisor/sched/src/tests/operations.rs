@@ -244,7 +244,87 @@ fn number() -> impl Strategy<Value = u64> {
     prop_oneof![0u64..100, 0u64..100_000, any::<u64>(), Just(u64::MAX), Just(i64::MAX as u64)]
 }
 
+/// The same with two queues of a pool, between which entities move.
+fn anywhere(kind: PolicyKind, steps: &[Step], parameters: impl Fn(u64) -> Parameters) {
+    let pool = Pool::new(&[0, 1]);
+    let mut queues = [0, 1].map(|cpu| CpuQueue::new(pool.clone(), cpu, kind, &SETTINGS, 6, 2));
+    let mut ids: [std::vec::Vec<EntityId>; 2] = Default::default();
+    let mut now = 0u64;
+    for &(what, who, number) in steps {
+        let (here, there) = (who % 2, 1 - who % 2);
+        let id = ids[here].get(who / 2 % ids[here].len().max(1)).copied();
+        match (what, id) {
+            (0 | 1, _) => {
+                if let Ok(id) = queues[here].add(GroupId(number as u32 % 3), parameters(number), now) {
+                    queues[here].wake(id, now);
+                    ids[here].push(id);
+                }
+            }
+            (2, Some(id)) => queues[here].block(id),
+            (3, Some(id)) => queues[here].wake(id, now),
+            (4, Some(id)) => queues[here].charge(id, number, now),
+            (5, Some(id)) => {
+                if let Some(parcel) = queues[here].take(id, now) {
+                    ids[here].retain(|other| *other != id);
+                    let blocked = parcel.is_blocked();
+                    let (to, id) = match queues[there].put(parcel, now) {
+                        Ok(id) => (there, Some(id)),
+                        Err(_) => (here, queues[here].put(parcel, now).ok()),
+                    };
+                    if let Some(id) = id {
+                        assert_eq!(queues[to].is_blocked(id), blocked);
+                        ids[to].push(id);
+                    }
+                }
+            }
+            (6 | 7, _) => {
+                let before = if what == 6 { Key::NEVER } else { queues[there].next_key().earlier(number) };
+                let current = queues[here].current();
+                if let Some((id, parcel)) = queues[here].steal(before, |id| id.index() != who, now) {
+                    assert!(Some(id) != current && id.index() != who);
+                    ids[here].retain(|other| *other != id);
+                    ids[there].extend(queues[there].put(parcel, now).ok());
+                }
+            }
+            (8, _) => {
+                let kind = if number % 2 == 0 { PolicyKind::Bvt } else { PolicyKind::Sedf };
+                let _ = queues[here].switch_policy(kind, now);
+            }
+            (9, Some(id)) => {
+                queues[here].remove(id);
+                ids[here].retain(|other| *other != id);
+            }
+            (10, _) => {
+                let account =
+                    CapAccount::new(Cap { quota: number % 5000, window: number % 7000 }, 2, 10, now);
+                let _ = queues[here].set_cap(GroupId(0), account.ok(), now);
+            }
+            _ => now = now.saturating_add(number),
+        }
+        let decision = queues[here].pick(now);
+        assert_eq!(decision.map(|decision| decision.who), queues[here].current());
+        assert_eq!(pool.waiting(here as u32), queues[here].waiting());
+        assert_eq!(pool.is_contended(), queues.iter().any(|queue| queue.waiting().is_some()));
+        if now < NEVER {
+            assert!(decision.is_none_or(|decision| decision.until > now));
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn entities_move_between_queues(steps in proptest::collection::vec((0u8..13, 0usize..12, number()), 1..200)) {
+        for kind in [PolicyKind::Bvt, PolicyKind::Sedf] {
+            anywhere(kind, &steps, |n| Parameters {
+                weight: (n as u32).max(1),
+                warp: n.rotate_left(7),
+                warp_limit: n.rotate_left(13),
+                warp_period: n >> 3,
+                reservation: Reservation { period: (n % 50_000) + 1, slice: (n % 9_000) * (n % 2), extra: true },
+            });
+        }
+    }
+
     #[test]
     fn nothing_panics(steps in proptest::collection::vec((0u8..12, 0usize..8, number()), 1..200)) {
         let parameters = |n: u64| Parameters {
