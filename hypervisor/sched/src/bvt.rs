@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use crate::heap::IndexHeap;
+use crate::pool::Join;
 use crate::{Key, NEVER, Parameters, Settings};
 
 /// The weight of an entity for which no one has set another.
@@ -169,7 +170,7 @@ impl Bvt {
     }
 
     /// Takes an entity in, not queued yet.
-    pub(crate) fn add(&mut self, who: usize, parameters: &Parameters, join: Key) {
+    pub(crate) fn add(&mut self, who: usize, parameters: &Parameters, join: Join<'_>) {
         let start = self.start(join);
         let Some(entity) = self.entities.get_mut(who) else { return };
         *entity = Entity { actual: start, ..Entity::ABSENT };
@@ -215,7 +216,7 @@ impl Bvt {
 
     /// An entity can run from now on. `idle` ticks passed since it stopped in which nobody of the pool had to wait: what
     /// it owes others is less by that. `join` is the pool's virtual time, for where nobody is queued here.
-    pub(crate) fn enqueue(&mut self, who: usize, now: u64, idle: u64, join: Key) {
+    pub(crate) fn enqueue(&mut self, who: usize, now: u64, idle: u64, join: Join<'_>) {
         let floor = self.start(join);
         let heaviest = self.heaviest();
         let Some(entity) = self.entities.get_mut(who) else { return };
@@ -229,7 +230,7 @@ impl Bvt {
     }
 
     /// An entity comes from another queue, where it could run: what it is behind comes along, as far as queues may be apart.
-    pub(crate) fn arrive(&mut self, who: usize, join: Key) {
+    pub(crate) fn arrive(&mut self, who: usize, join: Join<'_>) {
         let floor = self.start(join);
         let Some(slack) = self.entities.get(who).map(|entity| self.slack(entity)) else { return };
         if let Some(entity) = self.entities.get_mut(who) {
@@ -396,9 +397,12 @@ impl Bvt {
     }
 
     /// Where one starts that is queued now.
-    fn start(&mut self, join: Key) -> Virtual {
-        if self.actual.len() == 0 && self.level() != join {
-            self.floor = virtual_of(join).wrapping_sub(self.offset);
+    fn start(&mut self, join: Join<'_>) -> Virtual {
+        if self.actual.len() == 0 {
+            let join = join.key();
+            if self.level() != join {
+                self.floor = virtual_of(join).wrapping_sub(self.offset);
+            }
         }
         self.now_virtual()
     }

@@ -11,7 +11,7 @@ const ABSENT: u32 = u32::MAX;
 
 /// A min-heap over the indices `0..capacity`, each at most once, ordered by a key.
 ///
-/// Invariants: `place[nodes[p].1] == p` for every `p`, all other places are [`ABSENT`]; no node's key is less than its
+/// Invariants: `place[nodes[p].1] == p` for every `p`, all other places are marked absent; no node's key is less than its
 /// parent's. It never allocates after [`IndexHeap::new`].
 pub struct IndexHeap<K> {
     nodes: Vec<(K, u32)>,

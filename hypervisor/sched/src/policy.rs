@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 
 use crate::bvt::{Bvt, DEFAULT_WEIGHT, Share};
 use crate::edf::{Due, Edf, Turn};
-use crate::{Key, NEVER, ParameterError};
+use crate::pool::Join;
+use crate::{NEVER, ParameterError};
 
 /// A scheduling policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +158,7 @@ impl Policies {
         &mut self,
         who: usize,
         parameters: Parameters,
-        join: Key,
+        join: Join<'_>,
         now: u64,
     ) -> Result<(), ParameterError> {
         parameters.check()?;
@@ -178,7 +179,7 @@ impl Policies {
         who: usize,
         parameters: Parameters,
         queued: bool,
-        join: Key,
+        join: Join<'_>,
         now: u64,
     ) -> Result<(), ParameterError> {
         parameters.check()?;
@@ -221,7 +222,7 @@ impl Policies {
         &mut self,
         who: usize,
         belongings: &Belongings,
-        join: Key,
+        join: Join<'_>,
         now: u64,
     ) -> Result<(), ParameterError> {
         self.add(who, belongings.parameters, join, now)?;
@@ -233,14 +234,14 @@ impl Policies {
     }
 
     /// An entity can run from now on: it woke, or its cap lets it again. See [`Bvt::enqueue`] for `idle` and `join`.
-    pub(crate) fn enqueue(&mut self, who: usize, now: u64, idle: u64, join: Key) {
+    pub(crate) fn enqueue(&mut self, who: usize, now: u64, idle: u64, join: Join<'_>) {
         if self.reservations.enqueue(who, now) == Turn::Extra {
             self.shares.enqueue(who, now, idle, join);
         }
     }
 
     /// An entity that was just taken in from another queue can run, as it could there.
-    pub(crate) fn arrive(&mut self, who: usize, now: u64, join: Key) {
+    pub(crate) fn arrive(&mut self, who: usize, now: u64, join: Join<'_>) {
         if self.reservations.enqueue(who, now) == Turn::Extra {
             self.shares.arrive(who, join);
         }
@@ -260,7 +261,7 @@ impl Policies {
 
     /// An entity, queued or not, used the CPU for `ran` ticks that ended now, for `contended` of which somebody of the pool
     /// waited.
-    pub(crate) fn charge(&mut self, who: usize, ran: u64, contended: u64, join: Key, now: u64) {
+    pub(crate) fn charge(&mut self, who: usize, ran: u64, contended: u64, join: Join<'_>, now: u64) {
         if self.shares.is_queued(who) || !self.reservations.is_reserved(who) {
             self.shares.charge(who, ran, contended);
         } else if self.reservations.charge(who, ran) == Some(Turn::Extra) {
@@ -274,7 +275,7 @@ impl Policies {
     }
 
     /// Does what is due by now.
-    pub(crate) fn advance(&mut self, join: Key, now: u64) {
+    pub(crate) fn advance(&mut self, join: Join<'_>, now: u64) {
         while let Some((who, turn)) = self.reservations.advance(now) {
             match turn {
                 Some(Turn::Extra) if !self.shares.is_queued(who) => self.shares.enqueue(who, now, 0, join),
@@ -332,7 +333,7 @@ impl Policies {
         &mut self,
         kind: PolicyKind,
         members: impl Iterator<Item = (usize, bool)> + Clone,
-        join: Key,
+        join: Join<'_>,
         now: u64,
     ) -> Result<(), ParameterError> {
         if kind == self.kind {

@@ -106,6 +106,19 @@ pub struct Pool {
     margin: AtomicU64,
 }
 
+/// Where one joins that is queued alone: looked up when it is needed.
+#[derive(Clone, Copy)]
+pub(crate) struct Join<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) cpu: u32,
+}
+
+impl Join<'_> {
+    pub(crate) fn key(self) -> Key {
+        self.pool.join(self.cpu)
+    }
+}
+
 /// What a queue has to know of the others.
 pub(crate) struct Elsewhere {
     /// The heaviest weight.
@@ -204,7 +217,7 @@ impl Pool {
 
     /// Where one joins that is queued alone on `me`: with the one furthest behind of the busy queues; where none is busy,
     /// where the pool stopped.
-    pub(crate) fn join(&self, me: u32) -> Key {
+    fn join(&self, me: u32) -> Key {
         let level = |slot: &Slot| Key(slot.level.load(Ordering::Relaxed));
         let busy = self.others(me).filter(|(_, slot)| slot.busy.load(Ordering::Relaxed));
         busy.map(|(_, slot)| level(slot))

@@ -1,13 +1,16 @@
 //! The run queue of one CPU: who is in it, in which state, and whose turn it is.
 
+mod moving;
+mod time;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+pub use self::moving::Parcel;
 use crate::cap::{CapAccount, Claim, GroupId, Groups, NOBODY};
 use crate::contention::Contention;
-use crate::heap::VISITED;
-use crate::policy::{Belongings, Policies};
-use crate::pool::Shown;
+use crate::policy::Policies;
+use crate::pool::{Join, Shown};
 use crate::{AddError, Key, NEVER, ParameterError, Parameters, PolicyKind, Pool, Settings};
 
 /// An entity of one run queue. It is given out again once its entity is removed or taken.
@@ -29,30 +32,6 @@ pub struct Decision {
     pub who: EntityId,
     /// When to charge it and pick again, [`NEVER`] where nothing but an event asks for it. It is after `now`.
     pub until: u64,
-}
-
-/// An entity on its way from one queue of a pool to another, with all that it has and owes. It is in no queue: whoever
-/// holds it puts it into one, once.
-#[derive(Clone, Copy, Debug)]
-#[must_use]
-pub struct Parcel {
-    group: GroupId,
-    belongings: Belongings,
-    blocked: Option<Blocked>,
-}
-
-impl Parcel {
-    /// Its group.
-    #[must_use]
-    pub fn group(&self) -> GroupId {
-        self.group
-    }
-
-    /// Whether it waits for something: it arrives blocked.
-    #[must_use]
-    pub fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
-    }
 }
 
 /// When an entity blocked: the time, and the pool's contention clock.
@@ -185,8 +164,7 @@ impl CpuQueue {
     /// The queue is full, the group is not below the count it was made for, or the policy turns the parameters down.
     pub fn add(&mut self, group: GroupId, parameters: Parameters, now: u64) -> Result<EntityId, AddError> {
         let now = self.told(now);
-        let join = self.pool.join(self.cpu);
-        self.admit(group, |policies, who| policies.add(who, parameters, join, now))
+        self.admit(group, |policies, who, join| policies.add(who, parameters, join, now))
     }
 
     /// Removes an entity, in whichever state. For one that is parked this takes a step for each of its group.
@@ -206,7 +184,7 @@ impl CpuQueue {
         if state == State::Free {
             return Err(ParameterError::Unknown);
         }
-        let join = self.pool.join(self.cpu);
+        let join = Join { pool: &self.pool, cpu: self.cpu };
         self.policies.set(who.index(), parameters, state == State::Ready, join, now)?;
         self.show();
         Ok(())
@@ -234,7 +212,7 @@ impl CpuQueue {
     /// To [`PolicyKind::Sedf`]: the reservations of the entities do not fit this CPU. Nothing has changed.
     pub fn switch_policy(&mut self, kind: PolicyKind, now: u64) -> Result<(), ParameterError> {
         let now = self.told(now);
-        let join = self.pool.join(self.cpu);
+        let join = Join { pool: &self.pool, cpu: self.cpu };
         let members = self
             .entities
             .iter()
@@ -302,7 +280,7 @@ impl CpuQueue {
             self.charge_current(due, now);
         } else {
             let now = self.told(now);
-            let join = self.pool.join(self.cpu);
+            let join = Join { pool: &self.pool, cpu: self.cpu };
             self.policies.charge(who.index(), ran, ran, join, now);
             self.groups.charge(self.entities[who.index()].group, ran, false, now);
         }
@@ -413,105 +391,6 @@ impl CpuQueue {
         self.policies.shares.best_but(NOBODY as usize).map_or(Key::NEVER, |(key, _)| key)
     }
 
-    /// Takes an entity out, in whichever state, to put it into another queue. Charge it first where it ran.
-    pub fn take(&mut self, who: EntityId, now: u64) -> Option<Parcel> {
-        self.told(now);
-        let parcel = self.pack(who)?;
-        self.forget(who);
-        self.show();
-        Some(parcel)
-    }
-
-    /// Takes in an entity from another queue of the pool, in the state that it was taken in (one that was parked is
-    /// ready). Its reservation must pass the admission test here.
-    ///
-    /// # Errors
-    ///
-    /// As [`CpuQueue::add`]; the parcel can be put elsewhere.
-    pub fn put(&mut self, parcel: Parcel, now: u64) -> Result<EntityId, AddError> {
-        let now = self.told(now);
-        let join = self.pool.join(self.cpu);
-        let who =
-            self.admit(parcel.group, |policies, who| policies.unpack(who, &parcel.belongings, join, now))?;
-        match parcel.blocked {
-            Some(blocked) => self.entities[who.index()].blocked = blocked,
-            None => {
-                self.entities[who.index()].state = State::Ready;
-                self.policies.arrive(who.index(), now, join);
-                self.show();
-            }
-        }
-        Ok(who)
-    }
-
-    /// Takes out, for another CPU to run, the best of those that wait here before `before`, are `allowed`, may run by
-    /// their cap, and have no reservation (those stay with the CPU that admitted them). An idle CPU gives [`Key::NEVER`]; one that has
-    /// something to run, its [`CpuQueue::next_key`] less [`Pool::margin`]. Looks at the first 32 in the order.
-    pub fn steal(
-        &mut self,
-        before: Key,
-        allowed: impl Fn(EntityId) -> bool,
-        now: u64,
-    ) -> Option<(EntityId, Parcel)> {
-        let now = self.told(now);
-        let current = self.current.who as usize;
-        let (policies, groups, entities) = (&self.policies, &self.groups, &self.entities);
-        let found = policies.shares.find(before, VISITED, |who| {
-            who != current
-                && !policies.reservations.is_reserved(who)
-                && !groups.is_spent(entities[who].group, now)
-                && allowed(EntityId(who as u32))
-        })?;
-        let who = EntityId(found as u32);
-        self.take(who, now).map(|parcel| (who, parcel))
-    }
-
-    /// Looks at the clock on behalf of another CPU: the current entity is charged up to now, so that whoever is compared
-    /// with it is compared with what it has used. The caller's own charge takes that off.
-    fn told(&mut self, now: u64) -> u64 {
-        self.now = self.now.max(now);
-        let now = self.now;
-        if self.current.who != NOBODY {
-            let ran = now.saturating_sub(self.current.since);
-            self.current.prepaid = self.current.prepaid.saturating_add(ran);
-            self.charge_current(ran, now);
-        }
-        now
-    }
-
-    /// The current entity ran for `ran` ticks that ended now, of those since it was charged last.
-    fn charge_current(&mut self, ran: u64, now: u64) {
-        let moment = self.pool.contention().at(now);
-        let contended = Contention::between(self.current.contention, moment).min(ran);
-        self.current.since = self.current.since.max(now);
-        self.current.contention = moment;
-        if ran == 0 {
-            return;
-        }
-        let who = self.current.who as usize;
-        let join = self.pool.join(self.cpu);
-        self.policies.charge(who, ran, contended, join, now);
-        self.groups.charge(self.entities[who].group, ran, true, now);
-        self.current.used = self.current.used.saturating_add(ran);
-    }
-
-    /// What is due by now: periods, and the windows of caps.
-    fn advance(&mut self, now: u64) {
-        let join = self.pool.join(self.cpu);
-        self.policies.advance(join, now);
-        while let Some(group) = self.groups.due(now) {
-            let who = self.groups.parked(group);
-            let Some(entity) = self.entities.get_mut(who as usize) else {
-                self.groups.set_parked(group, NOBODY);
-                continue;
-            };
-            entity.state = State::Ready;
-            let next = entity.next;
-            self.groups.set_parked(group, next);
-            self.policies.enqueue(who as usize, now, 0, join);
-        }
-    }
-
     /// Whether the turn of the current entity goes on, though `best` is the best.
     fn keeps(&self, best: usize, contended: bool) -> bool {
         let current = self.current.who as usize;
@@ -555,7 +434,7 @@ impl CpuQueue {
         let blocked = self.entities[who].blocked;
         let contended = Contention::between(blocked.contention, self.pool.contention().at(now));
         let idle = now.saturating_sub(blocked.at).saturating_sub(contended);
-        let join = self.pool.join(self.cpu);
+        let join = Join { pool: &self.pool, cpu: self.cpu };
         self.policies.enqueue(who, now, idle, join);
     }
 
@@ -563,7 +442,7 @@ impl CpuQueue {
     fn admit(
         &mut self,
         group: GroupId,
-        admit: impl FnOnce(&mut Policies, usize) -> Result<(), ParameterError>,
+        admit: impl FnOnce(&mut Policies, usize, Join<'_>) -> Result<(), ParameterError>,
     ) -> Result<EntityId, AddError> {
         if !self.groups.contains(group) {
             return Err(ParameterError::Unknown.into());
@@ -571,22 +450,12 @@ impl CpuQueue {
         let who = self.free;
         let entity = self.entities.get(who as usize).ok_or(AddError::Full)?;
         let next = entity.next;
-        admit(&mut self.policies, who as usize)?;
+        admit(&mut self.policies, who as usize, Join { pool: &self.pool, cpu: self.cpu })?;
         self.free = next;
         let blocked = self.moment(self.now);
         self.entities[who as usize] = Entity { state: State::Blocked, group, next: NOBODY, blocked };
         self.show();
         Ok(EntityId(who))
-    }
-
-    fn pack(&self, who: EntityId) -> Option<Parcel> {
-        let entity = self.entities.get(who.index())?;
-        let blocked = match entity.state {
-            State::Free => return None,
-            State::Blocked => Some(entity.blocked),
-            State::Ready | State::Parked => None,
-        };
-        Some(Parcel { group: entity.group, belongings: self.policies.pack(who.index()), blocked })
     }
 
     /// Takes an entity out of everything.
@@ -604,36 +473,6 @@ impl CpuQueue {
         entity.state = State::Free;
         entity.next = self.free;
         self.free = who.0;
-    }
-
-    /// Takes a queued entity whose group is spent out of the order.
-    fn park(&mut self, who: usize, group: GroupId, until: u64) {
-        self.policies.dequeue(who);
-        self.entities[who].state = State::Parked;
-        self.entities[who].next = self.groups.park(group, who as u32, until);
-        if self.current.who == who as u32 {
-            self.stop();
-        }
-    }
-
-    /// Takes an entity out of its group's list of the parked.
-    fn unlink(&mut self, who: u32) {
-        let (group, next) = {
-            let entity = &self.entities[who as usize];
-            (entity.group, entity.next)
-        };
-        let mut at = self.groups.parked(group);
-        if at == who {
-            self.groups.set_parked(group, next);
-            return;
-        }
-        while let Some(entity) = self.entities.get_mut(at as usize) {
-            if entity.next == who {
-                entity.next = next;
-                return;
-            }
-            at = entity.next;
-        }
     }
 
     fn state(&self, who: EntityId) -> State {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use crate::bvt::Bvt;
+use crate::pool::Join;
 use crate::{
     AddError, Cap, CapAccount, CpuQueue, Decision, EntityId, GroupId, Key, MAX_PERIOD, NEVER, ParameterError,
     Parameters, PolicyKind, Pool, Reservation, Settings,
@@ -113,7 +114,8 @@ fn weights_change_while_they_run() {
 fn virtual_time_does_not_drift() {
     for weight in [1, 3, 7, 255, 1_000_003, u32::MAX] {
         let mut policy = Bvt::new(1, &SETTINGS);
-        policy.add(0, &Parameters::with_weight(weight), Key::FIRST);
+        let pool = Pool::new(&[0]);
+        policy.add(0, &Parameters::with_weight(weight), Join { pool: &pool, cpu: 0 });
         let mut total = 0u64;
         for piece in 1..20_000u64 {
             policy.charge(0, piece * 7919, piece * 7919);
