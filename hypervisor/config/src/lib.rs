@@ -98,6 +98,7 @@ pub mod fuzz;
 mod layout;
 mod pools;
 mod rules;
+mod schedule;
 mod settings;
 mod show;
 #[cfg(feature = "build")]
@@ -118,6 +119,7 @@ pub use rules::{
     ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE, MAX_VCPUS,
     MEMORY_GRANULE, MIN_MEMORY, MachineLimits, RESERVED_NAMES,
 };
+pub use schedule::CAP_WINDOW;
 pub use settings::{
     Console, Contract, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
     SelectedConsole,

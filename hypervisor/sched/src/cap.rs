@@ -315,3 +315,65 @@ impl Groups {
         self.timers.comparisons.get()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::vec::Vec;
+
+    use super::{Cap, CapAccount, Claim};
+
+    /// Four CPUs claim, give back and overrun at once, in windows that each thread enters when it likes: what they use is
+    /// never more than the windows' quotas, and what nobody used of a window that all are in can be used.
+    #[test]
+    fn claims_of_many_cpus_never_exceed_the_quota() {
+        const WINDOW: u64 = 1000;
+        const WINDOWS: u64 = 200;
+        let cap = Cap { quota: 2_345, window: WINDOW };
+        let account = CapAccount::new(cap, 4, 7, 0).unwrap();
+        let cpus: Vec<_> = (0..4u64)
+            .map(|cpu| {
+                let account = account.clone();
+                thread::spawn(move || {
+                    let mut used = 0;
+                    for step in 0..WINDOWS * 100 {
+                        let now = step * WINDOW / 100 + cpu;
+                        if let Claim::Granted(granted) = account.claim(now) {
+                            let left = granted * (step % 3) / 2;
+                            used += granted - left.min(granted);
+                            account.settle(granted, left.min(granted));
+                        }
+                    }
+                    used
+                })
+            })
+            .collect();
+        let used: u64 = cpus.into_iter().map(|cpu| cpu.join().unwrap()).sum();
+        assert!(used <= WINDOWS * cap.quota, "{used} of {}", WINDOWS * cap.quota);
+        assert_ne!(used, 0);
+        let now = WINDOWS * WINDOW;
+        let mut rest = 0;
+        while let Claim::Granted(granted) = account.claim(now) {
+            account.settle(granted, 0);
+            rest += granted;
+        }
+        assert_eq!(rest, cap.quota);
+        assert_eq!(account.claim(now), Claim::Spent(now + WINDOW));
+    }
+
+    /// An overrun is paid back to the tick, however large, and does not wrap into credit.
+    #[test]
+    fn overruns_are_debts() {
+        let account = CapAccount::new(Cap { quota: 10, window: 100 }, 1, 1, 50).unwrap();
+        account.overrun(25, 60);
+        assert_eq!(account.claim(60), Claim::Spent(250));
+        assert_eq!(account.claim(250), Claim::Granted(5));
+        account.settle(5, 5);
+        // 3 of these 8 ticks were used in the window before, of which 5 were left.
+        account.overrun(8, 355);
+        assert_eq!(account.claim(356), Claim::Granted(5));
+        account.overrun(u64::MAX, 360);
+        account.overrun(u64::MAX, 361);
+        assert!(account.is_spent(1 << 50));
+    }
+}

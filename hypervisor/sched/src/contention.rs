@@ -69,6 +69,26 @@ const _: () = assert!(BITS == 54);
 mod tests {
     use super::Contention;
 
+    /// However many queues come and go at once, none is lost.
+    #[test]
+    fn changes_of_many_cpus_all_count() {
+        let clock = std::sync::Arc::new(Contention::new());
+        let cpus: std::vec::Vec<_> = (0..4)
+            .map(|_| {
+                let clock = clock.clone();
+                std::thread::spawn(move || {
+                    for now in 0..20_000 {
+                        clock.enter(now);
+                        assert!(clock.is_on());
+                        clock.leave(now);
+                    }
+                })
+            })
+            .collect();
+        cpus.into_iter().for_each(|cpu| cpu.join().unwrap());
+        assert!(!clock.is_on());
+    }
+
     #[test]
     fn it_runs_while_somebody_waits() {
         let clock = Contention::new();
