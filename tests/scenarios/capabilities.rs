@@ -27,10 +27,11 @@ const OF_VT_X: &[&str] = &[
     "encls",
     "string-io",
     "xsaves",
+    "tsc-scaling",
 ];
 
 /// Those that Bochs's usual CPU lacks, and a later one of its own has.
-const NEWER: &[&str] = &["xsaves"];
+const NEWER: &[&str] = &["xsaves", "tsc-scaling"];
 
 /// Bochs's CPU with VT-x as of later years.
 const NEWER_CPU: &str = "corei7_skylake_x";
@@ -79,6 +80,40 @@ pub(crate) fn newer(lab: &Lab, name: &str) -> Verdict {
         ensure!(used.split(", ").any(|other| other == *word), "{word} is not in use: {used}");
     }
     Ok(())
+}
+
+/// Guests with a slower and a faster TSC than the host's beside one with the host's; without the capability they are
+/// refused.
+pub(crate) fn tsc_scaling(lab: &Lab, name: &str) -> Verdict {
+    let mut config = String::from("[machine]\nconsole = \"all\"\n");
+    for (guest, khz) in [("slow", "tsc_khz = 12345"), ("fast", "tsc_khz = 2900000"), ("same", "")] {
+        config += &format!(
+            r#"
+            [[domain]]
+            name = "{guest}"
+            memory = "4M"
+            kernel = "@probe/apic-timer"
+            {khz}
+            cmdline = "{}"
+            on_reboot = "destroy"
+            "#,
+            khz.replace(" = ", "=")
+        );
+    }
+    let mut run = lab.boot(name, &config)?.cpu(NEWER_CPU).start()?;
+    for guest in ["slow", "fast", "same"] {
+        let line = run.expect(From::Guest(guest), BOOT, r"^probe \S+: (ok|FAIL .*)$")?;
+        ensure!(line.group(1) == "ok", "{guest}: {}", line.group(0));
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)?;
+    let mut run = lab.boot(name, &config)?.cpu(NEWER_CPU).words("without=tsc-scaling").start()?;
+    run.expect(
+        From::Caisson,
+        BOOT,
+        r"\(slow\): tsc_khz: this CPU cannot scale its TSC of [0-9]+ kHz to 12345",
+    )?;
+    run.end(STEP, Outcome::Refused)
 }
 
 /// The same of AMD-V: `svm-without-WORD`.

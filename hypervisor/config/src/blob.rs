@@ -163,6 +163,7 @@ impl<'a> Blob<'a> {
                 memory: record.memory.get(),
                 vcpus: u32::from(record.vcpus.get()),
                 cmdline,
+                tsc_khz: tsc_khz(record),
             };
             rules::check_domain(index, &values)?;
             check_codes(record).map_err(|(name, reason)| at(name, reason))?;
@@ -454,10 +455,15 @@ fn check_codes(record: &DomainRecord) -> Result<(), (&'static str, Reason<'stati
     known("on_poweroff", record.on_poweroff, OnExitAction::from_code(record.on_poweroff).is_some())?;
     known("on_reboot", record.on_reboot, OnExitAction::from_code(record.on_reboot).is_some())?;
     known("on_crash", record.on_crash, OnExitAction::from_code(record.on_crash).is_some())?;
-    if record.reserved0 != 0 || record.reserved1 != 0 || record.reserved2.get() != 0 {
+    if record.reserved0 != 0 || record.reserved1 != 0 {
         return Err(("reserved", Reason::NotZero));
     }
     Ok(())
+}
+
+/// 0 stands for the host's frequency.
+fn tsc_khz(record: &DomainRecord) -> Option<u32> {
+    Some(record.tsc_khz.get()).filter(|&khz| khz != 0)
 }
 
 /// What a record says of its domain's share.
@@ -498,6 +504,12 @@ impl<'a> Domain<'a> {
     #[must_use]
     pub fn vcpus(&self) -> u32 {
         u32::from(self.record.vcpus.get())
+    }
+
+    /// The frequency of the domain's TSC in kHz, 1,000 to 10,000,000; `None` for the host's.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        tsc_khz(self.record)
     }
 
     /// How the kernel is to be loaded.

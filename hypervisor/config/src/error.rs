@@ -182,6 +182,8 @@ pub enum Reason<'a> {
     MemoryTooLarge(u64),
     /// A number of vCPUs that is out of range.
     BadVcpus(u32),
+    /// A TSC frequency that is out of range, in kHz.
+    BadTsc(u32),
     /// A number that is not from 1 to a limit.
     OutOfRange {
         /// The number.
@@ -362,6 +364,12 @@ impl Reason<'_> {
             Self::BadVcpus(vcpus) => {
                 write!(f, "{vcpus} is out of range; write a number from 1 to {}", rules::MAX_VCPUS)
             }
+            Self::BadTsc(khz) => write!(
+                f,
+                "{khz} is out of range; write a number of kHz from {} to {}",
+                rules::MIN_TSC_KHZ,
+                rules::MAX_TSC_KHZ
+            ),
             Self::NoConsole(domain) => {
                 write!(f, "domain[{domain}] has no console to show; give it console = \"serial\"")
             }

@@ -72,7 +72,7 @@ pub(crate) struct DomainRecord {
     pub(crate) pool: U16,
     pub(crate) extra: u8,
     pub(crate) reserved1: u8,
-    pub(crate) reserved2: U32,
+    pub(crate) tsc_khz: U32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -56,7 +56,8 @@
 //! | 80 | 2 × u32 | period and slice of the reservation in µs, or 0 |
 //! | 88 | u16 | pool |
 //! | 90 | u8 | extra time beside the reservation: 0 no, 1 yes |
-//! | 91 | 5 bytes | reserved |
+//! | 91 | u8 | reserved |
+//! | 92 | u32 | kHz of the TSC; 0 for the host's |
 //!
 //! | pool record at | type | field |
 //! |---|---|---|
@@ -116,8 +117,8 @@ pub use pools::{
     DEFAULT_POOL, MAX_CAP, MAX_POOLS, MAX_TIME, MAX_WEIGHT, MIN_TIME, Pool, QUANTUM, RESERVABLE, WARP_PERIOD,
 };
 pub use rules::{
-    ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE, MAX_VCPUS,
-    MEMORY_GRANULE, MIN_MEMORY, MachineLimits, RESERVED_NAMES,
+    ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE,
+    MAX_TSC_KHZ, MAX_VCPUS, MEMORY_GRANULE, MIN_MEMORY, MIN_TSC_KHZ, MachineLimits, RESERVED_NAMES,
 };
 pub use schedule::CAP_WINDOW;
 pub use settings::{

@@ -23,6 +23,10 @@ pub const MAX_MEMORY: u64 = (1 << 52) - ADDRESS_OVERHEAD;
 /// How far above its amount of memory a guest's highest address can be, in bytes: devices have a hole below 4 GiB, and
 /// the memory that it displaces continues at 4 GiB.
 pub const ADDRESS_OVERHEAD: u64 = 4 << 30;
+/// The slowest TSC of a domain, in kHz.
+pub const MIN_TSC_KHZ: u32 = 1_000;
+/// The fastest TSC of a domain, in kHz.
+pub const MAX_TSC_KHZ: u32 = 10_000_000;
 /// The longest command line, in bytes: Linux keeps 2048 with the terminating zero.
 pub const MAX_CMDLINE: usize = 2047;
 /// The longest name of a payload (the path or `@name` that the TOML text gives), in bytes.
@@ -35,6 +39,7 @@ pub(crate) struct DomainValues<'a> {
     pub(crate) memory: u64,
     pub(crate) vcpus: u32,
     pub(crate) cmdline: &'a str,
+    pub(crate) tsc_khz: Option<u32>,
 }
 
 /// Checks the values of the domain with the given index.
@@ -45,6 +50,7 @@ pub(crate) fn check_domain<'a>(index: usize, values: &DomainValues<'a>) -> Resul
     at("name", check_name(values.name))?;
     at("memory", check_memory(values.memory))?;
     at("vcpus", check_vcpus(values.vcpus))?;
+    at("tsc_khz", values.tsc_khz.map_or(Ok(()), check_tsc_khz))?;
     at("cmdline", check_text(values.cmdline, MAX_CMDLINE))
 }
 
@@ -84,6 +90,10 @@ fn check_memory(bytes: u64) -> Result<(), Reason<'static>> {
 
 fn check_vcpus(vcpus: u32) -> Result<(), Reason<'static>> {
     if (1..=MAX_VCPUS).contains(&vcpus) { Ok(()) } else { Err(Reason::BadVcpus(vcpus)) }
+}
+
+fn check_tsc_khz(khz: u32) -> Result<(), Reason<'static>> {
+    if (MIN_TSC_KHZ..=MAX_TSC_KHZ).contains(&khz) { Ok(()) } else { Err(Reason::BadTsc(khz)) }
 }
 
 /// Checks text that may be empty: a command line.
@@ -174,6 +184,9 @@ mod tests {
         assert_eq!(check_memory(u64::MAX), Err(Reason::MemoryTooLarge(u64::MAX)));
         assert_eq!(check_vcpus(0), Err(Reason::BadVcpus(0)));
         assert_eq!(check_vcpus(MAX_VCPUS), Ok(()));
+        assert_eq!((check_tsc_khz(MIN_TSC_KHZ), check_tsc_khz(MAX_TSC_KHZ)), (Ok(()), Ok(())));
+        assert_eq!(check_tsc_khz(0), Err(Reason::BadTsc(0)));
+        assert_eq!(check_tsc_khz(MAX_TSC_KHZ + 1), Err(Reason::BadTsc(MAX_TSC_KHZ + 1)));
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn show_domain(
 ) -> fmt::Result {
     let vcpus = domain.vcpus();
     let plural = if vcpus == 1 { "" } else { "s" };
-    writeln!(
+    write!(
         f,
         "domain[{index}] {}: {} of memory, {vcpus} vCPU{plural}, loader {}, console {}",
         domain.name(),
@@ -79,6 +79,10 @@ fn show_domain(
         domain.loader(),
         domain.console()
     )?;
+    match domain.tsc_khz() {
+        Some(khz) => writeln!(f, ", TSC {khz} kHz")?,
+        None => writeln!(f)?,
+    }
     show_file(f, "kernel", domain.kernel(), domain.cmdline())?;
     for module in domain.modules() {
         show_file(f, "module", module.payload(), module.cmdline())?;

@@ -15,6 +15,7 @@
 //! name = "linux"            # 1 to 31 of a-z 0-9 -
 //! memory = "512M"           # K, M, G or T, of 1024; a multiple of 4K, at least 1M
 //! vcpus = 1                 # default 1
+//! tsc_khz = 2500000         # the TSC's frequency; default: the host's
 //! loader = "auto"           # auto, linux, pvh or multiboot1; default auto
 //! kernel = "@linux"         # a path from this file's folder, or @name for what xtask provides
 //! initrd = "@initrd"        # one file, or a list of files that are joined; or, instead of initrd,
@@ -88,6 +89,8 @@ pub struct DomainText {
     pub memory: u64,
     /// `vcpus`.
     pub vcpus: u32,
+    /// `tsc_khz`; `None` for the host's.
+    pub tsc_khz: Option<u32>,
     /// `loader`.
     pub loader: LoaderKind,
     /// `kernel`: a path or `@name`.
@@ -232,6 +235,7 @@ impl ConfigText {
                 memory: domain.memory,
                 vcpus: domain.vcpus,
                 cmdline: &domain.cmdline,
+                tsc_khz: domain.tsc_khz,
             };
             rules::check_domain(index, &values)?;
             rules::check_reference(&domain.kernel)

@@ -8,7 +8,9 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
-use caisson_domain::{CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, VirtualCpu};
+use caisson_domain::{
+    CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtualCpu,
+};
 use caisson_firmware::GuestLayout;
 use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
 use caisson_machine::clock;
@@ -131,6 +133,8 @@ pub(crate) enum MakeError {
     Hardware(EnableError),
     /// Its stage-2 tables.
     Tables(Stage2Error),
+    /// A TSC frequency, in kHz, that this CPU cannot give it; the host's.
+    Tsc(u32, u64),
     /// Its kernel, by the name that the configuration has for it, or firmware tables.
     Build(&'static str, caisson_domain::BuildError),
 }
@@ -143,6 +147,11 @@ impl fmt::Display for MakeError {
             }
             Self::Hardware(error) => error.fmt(f),
             Self::Tables(error) => write!(f, "memory: {error}"),
+            Self::Tsc(khz, host) => write!(
+                f,
+                "tsc_khz: this CPU cannot scale its TSC of {host} kHz to {khz}, or `without=` forbids it: leave the line out, \
+                 or use a CPU with TSC scaling"
+            ),
             Self::Build(kernel, error) => write!(f, "kernel {kernel:?}: {error}"),
         }
     }
@@ -177,6 +186,7 @@ impl Maker {
     ) -> Result<Live<B, F>, MakeError> {
         let clock = clock::get();
         let start = cpu::tsc();
+        let guest_clock = domain_clock(backend, record.tsc_khz(), start, clock.tsc_hz)?;
         let vcpus = record.vcpus() as usize;
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
         let layout = GuestLayout::new(record.memory(), &apic_ids);
@@ -184,7 +194,7 @@ impl Maker {
         let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
         let tables = self.map::<F>(id, &memory).map_err(MakeError::Tables)?;
         let root = tables.root();
-        let cpuid = self.cpuid(vcpus, clock.tsc_hz);
+        let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
         let msrs = MsrSetup {
             paravirt: Paravirt::BASE,
             microcode: self.microcode,
@@ -203,12 +213,17 @@ impl Maker {
             memory,
             cpuid,
             msrs,
-            clock: DomainClock::starting_at(start, clock.tsc_hz),
+            clock: guest_clock,
             wall_clock,
             vcpus,
             gigabyte_pages: self.features.gigabyte_pages,
         });
-        let setup = VcpuSetup { stage2_root: root, tsc_offset: domain.clock.tsc_offset(), cr4 };
+        let setup = VcpuSetup {
+            stage2_root: root,
+            tsc_offset: domain.clock.tsc_offset(),
+            tsc_multiplier: domain.clock.tsc_multiplier(),
+            cr4,
+        };
         let mut made = Vec::with_capacity(vcpus);
         for index in 0..vcpus {
             let id = VcpuId { domain: id, index: index as u16 };
@@ -283,6 +298,22 @@ impl Maker {
             CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
         })
     }
+}
+
+/// A guest's clock, whose TSC is 0 at the host's `start`: with the host's frequency, or with one of its own.
+fn domain_clock<B: Backend>(
+    backend: &B,
+    tsc_khz: Option<u32>,
+    start: u64,
+    host_hz: u64,
+) -> Result<DomainClock, MakeError> {
+    let Some(khz) = tsc_khz.filter(|&khz| u64::from(khz) != host_hz / 1000) else {
+        return Ok(DomainClock::starting_at(start, host_hz));
+    };
+    let hz = u64::from(khz) * 1000;
+    let scale = backend.tsc_fraction_bits().and_then(|bits| TscScale::between(host_hz, hz, bits));
+    let scale = scale.ok_or(MakeError::Tsc(khz, host_hz / 1000))?;
+    Ok(DomainClock::scaled(start, hz, scale))
 }
 
 impl<B: Backend, F: Format> Guest<B, F> {

@@ -35,6 +35,6 @@ mod tests;
 mod vcpu;
 
 pub use build::{BuildError, Image, Module, load};
-pub use clock::DomainClock;
+pub use clock::{DomainClock, TscScale};
 pub use domain::{CPU_APIC_KHZ, Domain, DomainSetup, Host};
 pub use vcpu::{Ended, KillReason, Outcome, Readiness, RunState, VirtualCpu};

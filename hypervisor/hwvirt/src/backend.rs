@@ -71,6 +71,8 @@ pub struct VcpuSetup {
     pub stage2_root: Hpa,
     /// Added to the host's TSC to make the guest's.
     pub tsc_offset: u64,
+    /// What the host's TSC is multiplied by before, with [`Backend::tsc_fraction_bits`] bits behind the point; `None` for 1.
+    pub tsc_multiplier: Option<u64>,
     /// CR4 bits that the guest may set. Where the hardware can tell them from the others, only these do not exit.
     pub cr4: u64,
 }
@@ -196,6 +198,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`EnableError`]: the CPU cannot run guests.
     fn enable_here(&self) -> Result<(), EnableError>;
+
+    /// How many bits behind the point has what a guest's TSC can be multiplied by; `None` where the CPU cannot do that.
+    fn tsc_fraction_bits(&self) -> Option<u32> {
+        None
+    }
 
     /// Makes a vCPU in the state after power-on; its memory is the domain's. Any CPU can run it.
     ///

@@ -67,6 +67,7 @@ impl Controls {
             (VmxFeatures::PAUSE_LOOP, SecondaryControls::PAUSE_LOOP),
             (VmxFeatures::ENCLS, SecondaryControls::ENCLS),
             (VmxFeatures::XSAVES, SecondaryControls::XSAVES),
+            (VmxFeatures::TSC_SCALING, SecondaryControls::TSC_SCALING),
         ];
         let secondary =
             optional.iter().fold(secondary.bits(), |bits, (f, control)| bits | when(*f, control.bits()));

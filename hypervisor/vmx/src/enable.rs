@@ -18,7 +18,7 @@ use caisson_x86::{Cr4, msr};
 use spin::Once;
 
 use crate::caps::Controls;
-use crate::vcpu::VmxVcpu;
+use crate::vcpu::{TSC_FRACTION_BITS, VmxVcpu};
 use crate::vmcs::Cpu;
 use crate::vpid;
 
@@ -344,6 +344,10 @@ impl Backend for Vmx {
         }
         place.call_once(|| this);
         Ok(())
+    }
+
+    fn tsc_fraction_bits(&self) -> Option<u32> {
+        self.shared.features.contains(VmxFeatures::TSC_SCALING).then_some(TSC_FRACTION_BITS)
     }
 
     fn create_vcpu(&self, id: VcpuId, setup: &VcpuSetup) -> Result<VmxVcpu, EnableError> {

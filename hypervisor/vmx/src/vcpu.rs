@@ -27,6 +27,8 @@ use crate::vpid::Vpid;
 pub(crate) const EXITING_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 /// PAUSEs of one loop are at most this many cycles apart, and the loop exits after that many.
 const PAUSE_LOOP: (u32, u32) = (128, 4096);
+/// Bits behind the point of the TSC multiplier (section 25.6.5).
+pub(crate) const TSC_FRACTION_BITS: u32 = 48;
 /// Levels of the stage-2 tables.
 const LEVELS: u8 = 4;
 /// PAT after reset (SDM vol. 3, section 12.12.4).
@@ -111,13 +113,13 @@ impl VmxVcpu {
             next_rip: Cell::new(None),
             instruction_error: None,
         };
-        vcpu.write_controls(setup.tsc_offset);
+        vcpu.write_controls(setup);
         vcpu.write_host_state();
         vcpu.reset_registers(false);
         Some(vcpu)
     }
 
-    fn write_controls(&mut self, tsc_offset: u64) {
+    fn write_controls(&mut self, setup: &VcpuSetup) {
         let (vmcs, shared) = (&self.vmcs, &*self.shared);
         vmcs.write(field::PIN_CONTROLS, shared.controls.pin);
         vmcs.write(field::SECONDARY_CONTROLS, shared.controls.secondary);
@@ -129,7 +131,7 @@ impl VmxVcpu {
         vmcs.write(field::EXIT_MSR_LOAD_COUNT, 0);
         vmcs.write(field::ENTRY_MSR_LOAD_COUNT, 0);
         vmcs.write(field::ENTRY_EVENT, 0);
-        vmcs.write(field::TSC_OFFSET, tsc_offset);
+        vmcs.write(field::TSC_OFFSET, setup.tsc_offset);
         vmcs.write(field::EPTP, self.eptp);
         vmcs.write(field::LINK_POINTER, u64::MAX);
         vmcs.write(field::CR0_MASK, CR0_HOST);
@@ -148,6 +150,10 @@ impl VmxVcpu {
         if features.contains(VmxFeatures::PAUSE_LOOP) {
             vmcs.write(field::PAUSE_LOOP_GAP, PAUSE_LOOP.0);
             vmcs.write(field::PAUSE_LOOP_WINDOW, PAUSE_LOOP.1);
+        }
+        if features.contains(VmxFeatures::TSC_SCALING) {
+            let multiplier = setup.tsc_multiplier.unwrap_or(1 << TSC_FRACTION_BITS);
+            vmcs.write(field::TSC_MULTIPLIER, multiplier);
         }
         if features.contains(VmxFeatures::XSAVES) {
             // IA32_XSS is 0, so that none of them ever does.

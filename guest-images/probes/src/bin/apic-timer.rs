@@ -6,7 +6,7 @@
 
 use caisson_probes::apic::register::{CURRENT_COUNT, DIVIDE, INITIAL_COUNT, LVT_TIMER};
 use caisson_probes::apic::{self, DEADLINE, MASKED, PERIODIC, TSC_DEADLINE};
-use caisson_probes::{Frame, Shared, check, check_eq, check_in, cpu, probe, time, trap};
+use caisson_probes::{Frame, Shared, check, check_eq, check_in, cpu, number, probe, time, trap};
 
 probe!("apic-timer", run);
 
@@ -26,6 +26,8 @@ fn run() {
             apic::eoi();
         }) as trap::Handler,
     );
+    let khz = time::tsc_hz() / 1000;
+    check_eq!(khz, number("tsc_khz", khz), "kHz of the TSC");
     pm_timer();
     apic::enable();
     all();

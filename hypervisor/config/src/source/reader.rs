@@ -61,10 +61,11 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 23] = [
+const DOMAIN_KEYS: [&str; 24] = [
     "name",
     "memory",
     "vcpus",
+    "tsc_khz",
     "loader",
     "kernel",
     "initrd",
@@ -184,6 +185,7 @@ impl Reader<'_> {
         let memory = self.size(&table, "memory", at("memory"))?;
         let memory = self.required(memory, &table, "memory", "\"512M\"")?;
         let vcpus = self.number(&table, "vcpus", at("vcpus"))?.unwrap_or(1);
+        let tsc_khz = self.number(&table, "tsc_khz", at("tsc_khz"))?;
         let kernel = self.string(&table, "kernel", at("kernel"))?;
         let kernel = self.required(kernel, &table, "kernel", "\"@linux\"")?;
         let loader = self.word(&table, "loader", at("loader"), LoaderKind::WORDS, LoaderKind::from_word)?;
@@ -202,6 +204,7 @@ impl Reader<'_> {
             name,
             memory,
             vcpus,
+            tsc_khz,
             loader: loader.unwrap_or(LoaderKind::Auto),
             kernel,
             modules: self.modules(&table, index)?,

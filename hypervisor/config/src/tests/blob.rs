@@ -181,7 +181,8 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 90, &[0], Field::Domain(0, "extra")),
         (DOMAIN + 90, &[2], Field::Domain(0, "extra")),
         (DOMAIN + 91, &[1], Field::Domain(0, "reserved")),
-        (DOMAIN + 95, &[1], Field::Domain(0, "reserved")),
+        (DOMAIN + 92, &[1], Field::Domain(0, "tsc_khz")),
+        (DOMAIN + 95, &[1], Field::Domain(0, "tsc_khz")),
         (POOL + 4, &[0], Field::Pool(0, "name")),
         (POOL + 8, &[0xFF; 4], Field::Pool(0, "cpus")),
         (POOL + 12, &[0], Field::Pool(0, "cpus")),
@@ -294,27 +295,30 @@ fn domain() -> impl Strategy<Value = DomainText> {
         "[ -~äß]{0,60}",
         any::<bool>(),
         [action.clone(), action.clone(), action],
-        prop::option::of(0u32..u32::MAX),
+        (prop::option::of(0u32..u32::MAX), prop::option::of(1_000u32..=10_000_000)),
         contract(),
     )
-        .prop_map(|(pages, vcpus, kernel, modules, cmdline, serial, actions, max_restarts, contract)| {
-            DomainText {
-                name: String::new(),
-                memory: pages * 4096,
-                vcpus,
-                loader: LoaderKind::Auto,
-                kernel,
-                modules,
-                cmdline,
-                console: if serial { Console::Serial } else { Console::None },
-                on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
-                max_restarts,
-                pool: "rt".into(),
-                cpus: if serial { "3".into() } else { String::new() },
-                prefer: if serial { String::new() } else { "2,8".into() },
-                contract,
-            }
-        })
+        .prop_map(
+            |(pages, vcpus, kernel, modules, cmdline, serial, actions, (max_restarts, tsc_khz), contract)| {
+                DomainText {
+                    name: String::new(),
+                    memory: pages * 4096,
+                    vcpus,
+                    tsc_khz,
+                    loader: LoaderKind::Auto,
+                    kernel,
+                    modules,
+                    cmdline,
+                    console: if serial { Console::Serial } else { Console::None },
+                    on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
+                    max_restarts,
+                    pool: "rt".into(),
+                    cpus: if serial { "3".into() } else { String::new() },
+                    prefer: if serial { String::new() } else { "2,8".into() },
+                    contract,
+                }
+            },
+        )
 }
 
 /// Small enough that all of them fit.
@@ -364,6 +368,7 @@ proptest! {
             prop_assert_eq!(domain.name(), &wanted.name);
             prop_assert_eq!(domain.memory(), wanted.memory);
             prop_assert_eq!(domain.vcpus(), wanted.vcpus);
+            prop_assert_eq!(domain.tsc_khz(), wanted.tsc_khz);
             prop_assert_eq!(domain.kernel().data(), wanted.kernel.as_bytes());
             prop_assert_eq!(domain.cmdline(), &wanted.cmdline);
             prop_assert_eq!(domain.console(), wanted.console);

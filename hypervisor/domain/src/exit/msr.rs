@@ -123,7 +123,7 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     /// This vCPU's TSC.
     fn guest_tsc<M>(&self, domain: &Domain<M>, host: &impl Host) -> u64 {
-        host.tsc().wrapping_add(domain.clock.tsc_offset()).wrapping_add(self.tsc_adjust)
+        domain.clock.guest_tsc(host.tsc()).wrapping_add(self.tsc_adjust)
     }
 
     /// Moves this vCPU's TSC, and with it its TSC deadline and its KVM clock.

@@ -234,6 +234,7 @@ impl Capabilities {
         features.set(F::PAUSE_LOOP, secondary(SecondaryControls::PAUSE_LOOP));
         features.set(F::ENCLS, secondary(SecondaryControls::ENCLS));
         features.set(F::XSAVES, secondary(SecondaryControls::XSAVES));
+        features.set(F::TSC_SCALING, secondary(SecondaryControls::TSC_SCALING));
         features.set(F::STRING_IO, self.basic.string_io());
         features
     }
@@ -261,7 +262,7 @@ mod tests {
     }
 
     /// What later CPUs have.
-    const NEWER: VmxFeatures = VmxFeatures::ENCLS.union(VmxFeatures::XSAVES);
+    const NEWER: VmxFeatures = VmxFeatures::ENCLS.union(VmxFeatures::XSAVES).union(VmxFeatures::TSC_SCALING);
 
     #[test]
     fn a_haswell_has_everything_that_is_needed() {

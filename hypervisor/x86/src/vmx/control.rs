@@ -76,6 +76,8 @@ bitflags! {
         const ENCLS = 1 << 15;
         /// XSAVES and XRSTORS can be used.
         const XSAVES = 1 << 20;
+        /// The TSC is multiplied before the offset is added.
+        const TSC_SCALING = 1 << 25;
     }
 
     /// Exit controls (table 25-13).

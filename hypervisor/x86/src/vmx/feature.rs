@@ -38,6 +38,8 @@ bitflags! {
         const STRING_IO = 1 << 12;
         /// XSAVES and XRSTORS in guests.
         const XSAVES = 1 << 16;
+        /// A multiplier for the guest's TSC.
+        const TSC_SCALING = 1 << 17;
     }
 }
 

@@ -150,6 +150,8 @@ fields! {
     XSS_EXITING: u64, ReadWrite = 0x202c;
     /// Which leaves of ENCLS exit.
     ENCLS_EXITING: u64, ReadWrite = 0x202e;
+    /// What the TSC is multiplied by while the guest runs, with 48 bits behind the point.
+    TSC_MULTIPLIER: u64, ReadWrite = 0x2032;
     /// The guest-physical address of an EPT violation or misconfiguration.
     GUEST_PHYSICAL_ADDRESS: u64, ReadOnly = 0x2400;
     /// VMCS link pointer.
