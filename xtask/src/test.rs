@@ -18,7 +18,7 @@ use crate::{
     paths::Workspace,
     process,
     progress::Step,
-    tools,
+    tools::{self, Tool},
 };
 
 /// How long each fuzz target runs among the tests.
@@ -58,6 +58,10 @@ pub fn command(workspace: &Workspace, args: &TestArgs) -> Result<u8> {
         Some(filter) => wanted(workspace, &packages, args, filter, &machines)?,
         None => (!args.machine_only, !args.host_only),
     };
+    if machine {
+        // First and at once: a person who has to install by hand is told so now, and types one command.
+        tools::ensure(needed(&machines))?;
+    }
     let mut report = Report::default();
     if host {
         if filter.is_none() {
@@ -224,6 +228,14 @@ fn machines(wanted: Option<TestMachineArg>) -> Vec<Kind> {
     }
 }
 
+/// What the whole-machine tests on these emulators stand on.
+fn needed(machines: &[Kind]) -> impl Iterator<Item = &'static Tool> {
+    let on = |machine| machines.contains(&machine);
+    let (qemu, bochs) = (on(Kind::Qemu), on(Kind::Bochs));
+    let qemu = qemu.then(|| tools::for_run(true)).into_iter().flatten();
+    qemu.chain(bochs.then(tools::for_bochs).into_iter().flatten())
+}
+
 fn machine_tests(
     workspace: &Workspace,
     packages: &[Package],
@@ -235,13 +247,7 @@ fn machine_tests(
         println!("whole-machine tests ... none in this source tree");
         return Ok(());
     }
-    // Before the first test's clock runs: installing, fetching and building take their time once.
-    if machines.contains(&Kind::Qemu) {
-        tools::ensure(tools::for_run(true))?;
-    }
-    if machines.contains(&Kind::Bochs) {
-        tools::ensure(tools::for_bochs())?;
-    }
+    // Before the first test's clock runs: fetching and building take their time once.
     let images = Images::new(workspace.clone());
     images.caisson()?;
     for name in ["@linux", "@initrd"] {
@@ -335,6 +341,19 @@ mod tests {
         assert_eq!(nothing_fits("linix", &names), "no test's name contains \"linix\"; near are linux");
         let line = nothing_fits("xyzzy", &names);
         assert!(line.ends_with("without a name runs all 2"), "{line}");
+    }
+
+    #[test]
+    fn all_that_the_emulators_need_is_asked_for_at_once() {
+        let packages =
+            |machines: &[Kind]| -> Vec<&str> { needed(machines).map(|tool| tool.package).collect() };
+        assert!(packages(&[]).is_empty());
+        let all = packages(&Kind::ALL);
+        for (machine, own, others) in [(Kind::Qemu, "ovmf", "bochs"), (Kind::Bochs, "bochs", "ovmf")] {
+            let some = packages(&[machine]);
+            assert!(some.contains(&own) && some.contains(&"xorriso") && !some.contains(&others));
+            assert!(some.iter().all(|package| all.contains(package)));
+        }
     }
 
     #[test]
