@@ -13,6 +13,7 @@ mod memtest;
 mod probes;
 mod refusals;
 mod screen;
+mod serial;
 mod tiny;
 mod workload;
 
@@ -109,6 +110,7 @@ fn main() -> ExitCode {
         ("crash-fault", crash::fault),
         ("crash-stack", crash::stack),
         ("crash-screen", crash::on_screen),
+        ("slow-reader", serial::slow_reader),
         ("refusal-memory", refusals::memory),
         ("refusal-no-svm", refusals::no_svm),
         ("refusal-no-nested-paging", refusals::no_nested_paging),

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,12 +26,13 @@ pub struct Run {
     machine: Running,
     transcript: Transcript,
     log: File,
+    read: usize,
     outcome: Option<Outcome>,
 }
 
 impl Run {
     pub(crate) fn new(machine: Running, log: File) -> Self {
-        Self { machine, transcript: Transcript::default(), log, outcome: None }
+        Self { machine, transcript: Transcript::default(), log, read: 0, outcome: None }
     }
 
     /// Waits until `from` says a line that the regular expression `pattern` matches, behind the last line of theirs that
@@ -122,6 +124,47 @@ impl Run {
         Ok(())
     }
 
+    /// Reads until `bytes` have been read since the start, and not one more.
+    ///
+    /// # Errors
+    /// When that takes longer than `seconds`, or the machine ends before.
+    pub fn read_up_to(&mut self, bytes: usize, seconds: u64) -> Verdict {
+        let deadline = self.deadline(seconds);
+        while let Some(left) = bytes.checked_sub(self.read).filter(|left| *left > 0) {
+            if self.outcome.is_some() || Instant::now() >= deadline {
+                return Err(self.failure(format!("{} bytes came within {seconds} s, not {bytes}", self.read)));
+            }
+            self.read_some(deadline, left)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves what the machine says unread until so many bytes of it wait.
+    ///
+    /// # Errors
+    /// When that takes longer than `seconds`.
+    pub fn leave_unread(&mut self, bytes: usize, seconds: u64) -> Verdict {
+        let deadline = self.deadline(seconds);
+        loop {
+            let waiting = self.machine.serial().waiting();
+            let waiting =
+                waiting.map_err(|error| self.failure(format!("cannot ask the serial line: {error}")))?;
+            if usize::try_from(waiting).is_ok_and(|waiting| waiting >= bytes) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(self.failure(format!("{waiting} bytes wait after {seconds} s, not {bytes}")));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// How many bytes have been read since the start.
+    #[must_use]
+    pub fn bytes_read(&self) -> usize {
+        self.read
+    }
+
     /// Fails if `from` has ever said a line that `pattern` matches.
     ///
     /// # Errors
@@ -173,14 +216,21 @@ impl Run {
 
     /// Reads what there is, or waits for it until `deadline`.
     fn read(&mut self, deadline: Instant) -> Verdict {
+        self.read_some(deadline, usize::MAX)
+    }
+
+    /// The same for no more than `most` bytes.
+    fn read_some(&mut self, deadline: Instant, most: usize) -> Verdict {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let mut buffer = [0; 16 << 10];
+        let buffer = buffer.get_mut(..most.min(16 << 10)).unwrap_or_default();
         let mut serial = self.machine.serial();
-        let read = serial.set_read_timeout(Some(left)).and_then(|()| serial.read(&mut buffer));
+        let read = serial.set_read_timeout(Some(left)).and_then(|()| serial.read(buffer));
         match read {
             Ok(0) => self.closed(),
             Ok(length) => {
                 let bytes = buffer.get(..length).unwrap_or_default();
+                self.read += bytes.len();
                 self.transcript.push(bytes, Instant::now());
                 self.log.write_all(bytes).map_err(|error| self.failure(format!("cannot log: {error}")))
             }

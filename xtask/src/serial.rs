@@ -54,6 +54,14 @@ impl Serial {
             Self::Connection(stream) => stream.set_read_timeout(timeout),
         }
     }
+
+    /// How many bytes can be read without waiting.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn waiting(&self) -> io::Result<u64> {
+        Ok(rustix::io::ioctl_fionread(self)?)
+    }
 }
 
 impl Read for &Serial {

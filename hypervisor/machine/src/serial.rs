@@ -60,14 +60,12 @@ pub fn try_write(bytes: &[u8]) -> usize {
     PORT.lock().as_mut().map_or(bytes.len(), |uart| uart.send_bytes(bytes))
 }
 
-/// Waits until all that was written has left the UART, before it loses its power: at most a few times what a full FIFO
-/// takes, as a broken line must not keep a run from ending.
+/// Waits until all that was written has left the UART, before it loses its power. The other end may be slow to take it,
+/// as an emulator's is on a busy host; but a line on which nothing moves must not keep a run from ending.
 pub fn flush() {
-    /// Ticks of the TSC: ten times what 17 bytes at 115200 baud take on the fastest CPU.
-    const DRAIN: u64 = 1 << 26;
     // Who ends after a failure may have failed while writing.
     if let Some(uart) = PORT.try_lock().as_deref_mut().and_then(Option::as_mut) {
-        let _ = wait_until(DRAIN, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
+        let _ = wait_until(PATIENCE, || uart.lsr().contains(LSR::TRANSMITTER_EMPTY));
     }
 }
 
