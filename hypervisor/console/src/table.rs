@@ -3,7 +3,7 @@
 use alloc::string::String;
 
 use crate::Mux;
-use crate::mux::{LINE_BYTES, LONGEST_STEP, OUTPUT_BYTES, RESERVED_BYTES};
+use crate::mux::LINE_BYTES;
 
 /// Lines of the log under the table.
 pub(crate) const LOG_LINES: usize = 3;
@@ -11,6 +11,9 @@ pub(crate) const LOG_LINES: usize = 3;
 pub(crate) const COLUMNS: usize = 79;
 /// Output that may still wait when the next table is made: a slow line shows fewer of them, and is not filled with them.
 const STILL_WAITING: usize = 1024;
+
+/// Output that may still wait when a line of the trace is added: what guests say meanwhile goes out between such lines.
+const TRACE_WAITING: usize = 4096;
 
 const CLEAR: &[u8] = b"\x1b[2J\x1b[H";
 const HOME: &[u8] = b"\x1b[H";
@@ -86,7 +89,7 @@ impl Mux {
     /// is on the line.
     #[must_use]
     pub fn trace_line(&mut self, line: &str) -> bool {
-        if self.output.len() + LONGEST_STEP > OUTPUT_BYTES - RESERVED_BYTES || line.len() > LINE_BYTES {
+        if self.output.len() > TRACE_WAITING || line.len() > LINE_BYTES {
             return false;
         }
         if core::mem::take(&mut self.mid_line) {

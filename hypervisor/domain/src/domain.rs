@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
-use caisson_irqchip::{ApicMap, InterruptMessage, Ipi, Mailbox, Routing, TriggerMode, VcpuSet};
+use caisson_irqchip::{ApicMap, InterruptMessage, Mailbox, Routing, TriggerMode, VcpuSet};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
 use spin::{Mutex, MutexGuard};
@@ -38,6 +38,16 @@ pub trait Host {
     fn console(&mut self, byte: u8) -> bool;
     /// These vCPUs have something in their mailboxes and may have to be woken.
     fn wake(&mut self, vcpus: VcpuSet);
+    /// Interrupt `vector` goes into the running vCPU's guest with the next entry: for whoever keeps a record of it.
+    #[inline]
+    fn injected(&mut self, vector: u8) {
+        let _ = vector;
+    }
+    /// The running vCPU sends interrupt `vector` to these, likewise.
+    #[inline]
+    fn ipi(&mut self, receivers: VcpuSet, vector: u8) {
+        let _ = (receivers, vector);
+    }
 }
 
 /// What a domain is made of.
@@ -131,11 +141,6 @@ impl<M> Domain<M> {
     #[must_use]
     pub fn mailbox(&self, index: usize) -> &Mailbox {
         &self.mailboxes[index]
-    }
-
-    /// Leaves an IPI of vCPU `sender`'s.
-    pub(crate) fn post_ipi(&self, ipi: &Ipi, sender: usize) -> VcpuSet {
-        self.post_to(self.apics.resolve_ipi(ipi, sender), &ipi.message)
     }
 
     /// Leaves `message` in the mailboxes of `receivers`, and answers who must be woken.

@@ -146,6 +146,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
         let vector = self.acknowledge(domain, host, waiting);
         self.hw.inject(Event::Interrupt(vector));
+        host.injected(vector);
         let more = self.waiting(domain).is_some();
         let window = if more { InterruptWindow::Any } else { self.blocked_by_task_priority() };
         self.hw.set_interrupt_window(window);

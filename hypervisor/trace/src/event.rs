@@ -64,35 +64,30 @@ pub enum What {
         /// Its vector.
         vector: u8,
     },
-    /// Kind 5: a device's interrupt is left for the vCPU.
-    Post {
-        /// Its vector.
-        vector: u8,
-    },
-    /// Kind 6: another vCPU of the domain sends it an interrupt.
+    /// Kind 5: another vCPU of the domain sends it an interrupt.
     Ipi {
         /// Its vector.
         vector: u8,
         /// Index of the sender.
         from: u16,
     },
-    /// Kind 7: a timer was due: the vCPU's, or the CPU's own.
+    /// Kind 6: a timer was due: the vCPU's, or the CPU's own.
     Timer {
         /// Ticks after its time.
         late: u32,
     },
-    /// Kind 8: a hypercall.
+    /// Kind 7: a hypercall.
     Hypercall {
         /// The low half of its number.
         number: u32,
     },
-    /// Kind 9: the vCPU has something to do, and waits for a CPU.
+    /// Kind 8: the vCPU has something to do, and waits for a CPU.
     Wake,
-    /// Kind 10: the CPU has nothing to do and goes to sleep.
+    /// Kind 9: the CPU has nothing to do and goes to sleep.
     Idle,
-    /// Kind 11: the CPU is awake again.
+    /// Kind 10: the CPU is awake again.
     Awake,
-    /// Kind 12: the CPU interrupts another physical one.
+    /// Kind 11: the CPU interrupts another physical one.
     Kick {
         /// Its index.
         cpu: u32,
@@ -111,14 +106,13 @@ impl What {
                 (3, class as u32 | ticks << 8)
             }
             Self::Inject { vector } => (4, vector as u32),
-            Self::Post { vector } => (5, vector as u32),
-            Self::Ipi { vector, from } => (6, vector as u32 | (from as u32) << 16),
-            Self::Timer { late } => (7, late),
-            Self::Hypercall { number } => (8, number),
-            Self::Wake => (9, 0),
-            Self::Idle => (10, 0),
-            Self::Awake => (11, 0),
-            Self::Kick { cpu } => (12, cpu),
+            Self::Ipi { vector, from } => (5, vector as u32 | (from as u32) << 16),
+            Self::Timer { late } => (6, late),
+            Self::Hypercall { number } => (7, number),
+            Self::Wake => (8, 0),
+            Self::Idle => (9, 0),
+            Self::Awake => (10, 0),
+            Self::Kick { cpu } => (11, cpu),
         }
     }
 
@@ -130,21 +124,20 @@ impl What {
             2 => Self::Stop(*Why::ALL.get(argument as usize)?),
             3 => Self::Exit { class: argument as u8, ticks: argument >> 8 },
             4 => Self::Inject { vector: vector(argument)? },
-            5 => Self::Post { vector: vector(argument)? },
-            6 => Self::Ipi { vector: vector(argument & 0xffff)?, from: (argument >> 16) as u16 },
-            7 => Self::Timer { late: argument },
-            8 => Self::Hypercall { number: argument },
-            9 if argument == 0 => Self::Wake,
-            10 if argument == 0 => Self::Idle,
-            11 if argument == 0 => Self::Awake,
-            12 => Self::Kick { cpu: argument },
+            5 => Self::Ipi { vector: vector(argument & 0xffff)?, from: (argument >> 16) as u16 },
+            6 => Self::Timer { late: argument },
+            7 => Self::Hypercall { number: argument },
+            8 if argument == 0 => Self::Wake,
+            9 if argument == 0 => Self::Idle,
+            10 if argument == 0 => Self::Awake,
+            11 => Self::Kick { cpu: argument },
             _ => return None,
         })
     }
 
     /// Whether events of `kind` have an argument.
     pub(crate) const fn has_argument(kind: u8) -> bool {
-        !matches!(kind, 1 | 9 | 10 | 11)
+        !matches!(kind, 1 | 8 | 9 | 10)
     }
 }
 

@@ -25,7 +25,6 @@ fn what() -> impl Strategy<Value = What> {
         .prop_map(What::Stop),
         (any::<u8>(), 0..1u32 << 24).prop_map(|(class, ticks)| What::Exit { class, ticks }),
         any::<u8>().prop_map(|vector| What::Inject { vector }),
-        any::<u8>().prop_map(|vector| What::Post { vector }),
         (any::<u8>(), any::<u16>()).prop_map(|(vector, from)| What::Ipi { vector, from }),
         any::<u32>().prop_map(|late| What::Timer { late }),
         any::<u32>().prop_map(|number| What::Hypercall { number }),

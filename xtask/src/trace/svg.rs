@@ -13,7 +13,7 @@ use super::timeline::{Span, State, Timeline, Work};
 /// Columns of a bar, each a pixel wide.
 const COLUMNS: usize = 720;
 const LEFT: usize = 124;
-const WIDTH: usize = LEFT + COLUMNS + 16;
+const WIDTH: usize = LEFT + COLUMNS + 32;
 /// Height of a bar, of the exits below a vCPU's, and of what is left free below each.
 const BAR: usize = 16;
 const EXITS: usize = 6;

@@ -210,7 +210,6 @@ impl Builder {
                 self.close(cpu, at);
             }
             What::Inject { vector } => self.moment(cpu, vcpu, at, format!("interrupt {vector:#04x}")),
-            What::Post { vector } => self.moment(cpu, vcpu, at, format!("posted {vector:#04x}")),
             What::Ipi { vector, from } => {
                 self.moment(cpu, vcpu, at, format!("IPI {vector:#04x} from vCPU {from}"));
             }

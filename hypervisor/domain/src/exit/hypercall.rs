@@ -93,6 +93,7 @@ fn send_ipi<M>(domain: &Domain<M>, host: &mut impl Host, arguments: &Arguments) 
     let bitmap = u128::from(low) | u128::from(high) << width;
     let receivers = domain.apics.resolve_bitmap(bitmap, lowest as u32, delivery);
     let message = InterruptMessage { delivery, ..InterruptMessage::fixed(0, command as u8) };
+    host.ipi(receivers, message.vector);
     host.wake(domain.post_to(receivers, &message));
     receivers.len() as u64
 }

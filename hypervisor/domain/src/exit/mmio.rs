@@ -81,8 +81,9 @@ impl<V: Vcpu> VirtualCpu<V> {
         match effect {
             Effect::None => return self.notice_request(),
             Effect::SendIpi(ipi) => {
-                let wake = domain.post_ipi(&ipi, self.index());
-                host.wake(wake);
+                let receivers = domain.apics.resolve_ipi(&ipi, self.index());
+                host.ipi(receivers, ipi.message.vector);
+                host.wake(domain.post_to(receivers, &ipi.message));
             }
             Effect::BroadcastEoi(vector) => {
                 let mut chipset = domain.chipset();
