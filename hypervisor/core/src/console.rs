@@ -1,7 +1,10 @@
 //! The consoles' one line, and the physical serial line behind it. Who is shown and what may be said is
 //! `caisson-console`'s; here is only when bytes move.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_console::{LINE_BYTES, Mux, log_prefix};
 use caisson_machine::{clock, cpu, memory, screen, serial};
@@ -17,6 +20,8 @@ const PATIENCE: u64 = 5;
 
 /// `None` until there is a heap.
 static MUX: Mutex<Option<Mux>> = Mutex::new(None);
+/// When the next table is due.
+static TABLE_DUE: AtomicU64 = AtomicU64::new(u64::MAX);
 
 fn with<T>(work: impl FnOnce(&mut Mux) -> T) -> T {
     let mut mux = MUX.lock();
@@ -72,11 +77,41 @@ pub(crate) fn end_line(id: DomainId) {
 pub(crate) fn poll() {
     with(|mux| {
         send(mux);
+        let shown = mux.table_shown();
         for _ in 0..INPUT_STEP {
             let Some(byte) = serial::read() else { break };
             mux.typed(byte);
         }
+        if mux.table_shown() != shown {
+            // The first one is due at once.
+            TABLE_DUE.store(if shown { u64::MAX } else { 0 }, Ordering::Relaxed);
+        }
     });
+}
+
+/// Whether somebody asked for the trace.
+pub(crate) fn take_trace_wanted() -> bool {
+    with(Mux::take_trace_wanted)
+}
+
+/// A line of the trace; `false` where there is no room for it yet.
+pub(crate) fn trace_line(line: &str) -> bool {
+    with(|mux| mux.trace_line(line))
+}
+
+/// The TSC at which the next table of where the time goes is due; never, while none is shown.
+pub(crate) fn table_due() -> u64 {
+    TABLE_DUE.load(Ordering::Relaxed)
+}
+
+/// Shows a table, and wants the next one at `next`; `lines` is not called where the line is not ready for one.
+pub(crate) fn show_table(next: u64, lines: impl FnOnce() -> Vec<String>) {
+    TABLE_DUE.store(next, Ordering::Relaxed);
+    // The lines are made without the lock, which whoever makes them may need.
+    if MUX.lock().as_ref().is_some_and(Mux::table_wanted) {
+        let lines = lines();
+        with(|mux| mux.show_table(&lines));
+    }
 }
 
 /// Offers each guest what was typed for it; `take` answers whether the guest had room. It is called without the console's

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
 use caisson_domain::{
     CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtualCpu,
@@ -61,6 +62,8 @@ pub(crate) struct Task<V> {
     /// Locked by the CPU that runs it, for as long as it does.
     pub(crate) vcpu: Mutex<VirtualCpu<V>>,
     pub(crate) place: Place,
+    /// Where its time goes: written by the CPU that runs it, and by who wakes it, under its queue's lock.
+    pub(crate) account: VcpuAccount,
     /// The CPU that holds its registers, or [`NO_CPU`].
     loaded: AtomicU32,
 }
@@ -69,7 +72,12 @@ const NO_CPU: u32 = u32::MAX;
 
 impl<V: Vcpu> Task<V> {
     fn new(vcpu: VirtualCpu<V>) -> Self {
-        Self { vcpu: Mutex::new(vcpu), place: Place::new(0), loaded: AtomicU32::new(NO_CPU) }
+        Self {
+            vcpu: Mutex::new(vcpu),
+            place: Place::new(0),
+            account: VcpuAccount::new(cpu::tsc(), Activity::Blocked),
+            loaded: AtomicU32::new(NO_CPU),
+        }
     }
 
     /// Whether some CPU holds its registers: then no other can run it.
@@ -107,6 +115,12 @@ pub(crate) struct Live<B: Backend, F: Format> {
 }
 
 impl<B: Backend, F: Format> Live<B, F> {
+    /// A vCPU's name.
+    #[inline]
+    pub(crate) fn vcpu_id(&self, index: usize) -> VcpuId {
+        VcpuId { domain: self.domain.id, index: index as u16 }
+    }
+
     /// Whether it has ended.
     #[inline]
     pub(crate) fn is_ending(&self) -> bool {

@@ -27,6 +27,10 @@ mod logger;
 mod scheduler;
 #[cfg(any(target_os = "none", doc))]
 mod start;
+#[cfg(any(target_os = "none", doc))]
+mod table;
+#[cfg(any(target_os = "none", doc))]
+mod trace;
 
 #[cfg(target_os = "none")]
 caisson_boot::entry_point!(start::main);

@@ -29,6 +29,7 @@ use crate::drill::Drill;
 use crate::guests::Maker;
 use crate::logger;
 use crate::scheduler::System;
+use crate::trace;
 
 /// The module that holds the configuration: by this word in the loader's configuration, or the only module there is.
 const CONFIG_MODULE: &str = "config";
@@ -257,6 +258,7 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     let (backend, clock): (&'static B, _) = (Box::leak(Box::new(backend)), clock::get());
     // SAFETY: on the boot CPU, once, with interrupts off; the start-up code lies where `bring_up` put it.
     unsafe { cpus::start(backend, &platform, trampoline, &features, clock, most) };
+    trace::start(info);
     let system: &'static System<B, F> = Box::leak(Box::new(System::new(backend, maker, blob)));
     if system.start().is_err() {
         console::drain();

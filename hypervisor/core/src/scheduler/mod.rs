@@ -21,13 +21,16 @@ mod balance;
 mod queue;
 mod run;
 mod wake;
+mod watch;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use caisson_accounts::CpuAccount;
 use caisson_config::Blob;
+use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_machine::clock::{self, Clock};
 use caisson_machine::memory;
@@ -41,6 +44,7 @@ use spin::{Mutex, MutexGuard, Once};
 use crate::console;
 use crate::drill::Drill;
 use crate::guests::{Guest, Live, Maker};
+use crate::trace;
 use queue::Queue;
 pub(crate) use queue::{Place, Work};
 
@@ -57,6 +61,8 @@ const RESERVABLE: u32 = 950;
 pub(crate) struct Cpu<B: Backend, F: Format> {
     index: u32,
     queue: Mutex<Queue<B, F>>,
+    /// Where its time goes.
+    pub(crate) account: CpuAccount,
 }
 
 impl<B: Backend, F: Format> Cpu<B, F> {
@@ -74,7 +80,7 @@ pub(crate) struct System<B: Backend, F: Format> {
     pub(crate) backend: &'static B,
     pub(crate) maker: Maker,
     pub(crate) clock: &'static Clock,
-    cpus: Box<[Cpu<B, F>]>,
+    pub(crate) cpus: Box<[Cpu<B, F>]>,
     /// What the CPUs' queues show each other.
     pool: Arc<Pool>,
     pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
@@ -88,6 +94,8 @@ pub(crate) struct System<B: Backend, F: Format> {
     drilled: AtomicBool,
     /// KiB of memory that were free before the first guest was made, when all CPUs had what they need.
     free_before: AtomicU64,
+    /// What the table showed last.
+    pub(crate) top: Mutex<Top>,
 }
 
 /// KiB of memory that no one owns.
@@ -115,7 +123,10 @@ impl<B: Backend, F: Format> System<B, F> {
         let indices: Vec<u32> = (0..percpu::count()).collect();
         let pool = Pool::new(&indices);
         let queue = |index| Queue::new(pool.clone(), index, &settings, entities, guests.len());
-        let cpus = indices.iter().map(|&index| Cpu { index, queue: Mutex::new(queue(index)) }).collect();
+        let cpus = indices
+            .iter()
+            .map(|&index| Cpu { index, queue: Mutex::new(queue(index)), account: CpuAccount::new() })
+            .collect();
         Self {
             backend,
             maker,
@@ -129,6 +140,7 @@ impl<B: Backend, F: Format> System<B, F> {
             drill: Once::new(),
             drilled: AtomicBool::new(false),
             free_before: AtomicU64::new(0),
+            top: Mutex::new(Top::new()),
         }
     }
 
@@ -184,8 +196,10 @@ impl<B: Backend, F: Format> System<B, F> {
         self.failed.fetch_or(!well, Ordering::Relaxed);
         if self.living.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.account();
+            self.say_cpu_times();
             log::info!("all guests have ended");
             console::drain();
+            trace::write_all(self.names());
             let failed = self.failed.load(Ordering::Relaxed);
             power::finish(if failed { RunResult::GuestFailed } else { RunResult::Clean });
         }

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use caisson_accounts::Activity;
 use caisson_hwvirt::Backend;
 use caisson_sched::{
     CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parameters, Parcel, PolicyKind, Pool,
@@ -12,6 +13,7 @@ use caisson_sched::{
 use caisson_stage2::Format;
 
 use crate::guests::Live;
+use crate::trace::{self, What};
 
 /// What an entity of a queue stands for.
 pub(crate) enum Work<B: Backend, F: Format> {
@@ -26,6 +28,16 @@ impl<B: Backend, F: Format> Clone for Work<B, F> {
         match self {
             Self::Vcpu(live, index) => Self::Vcpu(live.clone(), *index),
             Self::Chore(guest) => Self::Chore(*guest),
+        }
+    }
+}
+
+impl<B: Backend, F: Format> Work<B, F> {
+    /// It waits for a CPU from now on.
+    fn woken(&self, now: u64) {
+        if let Self::Vcpu(live, index) = self {
+            live.tasks[*index].account.change(now, Activity::Ready);
+            trace::note(live.vcpu_id(*index), What::Wake);
         }
     }
 }
@@ -178,6 +190,9 @@ impl<B: Backend, F: Format> Queue<B, F> {
         }
         self.timers.remove(id.index());
         self.policy.wake(id, now);
+        if let Some(slot) = self.slots.get(id.index()).and_then(Option::as_ref) {
+            slot.work.woken(now);
+        }
         let look = match self.policy.current() {
             Some(current) => self.policy.should_preempt(current, id, now),
             None => true,
@@ -212,6 +227,7 @@ impl<B: Backend, F: Format> Queue<B, F> {
             self.timers.remove(index);
             if let Some(slot) = self.slots.get(index).and_then(Option::as_ref) {
                 self.policy.wake(slot.id, now);
+                slot.work.woken(now);
             }
         }
         self.policy.turn_is_over()

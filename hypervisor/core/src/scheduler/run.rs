@@ -11,13 +11,17 @@ use caisson_machine::percpu::{self, pending};
 use caisson_machine::{cpu, ipi, power};
 use caisson_sched::{Key, NEVER};
 use caisson_stage2::Format;
+use caisson_trace::Event;
 use caisson_types::{DomainId, Instant};
+use caisson_x86::Gpr;
 
 use super::System;
 use super::queue::{Turn, Work};
+use super::watch::Watch;
 use crate::console;
 use crate::guests::Live;
 use crate::life::Chore;
+use crate::trace::{self, NOBODY, What, Why};
 
 /// Parts of a second after which input that a guest had no room for is offered to it again.
 const INPUT_RETRIES_PER_SECOND: u64 = 100;
@@ -55,6 +59,21 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
             self.system.wake_vcpu(self.live, index);
         }
     }
+
+    #[inline]
+    fn injected(&mut self, vector: u8) {
+        trace::note(self.live.vcpu_id(self.index), What::Inject { vector });
+    }
+
+    #[inline]
+    fn ipi(&mut self, receivers: VcpuSet, vector: u8) {
+        if trace::is_on() {
+            let from = self.index as u16;
+            receivers
+                .into_iter()
+                .for_each(|to| trace::note(self.live.vcpu_id(to), What::Ipi { vector, from }));
+        }
+    }
 }
 
 /// Why a vCPU stopped running.
@@ -72,6 +91,7 @@ enum Stop {
 impl<B: Backend, F: Format> System<B, F> {
     /// Runs what there is on this CPU, for ever.
     pub(crate) fn run(&self) -> ! {
+        self.this().account.begin(cpu::tsc());
         let mut loaded = None;
         loop {
             self.host_work(&mut loaded);
@@ -118,6 +138,10 @@ impl<B: Backend, F: Format> System<B, F> {
             let work = this.take_bits(!pending::CALL);
             if work & pending::SERIAL != 0 {
                 console::poll();
+                if console::take_trace_wanted() {
+                    trace::begin(self.names());
+                }
+                trace::go_on();
             }
             if work & pending::NMI != 0 {
                 log::warn!("the machine raised an NMI that nobody asked for");
@@ -126,8 +150,13 @@ impl<B: Backend, F: Format> System<B, F> {
         if loaded.as_ref().is_some_and(|(live, _)| live.is_ending()) {
             self.unload(loaded);
         }
-        if this.index() == SERIAL_CPU && console::has_input() {
-            self.deliver_input();
+        if this.index() == SERIAL_CPU {
+            if console::has_input() {
+                self.deliver_input();
+            }
+            if console::table_due() <= cpu::tsc() {
+                self.show_table();
+            }
         }
     }
 
@@ -142,12 +171,14 @@ impl<B: Backend, F: Format> System<B, F> {
         });
     }
 
-    /// When input that a guest had no room for is to be offered again.
-    fn input_deadline(&self) -> u64 {
-        if percpu::current().index() == SERIAL_CPU && console::has_input() {
+    /// When the consoles want this CPU: input that a guest had no room for is to be offered again, or a table is due.
+    fn console_deadline(&self) -> u64 {
+        if percpu::current().index() != SERIAL_CPU {
+            u64::MAX
+        } else if console::has_input() {
             cpu::tsc() + self.clock.tsc_hz / INPUT_RETRIES_PER_SECOND
         } else {
-            u64::MAX
+            console::table_due()
         }
     }
 
@@ -156,13 +187,19 @@ impl<B: Backend, F: Format> System<B, F> {
         let this = self.this();
         self.pool.set_idle(this.index, true);
         if !self.pull(this, Key::NEVER) {
-            let deadline = this.lock().deadline().min(self.input_deadline());
+            let deadline = this.lock().deadline().min(self.console_deadline());
             match deadline {
                 NEVER => self.clock.disarm(),
                 deadline => self.clock.arm(deadline),
             }
             if percpu::current().pending() == 0 {
+                let now = cpu::tsc();
+                this.account.sleep(now);
+                trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
                 cpu::wait_for_interrupt();
+                let now = cpu::tsc();
+                this.account.wake(now);
+                trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
             }
         }
         self.pool.set_idle(this.index, false);
@@ -205,18 +242,26 @@ impl<B: Backend, F: Format> System<B, F> {
             self.retire(live, index);
             return;
         }
-        self.load(live, index, loaded);
         let task = &live.tasks[index];
+        let mut watch = Watch::start(&self.this().account, &task.account, live.vcpu_id(index));
+        self.load(live, index, loaded);
         let stop = {
             let mut vcpu = task.vcpu.lock();
             let mut host = Machine { system: self, live, index };
-            let until = until.min(self.input_deadline());
-            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until);
+            let until = until.min(self.console_deadline());
+            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until, &mut watch);
             if let Stop::Ended(ended) = stop {
                 self.end(live, ended, &vcpu);
             }
             stop
         };
+        watch.stop(match stop {
+            Stop::Blocked(_) => Why::Blocked,
+            Stop::Yielded => Why::Yielded,
+            Stop::Ended(_) => Why::Ended,
+            Stop::Asked if cpu::tsc() >= until => Why::Preempted,
+            Stop::Asked => Why::HostWork,
+        });
         self.drill();
         match stop {
             Stop::Blocked(deadline) => self.block(live, index, deadline),
@@ -266,6 +311,7 @@ fn run_vcpu<V: Vcpu>(
     host: &mut impl Host,
     clock: &Clock,
     until: u64,
+    watch: &mut Watch<'_>,
 ) -> Stop {
     let this = percpu::current();
     own_timer(vcpu, domain, host, clock, until);
@@ -289,7 +335,9 @@ fn run_vcpu<V: Vcpu>(
         if vcpu.take_deadline_changed() {
             arm(vcpu, domain, clock, until);
         }
+        watch.enter();
         let exit = vcpu.hw.run();
+        watch.exit(&exit, || vcpu.hw.gpr(Gpr::Rax));
         match vcpu.answer(domain, host, exit) {
             Outcome::Resume | Outcome::Halted => {}
             Outcome::HostEvent => cpu::take_interrupts(),
@@ -325,8 +373,13 @@ fn own_timer<V: Vcpu>(
     clock: &Clock,
     until: u64,
 ) {
-    let time = domain.clock.at(cpu::tsc());
+    let now = cpu::tsc();
+    let time = domain.clock.at(now);
     if vcpu.next_deadline(domain) <= time {
+        trace::record(|| {
+            let late = now.saturating_sub(deadline_of(vcpu, domain)).min(u64::from(u32::MAX)) as u32;
+            Event { time: now, vcpu: vcpu.id, what: What::Timer { late } }
+        });
         vcpu.advance(domain, host, time);
     }
     let _ = vcpu.take_deadline_changed();

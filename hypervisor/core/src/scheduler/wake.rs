@@ -11,6 +11,7 @@ use spin::MutexGuard;
 use super::queue::{Place, Queue};
 use super::{Cpu, System, Work};
 use crate::guests::Live;
+use crate::trace::{self, NOBODY, What};
 
 /// A CPU, with its queue locked.
 type Locked<'a, B, F> = (&'a Cpu<B, F>, MutexGuard<'a, Queue<B, F>>);
@@ -62,6 +63,7 @@ impl<B: Backend, F: Format> System<B, F> {
         if cpu.index == this.index() {
             let _ = this.set_pending(bits);
         } else if let Some(other) = cpu.percpu() {
+            trace::note(NOBODY, What::Kick { cpu: cpu.index });
             ipi::poke(other, bits);
         }
     }

@@ -1,0 +1,79 @@
+//! Where the time goes, shown to a person: the table on the console (`Ctrl-A t`), and a line at the end of a run.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use caisson_accounts::CpuTimes;
+use caisson_console::{DomainSnapshot, Snapshot, VcpuSnapshot};
+use caisson_hwvirt::Backend;
+use caisson_machine::{cpu, memory};
+use caisson_stage2::Format;
+use caisson_types::PAGE_SIZE;
+
+use crate::console;
+use crate::scheduler::System;
+use crate::trace::DomainName;
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// Shows the table, once a second.
+    pub(crate) fn show_table(&self) {
+        let next = cpu::tsc() + self.clock.tsc_hz;
+        console::show_table(next, || self.top.lock().table(self.snapshot()));
+    }
+
+    /// All accounts as they are now.
+    fn snapshot(&self) -> Snapshot {
+        let domain = |guest: &spin::Mutex<crate::guests::Guest<B, F>>| {
+            let (record, id, live) = {
+                let guest = guest.lock();
+                (guest.record, guest.id, guest.live.clone())
+            };
+            let now = cpu::tsc();
+            let vcpus = live.iter().flat_map(|live| live.tasks.iter());
+            let vcpus = vcpus.filter_map(|task| VcpuSnapshot::of(&task.account, now)).collect();
+            DomainSnapshot { id, name: record.name().to_string(), memory: record.memory(), vcpus }
+        };
+        let domains = self.guests.iter().map(domain).collect();
+        let now = cpu::tsc();
+        Snapshot {
+            now,
+            tsc_hz: self.clock.tsc_hz,
+            free_memory: memory::frames().free_frames() * PAGE_SIZE,
+            cpus: self.cpus.iter().map(|cpu| cpu.account.times(now)).collect(),
+            domains,
+        }
+    }
+
+    /// Says what the CPUs spent their time on.
+    pub(crate) fn say_cpu_times(&self) {
+        let now = cpu::tsc();
+        let all =
+            self.cpus.iter().map(|cpu| cpu.account.times(now)).fold(CpuTimes::default(), |sum, times| {
+                CpuTimes {
+                    guests: sum.guests + times.guests,
+                    hypervisor: sum.hypervisor + times.hypervisor,
+                    idle: sum.idle + times.idle,
+                }
+            });
+        let permille = |part: u64| u128::from(part) * 1000 / u128::from(all.elapsed().max(1));
+        let [guests, hypervisor, idle] = [all.guests, all.hypervisor, all.idle].map(permille);
+        log::info!(
+            "the CPUs' time: guests {}.{}%, hypervisor {}.{}%, idle {}.{}%",
+            guests / 10,
+            guests % 10,
+            hypervisor / 10,
+            hypervisor % 10,
+            idle / 10,
+            idle % 10
+        );
+    }
+
+    /// The guests by name, for the trace.
+    pub(crate) fn names(&self) -> Vec<DomainName> {
+        let name = |guest: &spin::Mutex<crate::guests::Guest<B, F>>| {
+            let guest = guest.lock();
+            DomainName { id: guest.id, vcpus: guest.record.vcpus() as u16, name: guest.name().to_string() }
+        };
+        self.guests.iter().map(name).collect()
+    }
+}
