@@ -210,7 +210,7 @@ impl Maker {
         let root = tables.root();
         let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
         let msrs = MsrSetup {
-            paravirt: Paravirt::BASE,
+            paravirt: Paravirt::of(vcpus),
             microcode: self.microcode,
             lfence_serializes: self.lfence_serializes,
             low_memory_end: layout.ram_below_4g(),
@@ -299,7 +299,7 @@ impl Maker {
         let setup = CpuidSetup {
             caps: self.caps,
             topology: Topology::cores(vcpus as u16),
-            paravirt: Paravirt::BASE,
+            paravirt: Paravirt::of(vcpus),
             tsc_khz: (tsc_hz / 1000) as u32,
             apic_khz: CPU_APIC_KHZ,
         };

@@ -141,7 +141,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 let live = Arc::new(live);
                 guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
                 drop(guest);
-                self.enrol_vcpus(&live, index);
+                self.enrol_vcpus(&live);
                 Chore::More
             }
             Err(error) => {

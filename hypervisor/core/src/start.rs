@@ -259,6 +259,9 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     // SAFETY: on the boot CPU, once, with interrupts off; the start-up code lies where `bring_up` put it.
     unsafe { cpus::start(backend, &platform, trampoline, &features, clock, most) };
     trace::start(info);
+    if let Err(error) = blob.check_cpus(percpu::count()) {
+        refuse(format_args!("config: {error}"));
+    }
     let system: &'static System<B, F> = Box::leak(Box::new(System::new(backend, maker, blob)));
     if system.start().is_err() {
         console::drain();

@@ -12,16 +12,18 @@ use super::{Cpu, System, Work};
 
 impl<B: Backend, F: Format> System<B, F> {
     /// Takes over the one that is furthest behind of all that wait at other CPUs, where it is further behind than `own`,
-    /// which this CPU would run next. Whether there was one.
+    /// which this CPU would run next. Who would rather run elsewhere has to be twice as far behind. Whether there was one.
     pub(super) fn pull(&self, this: &Cpu<B, F>, own: Key) -> bool {
-        let margin = self.pool.margin();
+        let shown = self.shown(this.pool);
+        let margin = shown.margin();
         let mut last = None;
-        while let Some(victim) = self.pool.behind(this.index, last)
+        while let Some(victim) = shown.behind(this.index, last)
             && should_pull(own, victim.0, margin)
         {
             last = Some(victim);
-            if let Some(other) = self.cpus.get(victim.1 as usize)
-                && self.steal_from(this, other, own.earlier(margin))
+            let Some(other) = self.cpus.get(victim.1 as usize) else { continue };
+            if self.steal_from(this, other, own.earlier(margin), true)
+                || self.steal_from(this, other, own.earlier(margin.saturating_mul(2)), false)
             {
                 return true;
             }
@@ -29,9 +31,13 @@ impl<B: Backend, F: Format> System<B, F> {
         false
     }
 
-    fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key) -> bool {
+    fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key, at_home: bool) -> bool {
+        let allowed = |work: &Work<B, F>| {
+            let share = &self.shares[work.guest()];
+            share.allows(this.index) && (!at_home || share.prefers(this.index)) && can_move(work)
+        };
         let mut queue = other.lock();
-        let Some(stolen) = queue.steal(before, |work| self.can_move(work), cpu::tsc()) else { return false };
+        let Some(stolen) = queue.steal(before, allowed, cpu::tsc()) else { return false };
         // From here to `put` it is in no queue: who wakes it finds that it can run anyway.
         self.place_of(&stolen.work, |place| place.leave(this.index));
         drop(queue);
@@ -45,14 +51,6 @@ impl<B: Backend, F: Format> System<B, F> {
         assert!(room, "the queues have room for every vCPU and chore of the configuration");
     }
 
-    /// Whether another CPU can run it: what it had in the CPU has been taken off it.
-    fn can_move(&self, work: &Work<B, F>) -> bool {
-        match work {
-            Work::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
-            Work::Chore(_) => true,
-        }
-    }
-
     fn place_of<T>(&self, work: &Work<B, F>, use_it: impl FnOnce(&Place) -> T) -> T {
         match work {
             Work::Vcpu(live, index) => use_it(&live.tasks[*index].place),
@@ -62,12 +60,20 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// Somebody waits here after a turn: an idle CPU takes them over, or one that runs a single vCPU without an end shares.
     pub(super) fn share(&self, this: &Cpu<B, F>, turn_ended: bool) {
-        self.offer();
+        self.offer(this.pool);
         if turn_ended
-            && let Some(lone) = self.pool.find_lone(this.index)
+            && let Some(lone) = self.shown(this.pool).find_lone(this.index)
             && let Some(cpu) = self.cpus.get(lone as usize)
         {
             self.kick(cpu, pending::RESCHEDULE);
         }
+    }
+}
+
+/// Whether another CPU can run it: what it had in the CPU has been taken off it.
+fn can_move<B: Backend, F: Format>(work: &Work<B, F>) -> bool {
+    match work {
+        Work::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
+        Work::Chore(_) => true,
     }
 }

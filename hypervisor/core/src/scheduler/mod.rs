@@ -18,6 +18,7 @@
 //! somebody waits, then an idle CPU is looked for. Both orders are sequentially consistent: one of the two sees the other.
 
 mod balance;
+mod contract;
 mod queue;
 mod run;
 mod wake;
@@ -25,7 +26,6 @@ mod watch;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use caisson_accounts::CpuAccount;
@@ -33,10 +33,9 @@ use caisson_config::Blob;
 use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_machine::clock::{self, Clock};
-use caisson_machine::memory;
 use caisson_machine::percpu::{self, PerCpu};
 use caisson_machine::power::{self, RunResult};
-use caisson_sched::{Pool, Settings};
+use caisson_machine::{cpu, memory};
 use caisson_stage2::Format;
 use caisson_types::{DomainId, PAGE_SIZE};
 use spin::{Mutex, MutexGuard, Once};
@@ -45,27 +44,28 @@ use crate::console;
 use crate::drill::Drill;
 use crate::guests::{Guest, Live, Maker};
 use crate::trace;
+use contract::{Pool, Share};
 use queue::Queue;
 pub(crate) use queue::{Place, Work};
-
-/// How long a vCPU runs while another waits, as the part of a second.
-const TURNS_PER_SECOND: u64 = 100;
-/// The shortest turn, likewise.
-const SHORTEST_PER_SECOND: u64 = 2000;
-/// How far one may run ahead of one that wakes, likewise.
-const ALLOWANCE_PER_SECOND: u64 = 2000;
-/// Thousandths of a CPU that can be reserved.
-const RESERVABLE: u32 = 950;
 
 /// A physical CPU, as the others see it.
 pub(crate) struct Cpu<B: Backend, F: Format> {
     index: u32,
+    /// The number of its pool.
+    pool: usize,
     queue: Mutex<Queue<B, F>>,
     /// Where its time goes.
     pub(crate) account: CpuAccount,
 }
 
 impl<B: Backend, F: Format> Cpu<B, F> {
+    /// `None` for a CPU of no pool, of which there are none.
+    fn new(index: u32, pools: &[Pool], shares: &[Share], entities: usize) -> Option<Self> {
+        let pool = pools.iter().position(|pool| pool.shared.members().contains(&index))?;
+        let queue = Queue::new(&pools[pool], index, entities, shares);
+        Some(Self { index, pool, queue: Mutex::new(queue), account: CpuAccount::new() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue<B, F>> {
         self.queue.lock()
     }
@@ -81,8 +81,10 @@ pub(crate) struct System<B: Backend, F: Format> {
     pub(crate) maker: Maker,
     pub(crate) clock: &'static Clock,
     pub(crate) cpus: Box<[Cpu<B, F>]>,
-    /// What the CPUs' queues show each other.
-    pool: Arc<Pool>,
+    /// The CPUs that share work.
+    pools: Box<[Pool]>,
+    /// What each guest gets.
+    shares: Box<[Share]>,
     pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
     /// Where each guest's chores are.
     pub(crate) chores: Box<[Place]>,
@@ -107,12 +109,9 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Room on all CPUs that have come up for every guest of the configuration, none of which exists yet.
     pub(crate) fn new(backend: &'static B, maker: Maker, blob: &Blob<'static>) -> Self {
         let clock = clock::get();
-        let settings = Settings {
-            quantum: clock.tsc_hz / TURNS_PER_SECOND,
-            min_turn: clock.tsc_hz / SHORTEST_PER_SECOND,
-            allowance: clock.tsc_hz / ALLOWANCE_PER_SECOND,
-            reservable: RESERVABLE,
-        };
+        let count = percpu::count();
+        let pools = Pool::all(blob, count, clock);
+        let shares = Share::all(blob, &pools, count, clock, cpu::tsc());
         let guests: Box<[_]> = blob
             .domains()
             .enumerate()
@@ -120,19 +119,14 @@ impl<B: Backend, F: Format> System<B, F> {
             .collect();
         // Every vCPU, and a chore for each guest.
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
-        let indices: Vec<u32> = (0..percpu::count()).collect();
-        let pool = Pool::new(&indices);
-        let queue = |index| Queue::new(pool.clone(), index, &settings, entities, guests.len());
-        let cpus = indices
-            .iter()
-            .map(|&index| Cpu { index, queue: Mutex::new(queue(index)), account: CpuAccount::new() })
-            .collect();
+        let cpus = (0..count).filter_map(|index| Cpu::new(index, &pools, &shares, entities)).collect();
         Self {
             backend,
             maker,
             clock,
             cpus,
-            pool,
+            pools,
+            shares,
             living: AtomicUsize::new(guests.len()),
             chores: guests.iter().map(|_| Place::new(0)).collect(),
             guests,
@@ -184,6 +178,11 @@ impl<B: Backend, F: Format> System<B, F> {
         {
             drill.crash();
         }
+    }
+
+    /// What the CPUs of a pool show each other.
+    fn shown(&self, pool: usize) -> &caisson_sched::Pool {
+        &self.pools[pool].shared
     }
 
     /// What belongs to this CPU.

@@ -6,12 +6,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use caisson_accounts::Activity;
 use caisson_hwvirt::Backend;
-use caisson_sched::{
-    CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parameters, Parcel, PolicyKind, Pool,
-    Settings,
-};
+use caisson_machine::cpu;
+use caisson_sched::{CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parcel};
 use caisson_stage2::Format;
 
+use super::contract::{Pool, Share};
 use crate::guests::Live;
 use crate::trace::{self, What};
 
@@ -33,6 +32,14 @@ impl<B: Backend, F: Format> Clone for Work<B, F> {
 }
 
 impl<B: Backend, F: Format> Work<B, F> {
+    /// The guest's number in the configuration.
+    pub(super) fn guest(&self) -> usize {
+        match self {
+            Self::Vcpu(live, _) => live.guest,
+            Self::Chore(guest) => *guest,
+        }
+    }
+
     /// It waits for a CPU from now on.
     fn woken(&self, now: u64) {
         if let Self::Vcpu(live, index) = self {
@@ -121,16 +128,16 @@ pub(super) struct Queue<B: Backend, F: Format> {
 
 impl<B: Backend, F: Format> Queue<B, F> {
     /// The queue of `cpu`, for up to `entities` entities of `guests` guests.
-    pub(super) fn new(
-        pool: Arc<Pool>,
-        cpu: u32,
-        settings: &Settings,
-        entities: usize,
-        guests: usize,
-    ) -> Self {
+    pub(super) fn new(pool: &Pool, cpu: u32, entities: usize, shares: &[Share]) -> Self {
+        let shared = pool.shared.clone();
+        let mut policy = CpuQueue::new(shared, cpu, pool.policy, &pool.settings, entities, shares.len());
+        for (group, share) in shares.iter().enumerate() {
+            // The groups are those that the queue was made for.
+            let _ = policy.set_cap(GroupId(group as u32), share.cap.clone(), cpu::tsc());
+        }
         Self {
             cpu,
-            policy: CpuQueue::new(pool, cpu, PolicyKind::Bvt, settings, entities, guests),
+            policy,
             slots: (0..entities).map(|_| None).collect(),
             timers: IndexHeap::new(entities),
             since: 0,
@@ -138,8 +145,12 @@ impl<B: Backend, F: Format> Queue<B, F> {
     }
 
     /// Takes an entity in, blocked. `false` where there is no room, which is a bug of Caisson's.
-    pub(super) fn add(&mut self, work: Work<B, F>, place: &Place, group: usize, now: u64) -> bool {
-        match self.policy.add(GroupId(group as u32), Parameters::default(), now) {
+    pub(super) fn add(&mut self, work: Work<B, F>, place: &Place, share: &Share, now: u64) -> bool {
+        let parameters = match work {
+            Work::Vcpu(..) => share.vcpu,
+            Work::Chore(_) => share.chores,
+        };
+        match self.policy.add(GroupId(work.guest() as u32), parameters, now) {
             Ok(id) => {
                 self.settle(id, work, place);
                 true

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use caisson_domain::{Ended, Host, Outcome, Readiness, VirtualCpu};
+use caisson_domain::{Ended, Host, Outcome, Readiness, RunState, VirtualCpu};
 use caisson_hwvirt::{Backend, Vcpu};
 use caisson_irqchip::VcpuSet;
 use caisson_machine::clock::Clock;
@@ -114,7 +114,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let this = self.this();
         let mut queue = this.lock();
         let turn_ended = queue.settle_up(cpu::tsc());
-        if turn_ended && self.pool.is_contended() {
+        if turn_ended && self.shown(this.pool).is_contended() {
             let own = queue.next_key();
             drop(queue);
             self.pull(this, own);
@@ -185,7 +185,8 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Sleeps until something happens, unless somebody waits somewhere.
     fn idle(&self) {
         let this = self.this();
-        self.pool.set_idle(this.index, true);
+        let shown = self.shown(this.pool);
+        shown.set_idle(this.index, true);
         if !self.pull(this, Key::NEVER) {
             let deadline = this.lock().deadline().min(self.console_deadline());
             match deadline {
@@ -202,7 +203,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
             }
         }
-        self.pool.set_idle(this.index, false);
+        shown.set_idle(this.index, false);
     }
 
     /// Puts a vCPU's state into the CPU, in place of whichever was there.
@@ -213,7 +214,11 @@ impl<B: Backend, F: Format> System<B, F> {
         self.unload(loaded);
         let task = &live.tasks[index];
         task.set_loaded(Some(percpu::current().index()));
-        task.vcpu.lock().hw.switch_in();
+        {
+            let mut vcpu = task.vcpu.lock();
+            vcpu.hw.switch_in();
+            vcpu.scheduled_in(&live.domain, stolen(live, index));
+        }
         *loaded = Some((live.clone(), index));
     }
 
@@ -223,15 +228,18 @@ impl<B: Backend, F: Format> System<B, F> {
         let task = &live.tasks[index];
         {
             let mut vcpu = task.vcpu.lock();
+            let preempted = vcpu.run_state() == RunState::Running;
+            vcpu.scheduled_out(&live.domain, preempted);
             vcpu.hw.switch_out();
-            if self.cpus.len() > 1 || live.is_ending() {
+            if self.shown(self.this().pool).members().len() > 1 || live.is_ending() {
                 vcpu.hw.leave_cpu();
             }
         }
         task.set_loaded(None);
         // Until now it could not be taken over.
-        if self.pool.waiting(percpu::current().index()).is_some() {
-            self.offer();
+        let this = self.this();
+        if self.shown(this.pool).waiting(this.index).is_some() {
+            self.offer(this.pool);
         }
     }
 
@@ -302,6 +310,12 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn block_chore(&self, deadline: u64) {
         self.this().lock().block(deadline, cpu::tsc());
     }
+}
+
+/// The nanoseconds that others have had while a vCPU could have run.
+fn stolen<B: Backend, F: Format>(live: &Live<B, F>, index: usize) -> u64 {
+    let times = live.tasks[index].account.times();
+    times.map_or(0, |times| live.domain.clock.parameters().tsc_to_ns(times.stolen()))
 }
 
 /// Runs a vCPU until it blocks, or the queue is to be asked again, at the host's TSC `until` at the latest.

@@ -36,7 +36,7 @@ impl<B: Backend, F: Format> System<B, F> {
                     self.kick(cpu, pending::RESCHEDULE);
                 }
                 if woken.waits {
-                    self.offer();
+                    self.offer(cpu.pool);
                 }
             }
             None if runs => self.kick(cpu, pending::MAIL),
@@ -68,44 +68,46 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    /// Somebody waits: an idle CPU, if there is one, is told to look for work.
-    pub(super) fn offer(&self) {
-        if let Some(index) = self.pool.find_idle(|_| true, |_| true)
+    /// Somebody waits in a pool: an idle CPU of it, if there is one, is told to look for work. All of them are where not
+    /// everybody may run everywhere.
+    pub(super) fn offer(&self, pool: usize) {
+        let shown = self.shown(pool);
+        while let Some(index) = shown.find_idle(|_| true, |_| true)
             && let Some(cpu) = self.cpus.get(index as usize)
         {
             // The next one is told to somebody else.
-            self.pool.set_idle(index, false);
+            shown.set_idle(index, false);
             self.kick(cpu, pending::RESCHEDULE);
+            if !self.pools[pool].is_divided {
+                break;
+            }
         }
     }
 
     /// Puts a guest's vCPUs, and its chores, into queues: one CPU after the other, with the chores beside the boot vCPU.
     pub(crate) fn enrol_guest(&self, guest: usize) {
         let live = self.guests[guest].lock().live.clone();
-        let first = self.next_cpu(guest);
-        self.enrol(Work::Chore(guest), &self.chores[guest], first, guest, false);
+        let home = self.shares[guest].homes.first().copied().unwrap_or(0);
+        self.enrol(Work::Chore(guest), &self.chores[guest], home, false);
         if let Some(live) = live {
-            self.enrol_vcpus(&live, guest);
+            self.enrol_vcpus(&live);
         }
     }
 
     /// Puts a guest's vCPUs into queues, ready to be looked at.
-    pub(crate) fn enrol_vcpus(&self, live: &Arc<Live<B, F>>, guest: usize) {
-        for (index, task) in live.tasks.iter().enumerate() {
-            let cpu = self.next_cpu(guest + index);
-            self.enrol(Work::Vcpu(live.clone(), index), &task.place, cpu, guest, true);
+    pub(crate) fn enrol_vcpus(&self, live: &Arc<Live<B, F>>) {
+        let homes = &self.shares[live.guest].homes;
+        for ((index, task), &home) in live.tasks.iter().enumerate().zip(homes) {
+            self.enrol(Work::Vcpu(live.clone(), index), &task.place, home, true);
         }
     }
 
-    /// The CPU on which the entity with this number starts.
-    fn next_cpu(&self, number: usize) -> &Cpu<B, F> {
-        &self.cpus[number % self.cpus.len()]
-    }
-
-    fn enrol(&self, work: Work<B, F>, place: &Place, cpu: &Cpu<B, F>, guest: usize, ready: bool) {
+    fn enrol(&self, work: Work<B, F>, place: &Place, home: u32, ready: bool) {
+        let cpu = &self.cpus[home as usize];
+        let share = &self.shares[work.guest()];
         let now = cpu::tsc();
         let mut queue = cpu.lock();
-        let room = queue.add(work, place, guest, now);
+        let room = queue.add(work, place, share, now);
         assert!(room, "the queues have room for every vCPU and chore of the configuration");
         if ready {
             let _ = queue.wake(place, now);

@@ -1,0 +1,162 @@
+//! What the configuration says of who gets which CPUs, in the scheduler's own terms.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use caisson_config::{Blob, Contract, Domain as Record, PoolPolicy};
+use caisson_machine::clock::Clock;
+use caisson_sched::{
+    Cap, CapAccount, DEFAULT_WEIGHT, Parameters, PolicyKind, Pool as SharedPool, Reservation, Settings,
+};
+
+/// The shortest turn, as the part of a second.
+const SHORTEST_PER_SECOND: u64 = 2000;
+/// How far one may run ahead of one that wakes, likewise.
+const ALLOWANCE_PER_SECOND: u64 = 2000;
+/// Windows of a cap in a second: short enough that nobody sees a capped guest stand still.
+const CAP_WINDOWS_PER_SECOND: u64 = 10;
+const PERCENT: u64 = 100;
+
+/// A pool of CPUs: its policy, and what their queues show each other.
+pub(super) struct Pool {
+    pub(super) policy: PolicyKind,
+    pub(super) settings: Settings,
+    pub(super) shared: Arc<SharedPool>,
+    /// Some guest may run on a part of the CPUs only.
+    pub(super) is_divided: bool,
+}
+
+impl Pool {
+    /// The pools of a configuration on a machine with so many CPUs.
+    pub(super) fn all(blob: &Blob<'static>, cpus: u32, clock: &Clock) -> Box<[Self]> {
+        let pool = |(index, pool): (usize, caisson_config::Pool<'_>)| {
+            let members: Vec<u32> = blob.pool_cpus(index, cpus).iter().collect();
+            let mut guests = blob.domains().filter(|record| record.pool() == index);
+            Self {
+                policy: match pool.policy {
+                    PoolPolicy::Bvt => PolicyKind::Bvt,
+                    PoolPolicy::Sedf => PolicyKind::Sedf,
+                },
+                settings: Settings {
+                    quantum: ticks(pool.quantum, clock),
+                    min_turn: clock.tsc_hz / SHORTEST_PER_SECOND,
+                    allowance: clock.tsc_hz / ALLOWANCE_PER_SECOND,
+                    reservable: caisson_config::RESERVABLE,
+                },
+                shared: SharedPool::new(&members),
+                is_divided: guests.any(|record| !record.cpus().is_empty()),
+            }
+        };
+        blob.pools().enumerate().map(pool).collect()
+    }
+}
+
+/// What a guest gets of its pool's CPUs.
+pub(crate) struct Share {
+    /// What each of its vCPUs gets.
+    pub(super) vcpu: Parameters,
+    /// What its chores get: no more than one of its vCPUs, and nothing is reserved for them.
+    pub(super) chores: Parameters,
+    /// What all of them may use together.
+    pub(super) cap: Option<Arc<CapAccount>>,
+    /// Where they may run; none: everywhere in the pool.
+    allowed: CpuList,
+    /// Where they should, while there is room; none: anywhere.
+    preferred: CpuList,
+    /// Where each vCPU starts.
+    pub(super) homes: Box<[u32]>,
+}
+
+/// Numbers of CPUs; empty for all of them.
+type CpuList = Box<[u32]>;
+
+impl Share {
+    /// What each guest of a configuration gets, on a machine with so many CPUs.
+    pub(super) fn all(
+        blob: &Blob<'static>,
+        pools: &[Pool],
+        cpus: u32,
+        clock: &Clock,
+        now: u64,
+    ) -> Box<[Self]> {
+        // One vCPU after the other of a pool goes to the next of its CPUs.
+        let mut next: Vec<usize> = pools.iter().map(|_| 0).collect();
+        let mut shares: Box<[Self]> =
+            blob.domains().map(|record| Self::of(&record, pools, &mut next, clock, now)).collect();
+        // Reservations are kept where they were admitted.
+        let placed = blob.place_reservations(cpus, |domain, vcpu, cpu| {
+            if let Some(home) = shares.get_mut(domain).and_then(|share| share.homes.get_mut(vcpu as usize)) {
+                *home = cpu;
+            }
+        });
+        debug_assert!(placed.is_ok(), "the configuration has been checked against the machine");
+        shares
+    }
+
+    fn of(record: &Record<'static>, pools: &[Pool], next: &mut [usize], clock: &Clock, now: u64) -> Self {
+        let pool = record.pool();
+        let (contract, vcpus) = (record.contract(), record.vcpus());
+        let members = pools[pool].shared.members();
+        let allowed: CpuList = record.cpus().iter().filter(|cpu| members.contains(cpu)).collect();
+        let preferred: CpuList = record.prefer().iter().filter(|cpu| members.contains(cpu)).collect();
+        let starts = if !preferred.is_empty() {
+            &preferred
+        } else if !allowed.is_empty() {
+            &allowed
+        } else {
+            members
+        };
+        let homes = (0..vcpus)
+            .map(|_| {
+                let turn = next[pool];
+                next[pool] += 1;
+                starts[turn % starts.len()]
+            })
+            .collect();
+        let vcpu = parameters(&contract, clock);
+        Self {
+            vcpu,
+            chores: Parameters { reservation: Reservation::NONE, warp: 0, ..vcpu },
+            cap: contract.cap.and_then(|percent| cap(percent, vcpus, &pools[pool], clock, now)),
+            allowed,
+            preferred,
+            homes,
+        }
+    }
+
+    /// Whether the guest may run on `cpu`, which belongs to its pool.
+    pub(super) fn allows(&self, cpu: u32) -> bool {
+        self.allowed.is_empty() || self.allowed.contains(&cpu)
+    }
+
+    /// Whether the guest would rather run on `cpu` than on others.
+    pub(super) fn prefers(&self, cpu: u32) -> bool {
+        self.preferred.is_empty() || self.preferred.contains(&cpu)
+    }
+}
+
+/// Ticks of the TSC in so many microseconds.
+fn ticks(micros: u32, clock: &Clock) -> u64 {
+    u64::from(micros) * (clock.tsc_hz / 1000) / 1000
+}
+
+fn parameters(contract: &Contract, clock: &Clock) -> Parameters {
+    let warps = contract.warp != 0;
+    Parameters {
+        weight: if contract.weight == 0 { DEFAULT_WEIGHT } else { contract.weight },
+        warp: ticks(contract.warp, clock),
+        warp_limit: ticks(contract.warp_limit, clock),
+        warp_period: if warps { ticks(caisson_config::WARP_PERIOD, clock) } else { 0 },
+        reservation: contract.reservation.map_or(Reservation::NONE, |time| {
+            Reservation::from_micros(time.period, time.slice, time.extra, clock.tsc_hz / 1000)
+        }),
+    }
+}
+
+fn cap(percent: u32, vcpus: u32, pool: &Pool, clock: &Clock, now: u64) -> Option<Arc<CapAccount>> {
+    let window = clock.tsc_hz / CAP_WINDOWS_PER_SECOND;
+    let quota = window * u64::from(percent) / PERCENT;
+    // Chores and vCPUs are never there at the same time.
+    CapAccount::new(Cap { quota, window }, vcpus, pool.settings.quantum, now).ok()
+}
