@@ -4,6 +4,7 @@
 //! asserts after every step what must hold whatever a guest does.
 
 use caisson_types::Instant;
+use caisson_x86::ApicPage;
 
 use crate::{
     ApicConfig, ApicMap, Effect, InterruptMessage, IoApic, LintPin, LocalApic, MSR_X2APIC_FIRST, Mailbox,
@@ -37,6 +38,8 @@ struct Vcpu {
     mailbox: Mailbox,
     /// What has been posted since the last drain.
     posted: VectorSet,
+    /// What hardware would show of the APIC.
+    page: ApicPage,
 }
 
 struct Machine {
@@ -56,6 +59,7 @@ impl Machine {
             }),
             mailbox: Mailbox::new(),
             posted: VectorSet::new(),
+            page: ApicPage::new(),
         });
         let mut machine = Self {
             vcpus,
@@ -202,9 +206,18 @@ impl Machine {
         self.perform(index, effect);
     }
 
-    fn step(&mut self, input: &mut Input<'_>) {
+    /// Answers which vCPU was asked something.
+    fn step(&mut self, input: &mut Input<'_>) -> usize {
         let op = input.byte();
         let index = usize::from(op >> 4) % VCPUS;
+        if op & 0x80 != 0 {
+            let vcpu = &mut self.vcpus[index];
+            let _ = vcpu.apic.store(&mut vcpu.page);
+            assert!(!vcpu.apic.is_changed());
+            let before = (*vcpu.apic.irr(), *vcpu.apic.isr(), vcpu.apic.ppr());
+            vcpu.apic.load(&vcpu.page);
+            assert_eq!(before, (*vcpu.apic.irr(), *vcpu.apic.isr(), vcpu.apic.ppr()), "a page loses nothing");
+        }
         match op & 0xf {
             0..=3 => self.access(index, input),
             4 => {
@@ -257,6 +270,7 @@ impl Machine {
                 let _ = (apic.take_nmi(), apic.take_extint(), apic.accepts_extint());
             }
         }
+        index
     }
 }
 
@@ -280,7 +294,8 @@ pub fn drive(data: &[u8]) {
         machine.initialise();
     }
     while !input.0.is_empty() {
-        machine.step(&mut input);
+        let asked = machine.step(&mut input);
+        machine.vcpus[asked].apic.assert_shown(&machine.vcpus[asked].page);
         for (index, vcpu) in machine.vcpus.iter().enumerate() {
             vcpu.apic.assert_invariants();
             assert_eq!(vcpu.apic.id() as usize, index);

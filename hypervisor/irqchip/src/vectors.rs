@@ -91,6 +91,20 @@ impl VectorSet {
         }
     }
 
+    /// The words, vectors 0 to 63 first.
+    #[inline]
+    #[must_use]
+    pub const fn words(&self) -> &[u64; Self::WORDS] {
+        &self.words
+    }
+
+    /// The set of these words, vectors 0 to 63 first.
+    #[inline]
+    #[must_use]
+    pub const fn from_words(words: [u64; Self::WORDS]) -> Self {
+        Self { words }
+    }
+
     /// The `index`th (0 to 7) 32-bit register of the set as software sees it; the index wraps.
     #[must_use]
     pub const fn register(&self, index: u8) -> u32 {

@@ -7,6 +7,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod apic_page;
 pub mod control;
 pub mod exception;
 pub mod msr;
@@ -16,6 +17,7 @@ mod segment;
 pub mod svm;
 pub mod vmx;
 
+pub use apic_page::{ApicPage, TopVectors};
 pub use control::{Cr0, Cr4, Efer, Rflags, Xcr0};
 pub use exception::{Exception, ExceptionKind, Vector};
 pub use register::{Gpr, Gprs};

@@ -34,6 +34,7 @@ impl LocalApic {
     }
 
     fn reset_registers(&mut self) {
+        (self.vectors_changed, self.registers_changed) = (true, true);
         self.irr = VectorSet::new();
         self.isr = VectorSet::new();
         self.tmr = VectorSet::new();
@@ -104,6 +105,7 @@ impl LocalApic {
         }
         self.base = value;
         self.mode = mode;
+        self.registers_changed = true;
         Ok(Effect::RoutingChanged)
     }
 }

@@ -93,6 +93,7 @@ impl LocalApic {
         if !self.is_software_enabled() {
             value |= MASKED;
         }
+        self.registers_changed = true;
         let entry = &mut self.lvt[lvt as usize];
         // A pin that is made edge-triggered no longer waits for an EOI.
         let keep = if value & LEVEL != 0 { *entry & REMOTE_IRR } else { 0 };
@@ -106,6 +107,7 @@ impl LocalApic {
 
     /// SVR disables the APIC by software: every entry is masked.
     pub(super) fn mask_lvt(&mut self) {
+        self.registers_changed = true;
         self.lvt.iter_mut().for_each(|entry| *entry |= MASKED);
     }
 
@@ -131,6 +133,7 @@ impl LocalApic {
     pub fn performance_interrupt(&mut self) {
         self.deliver_lvt(Lvt::Performance);
         self.lvt[Lvt::Performance as usize] |= MASKED;
+        self.registers_changed = true;
     }
 
     /// The thermal sensor has tripped.
@@ -172,6 +175,7 @@ impl LocalApic {
             // An illegal vector is never served, so no EOI would come.
             if vector >= super::FIRST_LEGAL_VECTOR {
                 self.lvt[lvt as usize] |= REMOTE_IRR;
+                self.registers_changed = true;
             }
         }
     }
@@ -183,6 +187,7 @@ impl LocalApic {
             let entry = &mut self.lvt[pin.lvt() as usize];
             if *entry & REMOTE_IRR != 0 && *entry as u8 == vector {
                 *entry &= !REMOTE_IRR;
+                self.registers_changed = true;
                 self.deliver_level_pin(pin);
             }
         }
@@ -193,6 +198,7 @@ impl LocalApic {
     pub fn set_virtual_wire(&mut self) {
         if self.mode != ApicMode::Disabled {
             self.svr |= registers::SVR_ENABLE;
+            self.registers_changed = true;
             self.set_lvt(Lvt::Lint0, 7 << 8);
             self.set_lvt(Lvt::Lint1, 4 << 8);
         }

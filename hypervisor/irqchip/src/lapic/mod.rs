@@ -10,10 +10,12 @@
 //! priority and remote read registers, AMD's extended register space, SMIs.
 //!
 //! Invariants: IRR and ISR never hold a vector below 16; PPR is always what TPR and ISR say; a disabled APIC is in its
-//! reset state; LVT entries are masked while the APIC is software disabled.
+//! reset state; LVT entries are masked while the APIC is software disabled; what an [`ApicPage`](caisson_x86::ApicPage)
+//! shows has not changed since the last exchange with one unless [`LocalApic::is_changed`] says so.
 
 mod base;
 mod lvt;
+mod page;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -154,6 +156,10 @@ pub struct LocalApic {
     errors: u8,
     timer: Timer,
     base: u64,
+    /// IRR, ISR, TMR or TPR are not what they were at the last exchange with a page.
+    vectors_changed: bool,
+    /// The same of the other registers that a page shows.
+    registers_changed: bool,
     config: ApicConfig,
 }
 
@@ -180,6 +186,8 @@ impl LocalApic {
             errors: 0,
             timer: Timer::new(config.timer_hz),
             base: 0,
+            vectors_changed: true,
+            registers_changed: true,
             config,
         };
         apic.power_on_reset();
@@ -247,6 +255,7 @@ impl LocalApic {
             requests &= !ILLEGAL;
             self.record_error(esr::RECEIVE_ILLEGAL_VECTOR);
         }
+        self.vectors_changed = true;
         self.irr.insert_word(word, requests);
         self.tmr.assign_word(word, requests, level);
     }
@@ -257,6 +266,7 @@ impl LocalApic {
             self.record_error(esr::RECEIVE_ILLEGAL_VECTOR);
             return;
         }
+        self.vectors_changed = true;
         self.irr.insert(vector);
         match trigger {
             TriggerMode::Edge => {
@@ -329,6 +339,7 @@ impl LocalApic {
     #[inline]
     pub fn acknowledge(&mut self, vector: u8) {
         if self.irr.remove(vector) {
+            self.vectors_changed = true;
             self.isr.insert(vector);
             self.update_ppr();
         }
@@ -338,8 +349,15 @@ impl LocalApic {
     #[inline]
     pub fn eoi(&mut self) -> Effect {
         let Some(vector) = self.isr.highest() else { return Effect::None };
+        self.vectors_changed = true;
         self.isr.remove(vector);
         self.update_ppr();
+        self.end_of(vector)
+    }
+
+    /// What follows the end of the service of `vector`, which has left ISR already.
+    #[inline]
+    pub fn end_of(&mut self, vector: u8) -> Effect {
         if !self.tmr.contains(vector) {
             return Effect::None;
         }
@@ -374,6 +392,7 @@ impl LocalApic {
     #[inline]
     pub fn set_tpr(&mut self, tpr: u8) {
         if tpr != self.tpr {
+            self.vectors_changed = true;
             self.tpr = tpr;
             self.update_ppr();
         }

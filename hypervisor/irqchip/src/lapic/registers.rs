@@ -27,30 +27,30 @@ const SVR_WRITABLE: u32 = 0xff | SVR_ENABLE | 1 << 9 | SVR_SUPPRESS_EOI_BROADCAS
 /// An integrated APIC that is an xAPIC, its last LVT entry's number, EOI-broadcast suppression.
 const VERSION: u32 = 0x14 | (LVT_ENTRIES as u32 - 1) << 16 | 1 << 24;
 
-mod index {
-    pub(super) const ID: u8 = 0x02;
-    pub(super) const VERSION: u8 = 0x03;
-    pub(super) const TPR: u8 = 0x08;
-    pub(super) const PPR: u8 = 0x0a;
-    pub(super) const EOI: u8 = 0x0b;
-    pub(super) const LDR: u8 = 0x0d;
-    pub(super) const DFR: u8 = 0x0e;
-    pub(super) const SVR: u8 = 0x0f;
-    pub(super) const ISR: u8 = 0x10;
-    pub(super) const ISR_LAST: u8 = 0x17;
-    pub(super) const TMR: u8 = 0x18;
-    pub(super) const TMR_LAST: u8 = 0x1f;
-    pub(super) const IRR: u8 = 0x20;
-    pub(super) const IRR_LAST: u8 = 0x27;
-    pub(super) const ESR: u8 = 0x28;
-    pub(super) const ICR: u8 = 0x30;
-    pub(super) const ICR_HIGH: u8 = 0x31;
-    pub(super) const LVT: u8 = 0x32;
-    pub(super) const LVT_LAST: u8 = 0x37;
-    pub(super) const INITIAL_COUNT: u8 = 0x38;
-    pub(super) const CURRENT_COUNT: u8 = 0x39;
-    pub(super) const DIVIDE: u8 = 0x3e;
-    pub(super) const SELF_IPI: u8 = 0x3f;
+pub(super) mod index {
+    pub(in crate::lapic) const ID: u8 = 0x02;
+    pub(in crate::lapic) const VERSION: u8 = 0x03;
+    pub(in crate::lapic) const TPR: u8 = 0x08;
+    pub(in crate::lapic) const PPR: u8 = 0x0a;
+    pub(in crate::lapic) const EOI: u8 = 0x0b;
+    pub(in crate::lapic) const LDR: u8 = 0x0d;
+    pub(in crate::lapic) const DFR: u8 = 0x0e;
+    pub(in crate::lapic) const SVR: u8 = 0x0f;
+    pub(in crate::lapic) const ISR: u8 = 0x10;
+    pub(in crate::lapic) const ISR_LAST: u8 = 0x17;
+    pub(in crate::lapic) const TMR: u8 = 0x18;
+    pub(in crate::lapic) const TMR_LAST: u8 = 0x1f;
+    pub(in crate::lapic) const IRR: u8 = 0x20;
+    pub(in crate::lapic) const IRR_LAST: u8 = 0x27;
+    pub(in crate::lapic) const ESR: u8 = 0x28;
+    pub(in crate::lapic) const ICR: u8 = 0x30;
+    pub(in crate::lapic) const ICR_HIGH: u8 = 0x31;
+    pub(in crate::lapic) const LVT: u8 = 0x32;
+    pub(in crate::lapic) const LVT_LAST: u8 = 0x37;
+    pub(in crate::lapic) const INITIAL_COUNT: u8 = 0x38;
+    pub(in crate::lapic) const CURRENT_COUNT: u8 = 0x39;
+    pub(in crate::lapic) const DIVIDE: u8 = 0x3e;
+    pub(in crate::lapic) const SELF_IPI: u8 = 0x3f;
 }
 
 mod icr {
@@ -100,6 +100,7 @@ impl LocalApic {
         if self.mode != ApicMode::XApic || size != 4 || offset & 0xf != 0 {
             return Effect::None;
         }
+        self.registers_changed = true;
         match index {
             index::EOI => self.eoi(),
             index::ICR => self.write_icr(self.icr & !u64::from(u32::MAX) | u64::from(value)),
@@ -148,10 +149,7 @@ impl LocalApic {
         let index = self.msr_index(msr)?;
         match index {
             index::ID => Ok(u64::from(self.config.id)),
-            index::LDR => {
-                let id = self.config.id;
-                Ok(u64::from((id >> 4 & 0xffff) << 16 | 1 << (id & 0xf)))
-            }
+            index::LDR => Ok(u64::from(self.x2apic_logical_id())),
             index::ICR => Ok(self.icr),
             _ => self.read_common(index, now).map(u64::from).ok_or(GeneralProtection),
         }
@@ -179,6 +177,7 @@ impl LocalApic {
             self.self_ipi(value as u8);
             return Ok(Effect::None);
         }
+        self.registers_changed = true;
         self.write_common(index, value, now).ok_or(GeneralProtection)
     }
 
@@ -206,6 +205,16 @@ impl LocalApic {
 
     /// Reads what is the same in both modes; `None` for what is not there.
     fn read_common(&mut self, index: u8, now: Instant) -> Option<u32> {
+        match index {
+            index::IRR..=index::IRR_LAST => self.advance(now),
+            index::CURRENT_COUNT => return Some(self.timer.current_count(now)),
+            _ => {}
+        }
+        self.register(index)
+    }
+
+    /// A register that is the same in both modes and does not change by itself; `None` for what is none.
+    fn register(&self, index: u8) -> Option<u32> {
         Some(match index {
             index::VERSION => VERSION,
             index::TPR => u32::from(self.tpr),
@@ -213,17 +222,34 @@ impl LocalApic {
             index::SVR => self.svr,
             index::ISR..=index::ISR_LAST => self.isr.register(index - index::ISR),
             index::TMR..=index::TMR_LAST => self.tmr.register(index - index::TMR),
-            index::IRR..=index::IRR_LAST => {
-                self.advance(now);
-                self.irr.register(index - index::IRR)
-            }
+            index::IRR..=index::IRR_LAST => self.irr.register(index - index::IRR),
             index::ESR => u32::from(self.esr),
             index::LVT..=index::LVT_LAST => self.lvt(Lvt::from_index(index - index::LVT)?),
             index::INITIAL_COUNT => self.timer.initial_count(),
-            index::CURRENT_COUNT => self.timer.current_count(now),
             index::DIVIDE => u32::from(self.timer.divide()),
             _ => return None,
         })
+    }
+
+    /// What a page shows of the register at `index` in the mode that the APIC is in.
+    pub(super) fn shown(&self, index: u8) -> u32 {
+        let value = match (self.mode, index) {
+            (ApicMode::X2Apic, index::ID) => Some(self.config.id),
+            (ApicMode::X2Apic, index::LDR) => Some(self.x2apic_logical_id()),
+            (_, index::ID) => Some(self.config.id << 24),
+            (_, index::LDR) => Some(self.ldr),
+            (_, index::DFR) => Some(self.dfr),
+            (_, index::ICR) => Some(self.icr as u32),
+            (_, index::ICR_HIGH) => Some((self.icr >> 32) as u32),
+            _ => self.register(index),
+        };
+        value.unwrap_or(0)
+    }
+
+    /// The logical id that x2APIC derives from the id ("Deriving Logical x2APIC ID from the Local x2APIC ID").
+    const fn x2apic_logical_id(&self) -> u32 {
+        let id = self.config.id;
+        (id >> 4 & 0xffff) << 16 | 1 << (id & 0xf)
     }
 
     /// Writes what is the same in both modes; `None` for what is read-only or not there.
@@ -292,6 +318,7 @@ impl LocalApic {
     #[inline]
     pub fn write_icr(&mut self, value: u64) -> Effect {
         let x2apic = self.mode == ApicMode::X2Apic;
+        self.registers_changed = true;
         self.icr = value & (icr::WRITABLE | 0xffff_ffff << 32);
         let vector = value as u8;
         let delivery = match DeliveryMode::from_bits((value >> 8) as u32) {
@@ -338,7 +365,7 @@ impl LocalApic {
         Effect::SendIpi(Ipi { message, shorthand })
     }
 
-    fn self_ipi(&mut self, vector: u8) {
+    pub(super) fn self_ipi(&mut self, vector: u8) {
         if vector < FIRST_LEGAL_VECTOR {
             self.record_error(esr::SEND_ILLEGAL_VECTOR);
         }
