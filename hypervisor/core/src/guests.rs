@@ -20,7 +20,7 @@ use caisson_machine::memory::{DomainTables, GuestRam};
 use caisson_machine::percpu;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
-use caisson_types::{DomainId, VcpuId};
+use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
 
 use spin::Mutex;
 
@@ -29,6 +29,8 @@ use crate::life::Phase;
 use crate::logger::EVENT;
 use crate::scheduler::Place;
 
+/// Where a local APIC is after reset.
+const APIC: Gpa = Gpa::new(caisson_irqchip::APIC_DEFAULT_BASE);
 /// A guest that restarts again and again takes one part in so many of the machine's time for being made.
 const RESTART_PART: u64 = 20;
 /// How often it is said that a guest ended and is started again.
@@ -101,7 +103,7 @@ impl<V: Vcpu> Task<V> {
 /// address-space ids are not used again before a flush.
 pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tasks: Box<[Task<B::Vcpu>]>,
-    _tables: Stage2<F>,
+    _tables: Tables<F>,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
     /// Its number in the configuration.
@@ -112,6 +114,14 @@ pub(crate) struct Live<B: Backend, F: Format> {
     ending: AtomicBool,
     /// vCPUs that are in some queue.
     pub(crate) vcpus_left: AtomicUsize,
+}
+
+/// A domain's stage-2 tables.
+struct Tables<F: Format> {
+    /// RAM alone.
+    plain: Stage2<F>,
+    /// The same with the backend's page where a local APIC is, if it has one.
+    with_apic: Option<Stage2<F>>,
 }
 
 impl<B: Backend, F: Format> Live<B, F> {
@@ -206,8 +216,8 @@ impl Maker {
         let layout = GuestLayout::new(record.memory(), &apic_ids);
         let ranges: Vec<_> = layout.backed().collect();
         let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
-        let tables = self.map::<F>(id, &memory).map_err(MakeError::Tables)?;
-        let root = tables.root();
+        let tables = self.tables::<F>(id, &memory, backend.apic_access_page()).map_err(MakeError::Tables)?;
+        let (root, apic_root) = (tables.plain.root(), tables.with_apic.as_ref().map(Stage2::root));
         let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
         let msrs = MsrSetup {
             paravirt: Paravirt::of(vcpus),
@@ -234,6 +244,7 @@ impl Maker {
         });
         let setup = VcpuSetup {
             stage2_root: root,
+            apic_root,
             tsc_offset: domain.clock.tsc_offset(),
             tsc_multiplier: domain.clock.tsc_multiplier(),
             cr4,
@@ -274,19 +285,38 @@ impl Maker {
         })
     }
 
-    /// The guest's RAM in stage-2 tables of its own, by the largest pages.
-    fn map<F: Format>(&self, id: DomainId, memory: &GuestRam) -> Result<Stage2<F>, Stage2Error> {
+    /// The guest's stage-2 tables, twice where there is a page for its local APIC.
+    fn tables<F: Format>(
+        &self,
+        id: DomainId,
+        memory: &GuestRam,
+        apic: Option<Hpa>,
+    ) -> Result<Tables<F>, Stage2Error> {
+        let plain = self.map(id, memory, None)?;
+        let with_apic = apic.map(|page| self.map(id, memory, Some(page))).transpose();
+        match with_apic {
+            Ok(with_apic) => Ok(Tables { plain, with_apic }),
+            Err(error) => {
+                plain.destroy(&mut DomainTables(id));
+                Err(error)
+            }
+        }
+    }
+
+    /// The guest's RAM in stage-2 tables of its own, by the largest pages, and what stands where its local APIC is.
+    fn map<F: Format>(
+        &self,
+        id: DomainId,
+        memory: &GuestRam,
+        apic: Option<Hpa>,
+    ) -> Result<Stage2<F>, Stage2Error> {
         let frames = &mut DomainTables(id);
         let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.stage2_gigabytes))?;
-        for extent in memory.extents() {
-            let mapped = tables.map(
-                frames,
-                extent.gpa,
-                extent.hpa,
-                extent.bytes,
-                Permissions::ALL,
-                MemoryType::WriteBack,
-            );
+        let ram =
+            memory.extents().iter().map(|extent| (extent.gpa, extent.hpa, extent.bytes, Permissions::ALL));
+        let apic = apic.map(|page| (APIC, page, PAGE_SIZE, Permissions::READ_WRITE));
+        for (gpa, hpa, bytes, permissions) in ram.chain(apic) {
+            let mapped = tables.map(frames, gpa, hpa, bytes, permissions, MemoryType::WriteBack);
             if let Err(error) = mapped {
                 tables.destroy(frames);
                 return Err(error);

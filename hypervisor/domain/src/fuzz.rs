@@ -16,7 +16,7 @@ use caisson_x86::{
     msr,
 };
 
-use crate::testing::{CODE, Machine};
+use crate::testing::{CODE, FakeHw, Machine};
 use crate::{Ended, Host, Outcome, Readiness, RunState};
 
 /// RAM of the guest.
@@ -142,7 +142,7 @@ impl Source<'_> {
     /// An exit, with what the hardware tells of it.
     fn exit(&mut self, rip: u64) -> Exit {
         let gpr = |byte: u8| (byte & 1 != 0).then(|| Gpr::from_encoding(byte >> 1));
-        match self.u8() % 27 {
+        match self.u8() % 29 {
             0 => Exit::Cpuid,
             1 | 2 => Exit::ReadMsr,
             3..=5 => Exit::WriteMsr,
@@ -175,6 +175,8 @@ impl Source<'_> {
                     [usize::from(self.u8() % 3)],
                 next_rip: self.flag().then(|| rip.wrapping_add(7)),
             }),
+            26 => Exit::EndOfInterrupt(self.u8()),
+            27 => Exit::ApicWrite { offset: self.number(2) as u16 & 0xfff },
             _ => Exit::Exception { vector: [1, 17][usize::from(self.u8() & 1)], error_code: 0, address: 0 },
         }
     }
@@ -186,9 +188,11 @@ impl Source<'_> {
 /// Where an invariant does not hold: a bug of Caisson's.
 pub fn drive(data: &[u8]) {
     let mut memory = alloc::vec![0; RAM];
-    let mut machine = Machine::new(&mut memory, 2);
     let mut source = Source(data);
-    if source.flag() {
+    let shape = source.u8();
+    let fit = |hw: FakeHw| if shape & 2 != 0 { hw.with_virtual_apic() } else { hw };
+    let mut machine = Machine::on(&mut memory, 2, fit);
+    if shape & 1 != 0 {
         let Machine { domain, vcpus, .. } = &mut machine;
         vcpus[0].set_virtual_wire(domain);
     }
@@ -278,7 +282,7 @@ fn guest(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) {
         hw.regs.rflags ^= Rflags::IF.bits();
     }
     if ops & 2 != 0 {
-        hw.cr8 = source.u8() & 15;
+        hw.move_to_cr8(source.u8() & 15);
     }
     if ops & 4 != 0 {
         hw.iret();
@@ -365,7 +369,7 @@ fn ending(machine: &mut Machine<'_>, source: &mut Source<'_>, index: usize) -> E
 }
 
 /// Sometimes another mode of the CPU.
-fn mode(hw: &mut crate::testing::FakeHw, choice: u8) {
+fn mode(hw: &mut FakeHw, choice: u8) {
     let (code, limit) = match choice {
         0..=0x0f => (Attributes::CODE16, 0xffff),
         0x10..=0x1f => (Attributes::CODE64, u32::MAX),

@@ -1,7 +1,8 @@
 //! From mailbox, local APIC and 8259 pair into the guest.
 
-use caisson_hwvirt::{Event, InterruptWindow, Vcpu};
-use caisson_types::GuestMemory;
+use caisson_hwvirt::{ApicPlace, Event, InterruptWindow, Vcpu};
+use caisson_irqchip::{APIC_DEFAULT_BASE, ApicMode};
+use caisson_types::{Gpa, GuestMemory};
 use caisson_x86::Rflags;
 
 use crate::domain::{BOOT_VCPU, Domain, Host, work};
@@ -34,6 +35,7 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     #[inline(never)]
     fn prepare_slow<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Readiness {
+        self.load_apic();
         let events = self.apic.drain(domain.mailbox(self.index()));
         self.settle_pv_eoi(domain);
         if events.init {
@@ -67,9 +69,12 @@ impl<V: Vcpu> VirtualCpu<V> {
         if self.kicked && self.run_state == RunState::Halted {
             self.end_halt();
         }
-        self.sync_task_priority();
         let readiness = self.deliver(domain, host);
-        self.attention |= readiness == Readiness::Blocked;
+        if readiness == Readiness::Enter {
+            self.store_apic();
+        } else {
+            self.attention = true;
+        }
         readiness
     }
 
@@ -92,14 +97,46 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
     }
 
-    /// Brings the local APIC's task priority up to CR8, which the guest moves without an exit.
+    /// Takes over what the guest may have changed of its local APIC without an exit: CR8, or all that the hardware keeps of a
+    /// virtual one. To be called before the local APIC is asked for anything, or told of an interrupt.
     #[inline]
-    pub(crate) fn sync_task_priority(&mut self) {
+    pub(crate) fn load_apic(&mut self) {
+        if let Some(page) = self.hw.apic_page() {
+            return self.apic.load(page);
+        }
         let priority = self.hw.cr8();
         // TPR's low half, which CR8 lacks, stays as long as the upper one does.
         if priority != self.apic.cr8() {
             self.apic.set_cr8(priority);
         }
+    }
+
+    /// Gives what has changed of the local APIC to the hardware, where that keeps a virtual one.
+    #[inline]
+    fn store_apic(&mut self) {
+        if let Some(page) = self.hw.apic_page()
+            && self.apic.is_changed()
+        {
+            let top = self.apic.store(page);
+            self.hw.set_level_vectors(self.apic.level_vectors());
+            if let Some(top) = top {
+                self.hw.set_top_vectors(top);
+            }
+        }
+    }
+
+    /// Tells the hardware where the guest has its local APIC, and whether it is on.
+    pub(crate) fn place_apic(&mut self) {
+        let place = match self.apic.mode() {
+            // What the hardware does by itself takes no heed of the software's switch.
+            _ if !self.apic.is_software_enabled() => ApicPlace::Software,
+            ApicMode::X2Apic => ApicPlace::Msrs,
+            ApicMode::XApic if self.apic.mmio_base() == Some(Gpa::new(APIC_DEFAULT_BASE)) => {
+                ApicPlace::Memory
+            }
+            _ => ApicPlace::Software,
+        };
+        self.hw.set_apic_place(place);
     }
 
     /// Delivers an NMI or an interrupt, or asks for the moment at which the guest can take it.
@@ -133,6 +170,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         let Some(waiting) = self.waiting(domain) else {
             let window = if nmi_in_shadow { InterruptWindow::Any } else { self.blocked_by_task_priority() };
             self.hw.set_interrupt_window(window);
+            if open && self.hw.delivers_interrupts() && self.apic.pending_vector().is_some() {
+                // The hardware does the rest.
+                self.end_halt();
+            }
             return self.readiness();
         };
         if self.run_state == RunState::Halted && !open && !self.hw.injecting() {
@@ -150,7 +191,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         let more = self.waiting(domain).is_some();
         let window = if more { InterruptWindow::Any } else { self.blocked_by_task_priority() };
         self.hw.set_interrupt_window(window);
-        if !more {
+        if !more && !self.hw.delivers_interrupts() {
             self.arm_pv_eoi(domain);
         }
         Readiness::Enter
@@ -170,7 +211,10 @@ impl<V: Vcpu> VirtualCpu<V> {
         if let Some(vector) = self.postponed {
             return Some(Waiting::Postponed(vector));
         }
-        if let Some(vector) = self.apic.pending_vector() {
+        // What the hardware delivers by itself waits for the 8259 pair, whose window would hold it back.
+        if !self.hw.delivers_interrupts()
+            && let Some(vector) = self.apic.pending_vector()
+        {
             return Some(Waiting::Vector(vector));
         }
         if self.apic.extint_pending() {
@@ -212,6 +256,9 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     /// A request that only the task priority holds back needs an exit when the guest lowers it by CR8.
     fn blocked_by_task_priority(&self) -> InterruptWindow {
+        if self.hw.delivers_interrupts() {
+            return InterruptWindow::Closed;
+        }
         match self.apic.highest_request() {
             Some(vector) if self.apic.tpr() >> 4 != 0 && vector >> 4 <= self.apic.tpr() >> 4 => {
                 InterruptWindow::Above(vector >> 4)

@@ -249,6 +249,7 @@ impl<V: Vcpu> VirtualCpu<V> {
     pub fn set_virtual_wire<M>(&mut self, domain: &Domain<M>) {
         self.apic.set_virtual_wire();
         domain.apics.update(self.index(), &self.apic.routing());
+        self.place_apic();
     }
 
     /// When the vCPU must be looked at although nothing else happens: its own timer, an NMI that waits where the hardware
@@ -282,6 +283,7 @@ impl<V: Vcpu> VirtualCpu<V> {
 
     /// Brings its timers up to `now`; the boot vCPU's are also the chipset's.
     pub fn advance<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host, now: Instant) {
+        self.load_apic();
         self.settle_pv_eoi(domain);
         self.apic.advance(now);
         self.attention = true;
@@ -351,6 +353,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.kicked = false;
         self.run_state = RunState::WaitForSipi;
         domain.apics.update(self.index(), &self.apic.routing());
+        self.place_apic();
     }
 
     /// SIPI: real mode at the page that the vector names (SDM vol. 3, section 10.4.4).

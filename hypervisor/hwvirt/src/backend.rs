@@ -3,6 +3,7 @@
 use core::fmt;
 
 use caisson_types::{Hpa, VcpuId};
+use caisson_x86::{ApicPage, TopVectors};
 
 use crate::{Event, Exit, VcpuState};
 
@@ -69,6 +70,8 @@ pub struct MsrPassthrough {
 pub struct VcpuSetup {
     /// Root of the domain's stage-2 tables, which have four levels.
     pub stage2_root: Hpa,
+    /// Root of the same tables with [`Backend::apic_access_page`] mapped where a local APIC is after reset.
+    pub apic_root: Option<Hpa>,
     /// Added to the host's TSC to make the guest's.
     pub tsc_offset: u64,
     /// What the host's TSC is multiplied by before, with [`Backend::tsc_fraction_bits`] bits behind the point; `None` for 1.
@@ -102,6 +105,17 @@ pub enum InterruptWindow {
     /// As soon as the guest can take an interrupt of this priority class (vector bits 7:4), which its task priority now
     /// holds back.
     Above(u8),
+}
+
+/// Where a guest finds its local APIC, for hardware that answers some of the accesses by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ApicPlace {
+    /// Every access exits: it is disabled, or not where the hardware can serve it.
+    Software,
+    /// In memory, at the address after reset.
+    Memory,
+    /// In the MSRs of x2APIC.
+    Msrs,
 }
 
 /// A vCPU: its state, and what stands between it and the hardware.
@@ -142,6 +156,34 @@ pub trait Vcpu: VcpuState {
 
     /// Sets what the guest reads from CR8.
     fn set_cr8(&mut self, priority: u8);
+
+    // ---- hardware with a virtual local APIC
+    //
+    // It takes interrupts out of the page's IRR by itself as soon as the guest can take them, moves them to ISR, and may
+    // carry out the guest's accesses to TPR, EOI and the rest there. While the guest does not run the page is the core's.
+    // Events are injected all the same: NMIs, exceptions, the 8259 pair's interrupts.
+
+    /// Whether the hardware delivers interrupts out of a virtual local APIC. It never changes.
+    #[inline]
+    fn delivers_interrupts(&self) -> bool {
+        false
+    }
+
+    /// The virtual local APIC, where the hardware delivers out of it.
+    #[inline]
+    fn apic_page(&mut self) -> Option<&mut ApicPage> {
+        None
+    }
+
+    /// The core has changed the highest vectors of the page's IRR and ISR.
+    fn set_top_vectors(&mut self, _top: TopVectors) {}
+
+    /// The vectors, 64 in a word, whose end of service is to exit ([`Exit::EndOfInterrupt`]).
+    #[inline]
+    fn set_level_vectors(&mut self, _vectors: &[u64; 4]) {}
+
+    /// Where the guest finds its local APIC from now on; [`ApicPlace::Software`] at first.
+    fn set_apic_place(&mut self, _place: ApicPlace) {}
 
     /// Sets the amount that is added to the host's TSC.
     fn set_tsc_offset(&mut self, offset: u64);
@@ -201,6 +243,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// How many bits behind the point has what a guest's TSC can be multiplied by; `None` where the CPU cannot do that.
     fn tsc_fraction_bits(&self) -> Option<u32> {
+        None
+    }
+
+    /// The page that stage 2 must have at the address of a local APIC, for guests whose accesses to it the hardware is to
+    /// carry out. A guest that has its APIC there never reaches the page itself; one that has it elsewhere must not find
+    /// the page, so that a domain has tables with and without it.
+    fn apic_access_page(&self) -> Option<Hpa> {
         None
     }
 

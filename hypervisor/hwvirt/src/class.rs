@@ -56,6 +56,8 @@ classes! {
     Nmi "nmi",
     /// A window for an interrupt or NMI.
     Window "window",
+    /// What the hardware's virtual local APIC leaves to the core.
+    Apic "apic",
     /// An access to CR0, CR4 or CR8.
     ControlRegister "cr",
     /// An access to a debug register.
@@ -117,6 +119,7 @@ impl Exit {
             Self::WriteCr4(_) | Self::WriteCr0(_) | Self::WriteCr8(_) | Self::ReadCr8(_) => {
                 ExitClass::ControlRegister
             }
+            Self::EndOfInterrupt(_) | Self::ApicWrite { .. } => ExitClass::Apic,
             Self::Debug(_) => ExitClass::DebugRegister,
             Self::Xsetbv => ExitClass::Xsetbv,
             Self::CacheFlush => ExitClass::CacheFlush,

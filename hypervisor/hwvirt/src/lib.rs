@@ -18,7 +18,9 @@ mod state;
 pub mod svm;
 pub mod vmx;
 
-pub use backend::{Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup};
+pub use backend::{
+    ApicPlace, Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup,
+};
 pub use class::ExitClass;
 pub use event::Event;
 pub use exit::{DebugAccess, Direction, Exit, IoExit, NestedFault, TaskSwitch, TaskSwitchSource};

@@ -55,6 +55,9 @@ pub fn decode(raw: &impl ExitFields) -> Exit {
         ExitReason::INTERRUPT_WINDOW | ExitReason::TPR_BELOW_THRESHOLD => Exit::InterruptWindow,
         ExitReason::NMI_WINDOW => Exit::NmiWindow,
         ExitReason::EPT_VIOLATION => Exit::NestedFault(decode_violation(raw)),
+        ExitReason::APIC_ACCESS => Exit::NestedFault(decode_apic_access(raw.qualification())),
+        ExitReason::VIRTUALIZED_EOI => Exit::EndOfInterrupt(raw.qualification() as u8),
+        ExitReason::APIC_WRITE => Exit::ApicWrite { offset: (raw.qualification() & 0xfff) as u16 },
         ExitReason::EXCEPTION_OR_NMI => decode_exception(raw),
         ExitReason::PAUSE => Exit::Pause,
         ExitReason::CONTROL_REGISTER => decode_control(raw),
@@ -142,6 +145,18 @@ fn decode_task_switch(raw: &impl ExitFields) -> TaskSwitch {
         _ => TaskSwitchSource::Call,
     };
     TaskSwitch { selector: qualification as u16, source, next_rip: Some(raw.next_rip()) }
+}
+
+/// The qualification of an access to the APIC-access page (table 28-6), which stands where a local APIC is after reset.
+fn decode_apic_access(qualification: u64) -> NestedFault {
+    const APIC: u64 = 0xfee0_0000;
+    NestedFault {
+        gpa: Gpa::new(APIC | qualification & 0xfff),
+        write: qualification >> 12 & 15 == 1,
+        fetch: qualification >> 12 & 15 == 2,
+        present: false,
+        page_walk: false,
+    }
 }
 
 fn decode_exception(raw: &impl ExitFields) -> Exit {
@@ -350,6 +365,22 @@ mod tests {
                 Raw { gpa: 0xfee0_00b0, ..raw(48, 0x18c) },
                 Exit::NestedFault(NestedFault { write: false, fetch: true, present: true, ..fault }),
             ),
+            (raw(44, 0x1300), Exit::NestedFault(NestedFault { gpa: Gpa::new(0xfee0_0300), ..fault })),
+            (
+                raw(44, 0x0390),
+                Exit::NestedFault(NestedFault { gpa: Gpa::new(0xfee0_0390), write: false, ..fault }),
+            ),
+            (
+                raw(44, 0x2000),
+                Exit::NestedFault(NestedFault {
+                    gpa: Gpa::new(0xfee0_0000),
+                    write: false,
+                    fetch: true,
+                    ..fault
+                }),
+            ),
+            (raw(45, 0x61), Exit::EndOfInterrupt(0x61)),
+            (raw(56, 0x300), Exit::ApicWrite { offset: 0x300 }),
             (Raw { gpa: 0x5000, ..raw(49, 0) }, Exit::Unknown { reason: 49, qualification: 0x5000 }),
             (Raw { event: 0x8000_0202, ..raw(0, 0) }, Exit::Nmi),
             (

@@ -29,7 +29,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             return Outcome::Ended(Ended::Killed(KillReason::LostDelivery { gpa: fault.gpa }));
         }
         self.end_pv_eoi(domain);
-        self.sync_task_priority();
+        self.load_apic();
         let now = domain.clock.at(host.tsc());
         let mut effects = [Effect::None; MAX_EFFECTS];
         let mut bus = Devices {
@@ -100,6 +100,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             Effect::RoutingChanged => {
                 let wake = domain.route(self.index(), &self.apic.routing());
                 host.wake(wake);
+                self.place_apic();
                 self.hw.set_cr8(self.apic.cr8());
                 self.mirrored.apic_enabled = self.apic.mode() != caisson_irqchip::ApicMode::Disabled;
                 // LINT0 of the boot vCPU is the only one that is wired.
@@ -115,7 +116,39 @@ impl<V: Vcpu> VirtualCpu<V> {
     /// counts as well: it may need another window.
     #[inline]
     pub(super) fn notice_request(&mut self) {
-        self.attention |= self.apic.highest_request().is_some() || self.pic_asserted;
+        self.attention |= self.pic_asserted
+            || if self.hw.delivers_interrupts() {
+                self.apic.is_changed()
+            } else {
+                self.apic.highest_request().is_some()
+            };
+    }
+
+    /// The hardware has ended the service of a level-triggered vector.
+    pub(super) fn end_of_interrupt<M>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        vector: u8,
+    ) -> Outcome {
+        self.load_apic();
+        let effect = self.apic.end_of(vector);
+        self.apic_effect(domain, host, effect);
+        Outcome::Resume
+    }
+
+    /// The hardware has stored a write to the local APIC's page, whose effects are left to be done.
+    pub(super) fn apic_write<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, offset: u16) -> Outcome {
+        self.load_apic();
+        let now = domain.clock.at(host.tsc());
+        let effect = match self.hw.apic_page() {
+            Some(page) => self.apic.written(offset, page, now),
+            None => Effect::None,
+        };
+        self.apic_effect(domain, host, effect);
+        // The page shows what was written, which need not be what the register has become.
+        self.attention = true;
+        Outcome::Resume
     }
 }
 

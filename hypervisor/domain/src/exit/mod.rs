@@ -54,6 +54,8 @@ impl<V: Vcpu> VirtualCpu<V> {
                 self.hw.set_gpr(gpr, u64::from(self.hw.cr8()));
                 self.skip(domain, Opcode::Control, Outcome::Resume)
             }
+            Exit::EndOfInterrupt(vector) => self.end_of_interrupt(domain, host, vector),
+            Exit::ApicWrite { offset } => self.apic_write(domain, host, offset),
             Exit::Debug(_) => {
                 self.hw.load_debug_registers();
                 Outcome::Resume

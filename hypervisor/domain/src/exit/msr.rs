@@ -45,13 +45,14 @@ impl<V: Vcpu> VirtualCpu<V> {
         match self.msrs.classify(number) {
             MsrClass::X2Apic => {
                 self.end_pv_eoi(domain);
-                self.sync_task_priority();
+                self.load_apic();
                 let now = domain.clock.at(host.tsc());
                 let value = self.apic.read_x2apic(number, now).map_err(|_| Fault);
                 self.notice_request();
                 value
             }
             MsrClass::TscDeadline => {
+                self.load_apic();
                 let now = domain.clock.at(host.tsc());
                 let value = self.apic.read_tsc_deadline(now).map_err(|_| Fault);
                 self.notice_request();
@@ -80,19 +81,20 @@ impl<V: Vcpu> VirtualCpu<V> {
         match self.msrs.classify(number) {
             MsrClass::X2Apic => {
                 self.end_pv_eoi(domain);
-                self.sync_task_priority();
+                self.load_apic();
                 let now = domain.clock.at(host.tsc());
                 let effect = self.apic.write_x2apic(number, value, now).map_err(|_| Fault)?;
                 self.apic_effect(domain, host, effect);
             }
             MsrClass::TscDeadline => {
+                self.load_apic();
                 let clock = domain.clock.tsc_clock(host.tsc(), self.tsc_adjust);
                 let effect = self.apic.write_tsc_deadline(value, &clock).map_err(|_| Fault)?;
                 self.apic_effect(domain, host, effect);
             }
             MsrClass::ApicBase => {
                 self.end_pv_eoi(domain);
-                self.sync_task_priority();
+                self.load_apic();
                 let effect = self.apic.write_apic_base(value).map_err(|_| Fault)?;
                 self.apic_effect(domain, host, effect);
             }

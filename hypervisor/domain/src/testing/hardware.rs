@@ -1,11 +1,14 @@
 //! A vCPU's hardware as plain data, which behaves at its entries as the contract says.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use caisson_emulate::testing::FakeVcpu;
-use caisson_hwvirt::{Event, Exit, InterruptWindow, Vcpu, VcpuState};
-use caisson_x86::{DescriptorTable, ExceptionKind, Gpr, Rflags, Segment, SegmentRegister, msr};
+use caisson_hwvirt::{ApicPlace, Event, Exit, InterruptWindow, Vcpu, VcpuState};
+use caisson_x86::{
+    ApicPage, DescriptorTable, ExceptionKind, Gpr, Rflags, Segment, SegmentRegister, TopVectors, msr,
+};
 
 /// The MSRs that the hardware keeps.
 const MSRS: [u32; 12] = [
@@ -51,11 +54,120 @@ pub(crate) struct FakeHw {
     pub(crate) pointers: Option<[u64; 4]>,
     /// What has been delivered, oldest first.
     pub(crate) delivered: Vec<Event>,
+    /// A virtual local APIC, out of which it delivers.
+    pub(crate) virtual_apic: Option<Box<VirtualApic>>,
     /// RFLAGS of each handler's caller.
     frames: Vec<u64>,
 }
 
+/// A virtual local APIC as VT-x has it (SDM vol. 3, chapter 30).
+pub(crate) struct VirtualApic {
+    pub(crate) page: ApicPage,
+    pub(crate) top: TopVectors,
+    level: [u64; 4],
+    pub(crate) place: ApicPlace,
+}
+
+/// Registers of the page: the first of ISR and IRR.
+const ISR: u8 = 0x10;
+const IRR: u8 = 0x20;
+
+impl VirtualApic {
+    fn new() -> Self {
+        Self { page: ApicPage::new(), top: TopVectors::default(), level: [0; 4], place: ApicPlace::Software }
+    }
+
+    fn change(&mut self, first: u8, vector: u8, on: bool) {
+        let (register, bit) = (first + vector / 32, 1 << (vector % 32));
+        let value = self.page.get(register);
+        self.page.set(register, if on { value | bit } else { value & !bit });
+    }
+
+    pub(crate) fn highest(&self, first: u8) -> u8 {
+        let register = (0..8).rev().find(|n| self.page.get(first + n) != 0);
+        register.map_or(0, |n| n * 32 + 31 - self.page.get(first + n).leading_zeros() as u8)
+    }
+
+    /// PPR virtualisation.
+    fn ppr(&mut self) -> u8 {
+        let (tpr, in_service) = (self.page.get(ApicPage::TPR) as u8, self.top.in_service);
+        let ppr = if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 };
+        self.page.set(0x0a, u32::from(ppr));
+        ppr
+    }
+
+    /// The vector that is recognised.
+    fn pending(&mut self) -> Option<u8> {
+        let vector = self.top.requested;
+        (vector >> 4 > self.ppr() >> 4).then_some(vector)
+    }
+
+    /// Takes it.
+    fn take(&mut self, vector: u8) {
+        self.change(ISR, vector, true);
+        self.change(IRR, vector, false);
+        self.top = TopVectors { requested: self.highest(IRR), in_service: vector };
+        self.ppr();
+    }
+
+    /// EOI virtualisation: whether it exits, and for which vector.
+    fn end(&mut self) -> Option<u8> {
+        let vector = self.top.in_service;
+        self.change(ISR, vector, false);
+        self.top.in_service = self.highest(ISR);
+        self.ppr();
+        (self.level[usize::from(vector / 64)] >> (vector % 64) & 1 != 0).then_some(vector)
+    }
+}
+
 impl FakeHw {
+    /// Gives it a virtual local APIC.
+    pub(crate) fn with_virtual_apic(self) -> Self {
+        Self { virtual_apic: Some(Box::new(VirtualApic::new())), ..self }
+    }
+
+    /// The guest ends an interrupt by its local APIC's register, without an exit where the hardware can do it. `None`: that
+    /// register exits.
+    pub(crate) fn end_of_interrupt(&mut self) -> Option<Exit> {
+        let apic = self.virtual_apic.as_deref_mut().filter(|apic| apic.place != ApicPlace::Software)?;
+        Some(apic.end().map_or(Exit::ExternalInterrupt, Exit::EndOfInterrupt))
+    }
+
+    /// The guest sends an interrupt to itself; `false` where that exits.
+    pub(crate) fn self_ipi(&mut self, vector: u8) -> bool {
+        let apic = self.virtual_apic.as_deref_mut().filter(|apic| apic.place != ApicPlace::Software);
+        let Some(apic) = apic else { return false };
+        apic.change(IRR, vector, true);
+        apic.top.requested = apic.top.requested.max(vector);
+        true
+    }
+
+    /// The guest sets its task priority by CR8.
+    pub(crate) fn move_to_cr8(&mut self, priority: u8) {
+        self.cr8 = priority;
+        if let Some(apic) = &mut self.virtual_apic {
+            apic.page.set(ApicPage::TPR, u32::from(priority) << 4);
+            apic.ppr();
+        }
+    }
+
+    /// Delivers what the virtual local APIC has for the guest: an exit where that runs into one.
+    fn deliver_virtual(&mut self) -> Option<Exit> {
+        // Interrupt-window exiting holds virtual interrupts back.
+        if !self.open() || self.window == InterruptWindow::Any {
+            return None;
+        }
+        let apic = self.virtual_apic.as_deref_mut()?;
+        let vector = apic.pending()?;
+        apic.take(vector);
+        if let Some(exit) = self.obstacle.take() {
+            self.interrupted = Some(Event::Interrupt(vector));
+            return Some(exit);
+        }
+        self.deliver(Event::Interrupt(vector));
+        None
+    }
+
     pub(crate) fn new(tsc_offset: u64) -> Self {
         Self {
             regs: FakeVcpu::protected(),
@@ -75,6 +187,7 @@ impl FakeHw {
             debug_loaded: false,
             pointers: None,
             delivered: Vec::new(),
+            virtual_apic: None,
             frames: Vec::new(),
         }
     }
@@ -121,6 +234,9 @@ impl Vcpu for FakeHw {
                 return exit;
             }
             self.deliver(event);
+        }
+        if let Some(exit) = self.deliver_virtual() {
+            return exit;
         }
         let wanted = match self.window {
             InterruptWindow::Closed => false,
@@ -173,12 +289,41 @@ impl Vcpu for FakeHw {
     }
 
     fn cr8(&self) -> u8 {
-        self.cr8
+        match &self.virtual_apic {
+            Some(apic) => apic.page.get(ApicPage::TPR) as u8 >> 4,
+            None => self.cr8,
+        }
     }
 
     fn set_cr8(&mut self, priority: u8) {
         assert!(priority < 16);
-        self.cr8 = priority;
+        self.move_to_cr8(priority);
+    }
+
+    fn delivers_interrupts(&self) -> bool {
+        self.virtual_apic.is_some()
+    }
+
+    fn apic_page(&mut self) -> Option<&mut ApicPage> {
+        self.virtual_apic.as_deref_mut().map(|apic| &mut apic.page)
+    }
+
+    fn set_top_vectors(&mut self, top: TopVectors) {
+        if let Some(apic) = &mut self.virtual_apic {
+            apic.top = top;
+        }
+    }
+
+    fn set_level_vectors(&mut self, vectors: &[u64; 4]) {
+        if let Some(apic) = &mut self.virtual_apic {
+            apic.level = *vectors;
+        }
+    }
+
+    fn set_apic_place(&mut self, place: ApicPlace) {
+        if let Some(apic) = &mut self.virtual_apic {
+            apic.place = place;
+        }
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
@@ -199,6 +344,9 @@ impl Vcpu for FakeHw {
         self.nmi_window = false;
         self.nmi_blocked = false;
         self.cr8 = 0;
+        if let Some(apic) = &mut self.virtual_apic {
+            **apic = VirtualApic::new();
+        }
         self.frames.clear();
     }
 

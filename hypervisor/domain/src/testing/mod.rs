@@ -14,7 +14,7 @@ use core::cell::Cell;
 use caisson_hwvirt::{Event, Exit, InterruptWindow, IoExit, NestedFault, Vcpu, VcpuState};
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_types::{DomainId, Gpa, GuestMemory, Instant, SliceMemory, VcpuId};
-use caisson_x86::{Gpr, Rflags};
+use caisson_x86::{Gpr, Rflags, TopVectors};
 
 use crate::domain::{Domain, DomainSetup, Host};
 use crate::vcpu::{Outcome, Readiness, RunState, VirtualCpu};
@@ -93,6 +93,11 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// A domain of `vcpus` vCPUs, all in flat 32-bit mode with interrupts off; the first runs. `memory` is its RAM.
     pub(crate) fn new(memory: &'a mut [u8], vcpus: usize) -> Self {
+        Self::on(memory, vcpus, |hw| hw)
+    }
+
+    /// The same on hardware that `fit` has changed.
+    pub(crate) fn on(memory: &'a mut [u8], vcpus: usize, fit: impl Fn(FakeHw) -> FakeHw) -> Self {
         let setup = CpuidSetup {
             caps: HostCaps {
                 physical_bits: 40,
@@ -119,7 +124,7 @@ impl<'a> Machine<'a> {
         });
         let vcpus: Vec<_> = (0..vcpus)
             .map(|index| {
-                let mut hw = FakeHw::new(domain.clock.tsc_offset());
+                let mut hw = fit(FakeHw::new(domain.clock.tsc_offset()));
                 hw.set_rip(CODE * (index as u64 + 1));
                 VirtualCpu::new(hw, VcpuId { domain: DomainId(1), index: index as u16 }, &domain)
             })
@@ -217,12 +222,30 @@ impl<'a> Machine<'a> {
         assert_eq!(vcpu.run_state(), RunState::Running, "entered although it does not run");
         assert!(!self.domain.mailbox(index).has_work(), "entered with mail");
         let mut apic = vcpu.apic.clone();
-        apic.set_cr8(hw.cr8());
+        assert!(hw.virtual_apic.is_none() || !apic.is_changed(), "a change of the local APIC is forgotten");
+        match &hw.virtual_apic {
+            Some(virtual_apic) => apic.load(&virtual_apic.page),
+            None => apic.set_cr8(hw.cr8()),
+        }
         if apic.nmi_pending() {
             assert!(hw.nmi_window, "an NMI waits, and nobody looks for it");
             let in_shadow = hw.window == InterruptWindow::Any && hw.injected.is_none();
             let told = hw.has_nmi_window || hw.nmi_blocked || in_shadow;
             assert!(told || vcpu.look_again != Instant::NEVER, "an NMI waits for the next exit");
+        }
+        if let Some(virtual_apic) = &hw.virtual_apic {
+            apic.assert_shown(&virtual_apic.page);
+            let top =
+                TopVectors { requested: virtual_apic.highest(0x20), in_service: virtual_apic.highest(0x10) };
+            assert_eq!(virtual_apic.top, top, "the status is not the page's");
+            let others = vcpu.postponed.is_some() || apic.extint_pending() || self.pic_waits(index);
+            assert!(hw.window == InterruptWindow::Any || !others, "an injected interrupt waits unannounced");
+            assert!(!matches!(hw.window, InterruptWindow::Above(_)), "the hardware looks after priorities");
+            let pending = apic.pending_vector().is_some();
+            let needed = others || apic.nmi_pending();
+            assert!(hw.window == InterruptWindow::Closed || !pending || needed, "held back by a window");
+            assert!(vcpu.interrupted.is_none(), "an interrupted delivery is forgotten");
+            return;
         }
         let class = apic.pending_vector().map(|vector| vector >> 4);
         if vcpu.postponed.is_some() || class.is_some() || apic.extint_pending() || self.pic_waits(index) {
@@ -378,6 +401,22 @@ impl Machine<'_> {
     pub(crate) fn halt(&mut self, index: usize) -> Outcome {
         self.vcpus[index].hw.ends_after(1);
         self.answer(index, Exit::Halt)
+    }
+
+    /// EOI in x2APIC mode on vCPU `index`.
+    pub(crate) fn eoi(&mut self, index: usize) {
+        match self.vcpus[index].hw.end_of_interrupt() {
+            Some(Exit::ExternalInterrupt) => {}
+            Some(exit) => assert_eq!(self.answer(index, exit), Outcome::Resume),
+            None => assert_eq!(self.wrmsr(index, 0x80b, 0), Outcome::Resume),
+        }
+    }
+
+    /// A write to SELF IPI on vCPU `index`.
+    pub(crate) fn self_ipi(&mut self, index: usize, vector: u8) {
+        if !self.vcpus[index].hw.self_ipi(vector) {
+            assert_eq!(self.wrmsr(index, 0x83f, u64::from(vector)), Outcome::Resume);
+        }
     }
 
     /// Opens or closes interrupts on vCPU `index`, as STI (without its shadow) and CLI do.

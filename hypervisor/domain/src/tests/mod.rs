@@ -17,6 +17,7 @@ mod smp;
 mod steal;
 mod task;
 mod time;
+mod virtual_apic;
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -33,6 +34,12 @@ const RAM: usize = 1 << 20;
 fn with(vcpus: usize, test: impl FnOnce(&mut Machine<'_>)) {
     let mut memory = vec![0; RAM];
     test(&mut Machine::new(&mut memory, vcpus));
+}
+
+/// The same on hardware with a virtual local APIC.
+fn with_virtual_apic(vcpus: usize, test: impl FnOnce(&mut Machine<'_>)) {
+    let mut memory = vec![0; RAM];
+    test(&mut Machine::on(&mut memory, vcpus, crate::testing::FakeHw::with_virtual_apic));
 }
 
 const UNDEFINED: Option<Event> = Some(Event::Exception(Exception::UNDEFINED));

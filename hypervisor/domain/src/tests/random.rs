@@ -10,7 +10,7 @@ use caisson_irqchip::{TriggerMode, VectorSet};
 use caisson_types::{Gpa, GuestMemory};
 use caisson_x86::{Rflags, msr};
 
-use super::with;
+use super::{with, with_virtual_apic};
 use crate::testing::{Machine, Resumes};
 use crate::{Host, Outcome, RunState};
 
@@ -131,7 +131,7 @@ impl Software {
             if offered[0] & 1 != 0 {
                 m.domain.memory.write(word, &[0]).unwrap();
             } else {
-                m.wrmsr(index, 0x80b, 0).resumes();
+                m.eoi(index);
             }
         }
         m.vcpus[index].hw.iret();
@@ -180,7 +180,7 @@ fn play(m: &mut Machine<'_>, software: &mut [Software; 2], step: Step) {
         }
         Step::SelfIpi(index, vector) if running(m, index) => {
             software[index].request(m, index, vector);
-            m.wrmsr(index, 0x83f, u64::from(vector)).resumes();
+            m.self_ipi(index, vector);
         }
         Step::Nmi(to) => {
             software[to].nmi = true;
@@ -207,7 +207,7 @@ fn play(m: &mut Machine<'_>, software: &mut [Software; 2], step: Step) {
         }
         Step::Cli(index) if running(m, index) => m.interrupts(index, false),
         Step::Sti(index) if running(m, index) => m.interrupts(index, true),
-        Step::Cr8(index, priority) if running(m, index) => m.vcpus[index].hw.cr8 = priority,
+        Step::Cr8(index, priority) if running(m, index) => m.vcpus[index].hw.move_to_cr8(priority),
         Step::Finish(index) if running(m, index) => software[index].finish(m, index),
         Step::Halt(index) if running(m, index) => {
             let _ = m.halt(index);
@@ -255,8 +255,9 @@ proptest! {
     fn every_interrupt_arrives_once(
         steps in proptest::collection::vec(step(), 0..200),
         paravirtual: bool,
+        virtual_apic: bool,
     ) {
-        with(2, |m| {
+        let test = |m: &mut Machine<'_>| {
             boot(m, paravirtual);
             let mut software = [Software::default(), Software::default()];
             for step in steps {
@@ -281,7 +282,7 @@ proptest! {
                         }
                         continue;
                     }
-                    m.vcpus[index].hw.cr8 = 0;
+                    m.vcpus[index].hw.move_to_cr8(0);
                     if software.handlers.is_empty() {
                         m.interrupts(index, true);
                     } else {
@@ -292,9 +293,11 @@ proptest! {
                 assert!(!software.nmi, "vCPU {index} lost an NMI");
                 let hw = &m.vcpus[index].hw;
                 assert!(hw.rflags() & Rflags::IF.bits() != 0 && hw.injected.is_none());
+                m.vcpus[index].load_apic();
                 let apic = &m.vcpus[index].apic;
                 assert!(apic.irr().is_empty() && (apic.isr().is_empty() || m.vcpus[index].pv_eoi_armed));
             }
-        });
+        };
+        if virtual_apic { with_virtual_apic(2, test) } else { with(2, test) }
     }
 }

@@ -38,6 +38,8 @@ impl ExitReason {
     pub const PAUSE: u16 = 40;
     pub const ENTRY_MACHINE_CHECK: u16 = 41;
     pub const TPR_BELOW_THRESHOLD: u16 = 43;
+    pub const APIC_ACCESS: u16 = 44;
+    pub const VIRTUALIZED_EOI: u16 = 45;
     pub const EPT_VIOLATION: u16 = 48;
     pub const EPT_MISCONFIGURATION: u16 = 49;
     pub const INVEPT: u16 = 50;
@@ -46,6 +48,7 @@ impl ExitReason {
     pub const INVVPID: u16 = 53;
     pub const WBINVD: u16 = 54;
     pub const XSETBV: u16 = 55;
+    pub const APIC_WRITE: u16 = 56;
     pub const INVPCID: u16 = 58;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
@@ -88,13 +91,14 @@ impl ExitReason {
         self.0 < 64 && SET >> self.0 & 1 != 0
     }
 
-    /// Whether the exit may have interrupted the delivery of an event (section 28.2.4): exceptions, task switches and
-    /// EPT faults. Every other exit comes between instructions, or is an instruction's own.
+    /// Whether the exit may have interrupted the delivery of an event (section 28.2.4): exceptions, task switches,
+    /// accesses to the APIC's page and EPT faults. Every other exit comes between instructions, or is an instruction's own.
     #[inline]
     #[must_use]
     pub const fn may_interrupt_delivery(self) -> bool {
         const SET: u64 = 1 << ExitReason::EXCEPTION_OR_NMI
             | 1 << ExitReason::TASK_SWITCH
+            | 1 << ExitReason::APIC_ACCESS
             | 1 << ExitReason::EPT_VIOLATION
             | 1 << ExitReason::EPT_MISCONFIGURATION;
         self.0 < 64 && SET >> self.0 & 1 != 0
@@ -110,7 +114,7 @@ mod tests {
         for basic in [ExitReason::CPUID, ExitReason::IO, ExitReason::XSETBV, ExitReason::VMXON] {
             assert!(ExitReason(u32::from(basic)).is_instruction());
         }
-        for basic in [0, 1, 2, 7, 8, 9, 33, 48, 49, 52] {
+        for basic in [0, 1, 2, 7, 8, 9, 33, 44, 45, 48, 49, 52, 56] {
             assert!(!ExitReason(basic).is_instruction());
         }
         assert!(!ExitReason(1 << 31 | 33).is_instruction() && ExitReason(1 << 31 | 33).entry_failed());
