@@ -28,6 +28,10 @@ const OF_VT_X: &[&str] = &[
     "string-io",
     "xsaves",
     "tsc-scaling",
+    "virtual-interrupts",
+    "x2apic",
+    "apic-accesses",
+    "apic-registers",
 ];
 
 /// Those that Bochs's usual CPU lacks, and a later one of its own has.
@@ -60,6 +64,9 @@ const QUICK: Probes = &[
     ("vectors", "seed=2"),
 ];
 
+/// What goes through the local APIC.
+const OF_APIC: Probes = &[("apic", ""), ("apic-timer", ""), ("legacy", ""), ("hlt-idle", "")];
+
 /// The probes that can pass on Bochs's SVM, which does not load CR2 at VMRUN, panics at a guest's triple fault and at
 /// virtual-8086 mode, and gives guests with interrupts off no exit for a physical one.
 const ON_BOCHS_SVM: Probes = &[("msr", ""), ("cpuid", ""), ("paging", ""), ("poweroff", "")];
@@ -68,7 +75,9 @@ const ON_BOCHS_SVM: Probes = &[("msr", ""), ("cpuid", ""), ("paging", ""), ("pow
 pub(crate) fn vt_x(lab: &Lab, name: &str) -> Verdict {
     let off = left_out(name, "without-", OF_VT_X)?;
     let cpu = off.iter().all(|word| NEWER.contains(word)).then_some(NEWER_CPU);
-    let used = pass(lab, name, ("VT-x", cpu), QUICK, &off)?;
+    let apic = off.iter().any(|word| word.contains("apic") || *word == "virtual-interrupts");
+    let probes = if apic && off.len() == 1 { OF_APIC } else { QUICK };
+    let used = pass(lab, name, ("VT-x", cpu), probes, &off)?;
     ensure!(off.len() == 1 || used == "none", "there are others: {used}");
     Ok(())
 }

@@ -122,10 +122,11 @@ pub enum Exit {
     /// A read of CR8 where the hardware does not keep it for the guest: the register that takes it.
     ReadCr8(Gpr),
     /// The guest has ended the service of an interrupt, of which the core wants to know
-    /// ([`crate::Vcpu::set_level_vectors`]). The hardware has done what it does by itself; RIP is behind the instruction.
+    /// ([`crate::Vcpu::set_level_vectors`]). The hardware has done what it does by itself; RIP is behind the instruction, and
+    /// its debug trap, if any, is being injected.
     EndOfInterrupt(Vector),
     /// The guest has written a register of its local APIC, whose new value is in the page ([`crate::Vcpu::apic_page`]);
-    /// RIP is behind the instruction.
+    /// RIP is behind the instruction, and its debug trap, if any, is being injected.
     ApicWrite {
         /// Offset in the page; not that of a register's first byte where the guest wrote a part.
         offset: u16,

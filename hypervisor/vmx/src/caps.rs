@@ -68,6 +68,7 @@ impl Controls {
             (VmxFeatures::ENCLS, SecondaryControls::ENCLS),
             (VmxFeatures::XSAVES, SecondaryControls::XSAVES),
             (VmxFeatures::TSC_SCALING, SecondaryControls::TSC_SCALING),
+            (VmxFeatures::VIRTUAL_INTERRUPTS, SecondaryControls::VIRTUAL_INTERRUPTS),
         ];
         let secondary =
             optional.iter().fold(secondary.bits(), |bits, (f, control)| bits | when(*f, control.bits()));
@@ -130,6 +131,9 @@ mod tests {
         assert_eq!(with.processor & cr8.bits(), 0);
         assert_eq!(without.processor & cr8.bits(), cr8.bits());
         assert_eq!(without.secondary & SecondaryControls::VPID.bits(), 0);
+        let virtual_interrupts = SecondaryControls::VIRTUAL_INTERRUPTS.bits();
+        assert_eq!(with.secondary & virtual_interrupts, virtual_interrupts);
+        assert_eq!(without.secondary & virtual_interrupts, 0);
         assert_eq!(without.pin & PinControls::PREEMPTION_TIMER.bits(), 0);
         assert_eq!((with.pin, without.pin), (0x16 | 0x69, 0x16 | 0x29));
         let saved = ExitControls::SAVE_PREEMPTION_TIMER.bits();

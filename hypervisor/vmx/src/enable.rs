@@ -12,11 +12,12 @@ use caisson_machine::context::Carried;
 use caisson_machine::cpu::{Features, cpuid, probe_msr, read_msr, write_msr};
 use caisson_machine::memory::PageBox;
 use caisson_machine::percpu;
-use caisson_types::VcpuId;
+use caisson_types::{Hpa, VcpuId};
 use caisson_x86::vmx::{Capabilities, EptVpid, REGION_BYTES, VmxFeatures, msr_bitmap_bits};
 use caisson_x86::{Cr4, msr};
 use spin::Once;
 
+use crate::apic;
 use crate::caps::Controls;
 use crate::vcpu::{TSC_FRACTION_BITS, VmxVcpu};
 use crate::vmcs::Cpu;
@@ -53,6 +54,10 @@ pub(crate) struct Shared {
     pub(crate) controls: Controls,
     /// Which MSRs exit.
     pub(crate) msr_bitmap: PageBox<[u8; REGION_BYTES]>,
+    /// The same for a guest whose x2APIC MSRs are in its virtual-APIC page.
+    pub(crate) x2apic_bitmap: Option<PageBox<[u8; REGION_BYTES]>>,
+    /// The page of which accesses are virtualised; nothing ever reaches it.
+    pub(crate) apic_access: Option<PageBox<[u8; REGION_BYTES]>>,
     /// What is swapped beside the VMCS.
     pub(crate) carried: Carried,
     /// The CPU has IBPB (leaf 7 EDX bit 26).
@@ -123,12 +128,20 @@ impl Vmx {
         if !caps.ept_vpid.contains(EptVpid::INVEPT_ALL) {
             without -= VmxFeatures::INVEPT_SINGLE;
         }
-        let features = caps.features() - without;
+        let features = (caps.features() - without).consistent();
         let controls = Controls::choose(&caps, features)?;
         // SAFETY: promised by the caller; Caisson itself uses no vector state.
         let carried = unsafe { Carried::enable(cpu, policy.xcr0) };
         let rdtscp = carried.rdtscp && features.contains(VmxFeatures::RDTSCP);
-        let msr_bitmap = msr_bitmap(policy.passthrough)?;
+        let x2apic_bitmap = match features.contains(VmxFeatures::X2APIC) {
+            true => Some(msr_bitmap(policy.passthrough.iter().copied().chain(apic::x2apic_msrs(features)))?),
+            false => None,
+        };
+        let apic_access = match features.contains(VmxFeatures::APIC_ACCESSES) {
+            true => Some(zeroed()?),
+            false => None,
+        };
+        let msr_bitmap = msr_bitmap(policy.passthrough.iter().copied())?;
         let leaf_7 = if cpu.max_leaf >= 7 { cpuid(7, 0).edx } else { 0 };
         let ticks = (clock::get().tsc_hz / TICKS_PER_SECOND) >> caps.misc.preemption_timer_shift();
         let shared = Shared {
@@ -136,6 +149,8 @@ impl Vmx {
             caps,
             controls,
             msr_bitmap,
+            x2apic_bitmap,
+            apic_access,
             carried: Carried { rdtscp, ..carried },
             prediction_barrier: leaf_7 & 1 << 26 != 0,
             signature: cpuid(1, 0).eax,
@@ -246,7 +261,9 @@ unsafe fn start(caps: &Capabilities, vmxon: u64) -> Result<(), EnableError> {
 }
 
 /// The MSR bitmap: every access exits but those that pass.
-fn msr_bitmap(passthrough: &[MsrPassthrough]) -> Result<PageBox<[u8; REGION_BYTES]>, EnableError> {
+fn msr_bitmap(
+    passthrough: impl Iterator<Item = MsrPassthrough>,
+) -> Result<PageBox<[u8; REGION_BYTES]>, EnableError> {
     let mut map = zeroed()?;
     map.fill(0xff);
     for pass in passthrough {
@@ -321,6 +338,10 @@ impl Backend for Vmx {
     type Vcpu = VmxVcpu;
 
     const NAME: &'static str = "VT-x";
+
+    fn apic_access_page(&self) -> Option<Hpa> {
+        self.shared.apic_access.as_ref().map(PageBox::hpa)
+    }
 
     fn enable_here(&self) -> Result<(), EnableError> {
         let place = &self.shared.cpus[percpu::current().index() as usize];

@@ -5,7 +5,7 @@ use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::vmx::{
     EventInfo, EventType, ExitReason, Interruptibility, PendingDebug, ProcessorControls, field,
 };
-use caisson_x86::{Cr0, ExceptionKind, Rflags};
+use caisson_x86::{ApicPage, Cr0, Exception, ExceptionKind, Rflags};
 
 use crate::vcpu::VmxVcpu;
 use crate::vmcs::Register;
@@ -17,8 +17,6 @@ const UNBLOCKED_NMIS: u64 = 1 << 12;
 /// Bits of DR6 that a #DB sets: breakpoints, register access, single step.
 const DR6_CAUSES: u64 = 0x600f;
 const DR6_BREAKPOINTS: u64 = 0xf;
-/// The task-priority register in the virtual-APIC page.
-pub(crate) const VIRTUAL_TPR: usize = 0x80;
 
 impl VmxVcpu {
     pub(crate) fn interruptibility(&self) -> Interruptibility {
@@ -34,7 +32,7 @@ impl VmxVcpu {
         self.nmi_window = false;
         self.window = InterruptWindow::Closed;
         self.vmcs.set(Register::ProcessorControls, u64::from(self.shared.controls.processor));
-        if self.task_priority.is_some() {
+        if self.virtual_apic.is_some() {
             self.vmcs.set(Register::TprThreshold, 0);
         }
     }
@@ -110,6 +108,28 @@ impl VmxVcpu {
         self.agree_on_single_step();
     }
 
+    /// The exit came behind an instruction, before the debug trap that the instruction has made pending. An entry that delivers
+    /// something else would drop it (section 27.7.3), and it goes first: so it is what the next entry delivers.
+    #[inline]
+    pub(crate) fn take_pending_trap(&mut self) {
+        let stepped = self.vmcs.get(Register::Rflags) & Rflags::TF.bits() != 0;
+        if stepped || self.context.debug_loaded() {
+            self.deliver_pending_trap();
+        }
+    }
+
+    #[cold]
+    fn deliver_pending_trap(&mut self) {
+        let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+        let traps = PendingDebug::SINGLE_STEP | PendingDebug::ENABLED_BREAKPOINT;
+        if pending & traps.bits() != 0 {
+            self.vmcs.write(field::GUEST_PENDING_DEBUG, 0);
+            let dr6 = self.context.dr6();
+            self.context.set_dr6(dr6 & !DR6_BREAKPOINTS | pending & DR6_CAUSES);
+            self.inject_event(Event::Exception(Exception::plain(ExceptionKind::Debug)));
+        }
+    }
+
     /// In the shadow of STI or MOV SS an entry wants a pending single step just where RFLAGS.TF is set (section
     /// 27.3.1.5).
     pub(crate) fn agree_on_single_step(&mut self) {
@@ -178,9 +198,9 @@ impl VmxVcpu {
 
     /// The task priority below which the guest's CR8 exits. An entry refuses one above the guest's own (section 27.2.1.1).
     pub(crate) fn place_threshold(&mut self) {
-        if let Some(page) = &self.task_priority {
+        if let Some(page) = &self.virtual_apic {
             let class = match self.window {
-                InterruptWindow::Above(class) => class.min(page[VIRTUAL_TPR] >> 4),
+                InterruptWindow::Above(class) => class.min(page.get(ApicPage::TPR) as u8 >> 4),
                 InterruptWindow::Closed | InterruptWindow::Any => 0,
             };
             self.vmcs.set(Register::TprThreshold, u64::from(class));

@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `apic.rs` | the virtual local APIC: its page, delivery out of it, what of it exits |
 //! | `caps.rs` | capability MSRs: what every control is set to |
 //! | `enable.rs` | turning VMX on, what every vCPU shares: controls, MSR bitmap, host state |
 //! | `vmcs.rs` | VMREAD, VMWRITE, which VMCS is current, registers cached between entry and exit |
@@ -21,6 +22,7 @@
 
 extern crate alloc;
 
+mod apic;
 mod caps;
 mod context;
 mod control;

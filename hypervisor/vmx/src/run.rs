@@ -4,16 +4,15 @@ use core::arch::{asm, naked_asm};
 use core::cell::Cell;
 
 use caisson_hwvirt::vmx::{EntryState, ExitFields, SegmentState, check_entry, decode};
-use caisson_hwvirt::{Event, Exit, InterruptWindow, Refusal, Vcpu};
+use caisson_hwvirt::{ApicPlace, Event, Exit, InterruptWindow, Refusal, Vcpu};
 use caisson_machine::cpu::{take_interrupts, write_msr};
 use caisson_machine::percpu;
 use caisson_x86::vmx::field::{self, Field};
 use caisson_x86::vmx::{
     AccessRights, EntryControls, EventInfo, ExitReason, ReadWrite, VmxFeatures, instruction_error,
 };
-use caisson_x86::{Efer, ExceptionKind, Gprs, msr};
+use caisson_x86::{ApicPage, Efer, ExceptionKind, Gprs, TopVectors, msr};
 
-use crate::event::VIRTUAL_TPR;
 use crate::vcpu::{Stale, VmxVcpu};
 use crate::vmcs::Register;
 use crate::vpid;
@@ -153,8 +152,10 @@ impl VmxVcpu {
         let stale = core::mem::replace(&mut self.stale, Stale::empty());
         let features = self.shared.features;
         if stale.contains(Stale::GUEST_PHYSICAL) {
-            // SAFETY: VMX is on, and EPT is used only where there is INVEPT.
-            unsafe { vpid::invalidate_ept(self.eptp, features) };
+            for eptp in [Some(self.eptp), self.apic_eptp].into_iter().flatten() {
+                // SAFETY: VMX is on, and EPT is used only where there is INVEPT.
+                unsafe { vpid::invalidate_ept(eptp, features) };
+            }
         }
         // Without VPIDs entries and exits drop linear mappings by themselves.
         if stale.contains(Stale::LINEAR) && features.contains(VmxFeatures::VPID) {
@@ -181,6 +182,9 @@ impl VmxVcpu {
     #[inline]
     fn write_changes(&mut self) {
         self.write_registers();
+        if let Some(top) = self.top_vectors.take() {
+            self.write_top_vectors(top);
+        }
         if let Some(injection) = self.injection.take() {
             self.vmcs.write(field::ENTRY_EVENT, injection.info.0);
             if injection.info.has_error_code() {
@@ -254,6 +258,9 @@ impl VmxVcpu {
                 }
             }
             ExitReason::EPT_VIOLATION => self.block_nmis_again(),
+            ExitReason::APIC_WRITE | ExitReason::VIRTUALIZED_EOI | ExitReason::TPR_BELOW_THRESHOLD => {
+                self.take_pending_trap();
+            }
             ExitReason::NMI_WINDOW => self.want_nmi_window(false),
             ExitReason::PREEMPTION_TIMER => {
                 self.vmcs.write(field::PREEMPTION_TIMER, self.shared.preemption_ticks);
@@ -388,18 +395,47 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn cr8(&self) -> u8 {
-        match &self.task_priority {
-            Some(page) => page[VIRTUAL_TPR] >> 4,
+        match &self.virtual_apic {
+            Some(page) => page.get(ApicPage::TPR) as u8 >> 4,
             None => self.cr8,
         }
     }
 
     fn set_cr8(&mut self, priority: u8) {
         self.cr8 = priority & 15;
-        if let Some(page) = &mut self.task_priority {
-            page[VIRTUAL_TPR] = priority << 4;
+        if let Some(page) = &mut self.virtual_apic {
+            page.set(ApicPage::TPR, u32::from(self.cr8) << 4);
             self.place_threshold();
         }
+    }
+
+    #[inline]
+    fn delivers_interrupts(&self) -> bool {
+        self.shared.features.contains(VmxFeatures::VIRTUAL_INTERRUPTS)
+    }
+
+    #[inline]
+    fn apic_page(&mut self) -> Option<&mut ApicPage> {
+        if self.shared.features.contains(VmxFeatures::VIRTUAL_INTERRUPTS) {
+            self.virtual_apic.as_deref_mut()
+        } else {
+            None
+        }
+    }
+
+    fn set_top_vectors(&mut self, top: TopVectors) {
+        self.top_vectors = Some(top);
+    }
+
+    #[inline]
+    fn set_level_vectors(&mut self, vectors: &[u64; 4]) {
+        if self.level_vectors != *vectors {
+            self.write_level_vectors(vectors);
+        }
+    }
+
+    fn set_apic_place(&mut self, place: ApicPlace) {
+        self.place_apic(place);
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {

@@ -11,9 +11,10 @@ use caisson_machine::memory::PageBox;
 use caisson_stage2::{Ept, Format};
 use caisson_types::VcpuId;
 use caisson_x86::vmx::field::{self, Field, Natural, ReadWrite};
-use caisson_x86::vmx::{AccessRights, ExitReason, Interruptibility, REGION_BYTES, VmxFeatures};
+use caisson_x86::vmx::{AccessRights, ExitReason, Interruptibility, VmxFeatures};
 use caisson_x86::{
-    Attributes, CpuMode, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister,
+    ApicPage, Attributes, CpuMode, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment,
+    SegmentRegister, TopVectors,
 };
 
 use crate::context::Context;
@@ -58,14 +59,20 @@ pub struct VmxVcpu {
     pub(crate) shared: Arc<Shared>,
     pub(crate) vpid: Vpid,
     pub(crate) eptp: u64,
+    /// That of the tables in which the APIC-access page is mapped.
+    pub(crate) apic_eptp: Option<u64>,
     pub(crate) stale: Stale,
     pub(crate) context: Context,
     /// CR4 bits that the guest owns.
     pub(crate) cr4_owned: u64,
-    /// The virtual-APIC page, where the CPU keeps CR8 in it.
-    pub(crate) task_priority: Option<PageBox<[u8; REGION_BYTES]>>,
+    /// The virtual-APIC page, where the CPU keeps at least CR8 in it.
+    pub(crate) virtual_apic: Option<PageBox<ApicPage>>,
     /// CR8, where it does not.
     pub(crate) cr8: u8,
+    /// The highest vectors of the page that the core has changed and the VMCS does not have yet.
+    pub(crate) top_vectors: Option<TopVectors>,
+    /// The vectors whose end of service exits.
+    pub(crate) level_vectors: [u64; 4],
     pub(crate) window: InterruptWindow,
     /// The core waits for the end of the blocking of NMIs.
     pub(crate) nmi_window: bool,
@@ -86,24 +93,28 @@ impl VmxVcpu {
     pub(crate) fn new(shared: Arc<Shared>, id: VcpuId, setup: &VcpuSetup) -> Option<Self> {
         let owner = Owner::Domain(id.domain);
         let vmcs = Vmcs::new(shared.this_cpu(), shared.caps.basic.revision(), owner)?;
-        let task_priority = match shared.features.contains(VmxFeatures::TPR_SHADOW) {
+        let virtual_apic = match shared.features.contains(VmxFeatures::TPR_SHADOW) {
             true => Some(PageBox::zeroed(owner)?),
             false => None,
         };
         let accessed_dirty = shared.features.contains(VmxFeatures::EPT_ACCESSED_DIRTY);
+        let eptp = |root| Ept::root_pointer(root, LEVELS, accessed_dirty);
         let mut vcpu = Self {
             vmcs,
             id,
             gprs: Gprs::default(),
             host_rsp: Cell::new(0),
-            eptp: Ept::root_pointer(setup.stage2_root, LEVELS, accessed_dirty),
+            eptp: eptp(setup.stage2_root),
+            apic_eptp: setup.apic_root.map(eptp),
             context: Context::new(shared.carried, id.domain)?,
             shared,
             vpid: Vpid::NONE,
             stale: Stale::all(),
             cr4_owned: Self::owned_cr4(setup.cr4),
-            task_priority,
+            virtual_apic,
             cr8: 0,
+            top_vectors: None,
+            level_vectors: [0; 4],
             window: InterruptWindow::Closed,
             nmi_window: false,
             injection: None,
@@ -122,7 +133,6 @@ impl VmxVcpu {
     fn write_controls(&mut self, setup: &VcpuSetup) {
         let (vmcs, shared) = (&self.vmcs, &*self.shared);
         vmcs.write(field::PIN_CONTROLS, shared.controls.pin);
-        vmcs.write(field::SECONDARY_CONTROLS, shared.controls.secondary);
         vmcs.write(field::EXIT_CONTROLS, shared.controls.exit);
         vmcs.write(field::PAGE_FAULT_MASK, 0);
         vmcs.write(field::PAGE_FAULT_MATCH, 0);
@@ -132,16 +142,15 @@ impl VmxVcpu {
         vmcs.write(field::ENTRY_MSR_LOAD_COUNT, 0);
         vmcs.write(field::ENTRY_EVENT, 0);
         vmcs.write(field::TSC_OFFSET, setup.tsc_offset);
-        vmcs.write(field::EPTP, self.eptp);
         vmcs.write(field::LINK_POINTER, u64::MAX);
         vmcs.write(field::CR0_MASK, CR0_HOST);
         vmcs.write(field::CR4_MASK, !self.cr4_owned);
         let features = shared.features;
-        if features.contains(VmxFeatures::MSR_BITMAPS) {
-            vmcs.write(field::MSR_BITMAP, shared.msr_bitmap.hpa().as_u64());
-        }
-        if let Some(page) = &self.task_priority {
+        if let Some(page) = &self.virtual_apic {
             vmcs.write(field::VIRTUAL_APIC, page.hpa().as_u64());
+        }
+        if let Some(page) = &shared.apic_access {
+            vmcs.write(field::APIC_ACCESS, page.hpa().as_u64());
         }
         if features.contains(VmxFeatures::PREEMPTION_TIMER) {
             // What is left is saved at each exit where the CPU can do that; otherwise each entry starts anew.
@@ -241,9 +250,7 @@ impl VmxVcpu {
         self.gprs = Gprs::default();
         self.gprs.set(Gpr::Rdx, u64::from(self.shared.signature));
         self.cr8 = 0;
-        if let Some(page) = &mut self.task_priority {
-            page.fill(0);
-        }
+        self.reset_virtual_apic();
         self.cancel_events();
         self.context.reset(init);
         self.stale |= Stale::LINEAR;

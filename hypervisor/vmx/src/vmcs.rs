@@ -64,9 +64,12 @@ pub(crate) enum Register {
     Cr4Shadow,
     TprThreshold,
     Exceptions,
+    SecondaryControls,
+    MsrBitmap,
+    EptPointer,
 }
 
-const REGISTERS: usize = 19;
+const REGISTERS: usize = 22;
 /// The first register that only software changes.
 const KEPT: u32 = !0 << Register::ProcessorControls as u8;
 const READ_ONLY: u32 = 1 << Register::Qualification as u8
@@ -94,9 +97,12 @@ const FIELDS: [u32; REGISTERS] = [
     field::CR4_SHADOW.encoding(),
     field::TPR_THRESHOLD.encoding(),
     field::EXCEPTION_BITMAP.encoding(),
+    field::SECONDARY_CONTROLS.encoding(),
+    field::MSR_BITMAP.encoding(),
+    field::EPTP.encoding(),
 ];
 
-const _: () = assert!(Register::Exceptions as usize + 1 == REGISTERS);
+const _: () = assert!(Register::EptPointer as usize + 1 == REGISTERS);
 
 /// Basic exit reasons that are told apart in the counts.
 pub(crate) const COUNTED: usize = 72;

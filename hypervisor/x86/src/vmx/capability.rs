@@ -236,7 +236,11 @@ impl Capabilities {
         features.set(F::XSAVES, secondary(SecondaryControls::XSAVES));
         features.set(F::TSC_SCALING, secondary(SecondaryControls::TSC_SCALING));
         features.set(F::STRING_IO, self.basic.string_io());
-        features
+        features.set(F::VIRTUAL_INTERRUPTS, secondary(SecondaryControls::VIRTUAL_INTERRUPTS));
+        features.set(F::X2APIC, secondary(SecondaryControls::X2APIC));
+        features.set(F::APIC_ACCESSES, secondary(SecondaryControls::APIC_ACCESSES));
+        features.set(F::APIC_REGISTERS, secondary(SecondaryControls::APIC_REGISTERS));
+        features.consistent()
     }
 }
 

@@ -58,16 +58,24 @@ bitflags! {
     /// Secondary processor-based execution controls (table 25-7).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct SecondaryControls: u32 {
+        /// Accesses to the APIC-access page are virtualised.
+        const APIC_ACCESSES = 1 << 0;
         /// Extended page tables.
         const EPT = 1 << 1;
         /// RDTSCP and RDPID can be used.
         const RDTSCP = 1 << 3;
+        /// x2APIC's MSRs are in the virtual-APIC page.
+        const X2APIC = 1 << 4;
         /// TLB entries are tagged with the VPID.
         const VPID = 1 << 5;
         /// WBINVD and WBNOINVD.
         const WBINVD = 1 << 6;
         /// The guest may run without paging and in real mode.
         const UNRESTRICTED_GUEST = 1 << 7;
+        /// The local APIC's registers are in the virtual-APIC page, and not the task priority alone.
+        const APIC_REGISTERS = 1 << 8;
+        /// Interrupts are delivered out of the virtual-APIC page.
+        const VIRTUAL_INTERRUPTS = 1 << 9;
         /// Exit from a loop of PAUSEs in ring 0.
         const PAUSE_LOOP = 1 << 10;
         /// INVPCID can be used.

@@ -36,10 +36,18 @@ bitflags! {
         const ENCLS = 1 << 11;
         /// Operands of INS and OUTS at their exits.
         const STRING_IO = 1 << 12;
+        /// Virtual-interrupt delivery. The next three are used together with it only.
+        const VIRTUAL_INTERRUPTS = 1 << 13;
+        /// x2APIC's MSRs in the virtual-APIC page.
+        const X2APIC = 1 << 14;
+        /// Accesses to the local APIC's page in the virtual-APIC page.
+        const APIC_ACCESSES = 1 << 15;
         /// XSAVES and XRSTORS in guests.
         const XSAVES = 1 << 16;
         /// A multiplier for the guest's TSC.
         const TSC_SCALING = 1 << 17;
+        /// All registers of the local APIC in the virtual-APIC page.
+        const APIC_REGISTERS = 1 << 18;
     }
 }
 
@@ -50,6 +58,25 @@ impl fmt::Display for VmxFeatures {
 }
 
 impl VmxFeatures {
+    /// Without those that need one that is not there.
+    #[must_use]
+    pub fn consistent(self) -> Self {
+        let mut features = self;
+        if !features.contains(Self::TPR_SHADOW) {
+            features -= Self::VIRTUAL_INTERRUPTS;
+        }
+        if !features.contains(Self::VIRTUAL_INTERRUPTS) {
+            features -= Self::X2APIC | Self::APIC_ACCESSES;
+        }
+        if !features.contains(Self::MSR_BITMAPS) {
+            features -= Self::X2APIC;
+        }
+        if !features.intersects(Self::X2APIC | Self::APIC_ACCESSES) {
+            features -= Self::APIC_REGISTERS;
+        }
+        features
+    }
+
     /// The feature that is written so by [`fmt::Display`].
     #[must_use]
     pub fn named(word: &str) -> Option<Self> {
@@ -66,5 +93,24 @@ mod tests {
         assert_eq!(VmxFeatures::named("vpid"), Some(VmxFeatures::VPID));
         assert_eq!(VmxFeatures::named("preemption-timer"), Some(VmxFeatures::PREEMPTION_TIMER));
         assert_eq!(VmxFeatures::named("nrips"), None);
+    }
+
+    #[test]
+    fn nothing_is_used_without_what_it_needs() {
+        let all = VmxFeatures::all();
+        let apic = VmxFeatures::X2APIC | VmxFeatures::APIC_ACCESSES | VmxFeatures::APIC_REGISTERS;
+        assert_eq!(all.consistent(), all);
+        assert_eq!(
+            (all - VmxFeatures::TPR_SHADOW).consistent(),
+            all - apic - VmxFeatures::VIRTUAL_INTERRUPTS - VmxFeatures::TPR_SHADOW
+        );
+        let off = VmxFeatures::VIRTUAL_INTERRUPTS;
+        assert_eq!((all - off).consistent(), all - off - apic);
+        let off = VmxFeatures::MSR_BITMAPS;
+        assert_eq!((all - off).consistent(), all - off - VmxFeatures::X2APIC);
+        let off = VmxFeatures::MSR_BITMAPS | VmxFeatures::APIC_ACCESSES;
+        assert_eq!((all - off).consistent(), all - off - apic);
+        let off = VmxFeatures::APIC_REGISTERS;
+        assert_eq!((all - off).consistent(), all - off);
     }
 }

@@ -123,6 +123,8 @@ fields! {
     GUEST_LDTR_SELECTOR: u16, ReadWrite = 0x080c;
     /// Guest TR selector.
     GUEST_TR_SELECTOR: u16, ReadWrite = 0x080e;
+    /// Guest interrupt status: the highest requested vector in bits 7:0, the highest in service in bits 15:8.
+    GUEST_INTERRUPT_STATUS: u16, ReadWrite = 0x0810;
     /// Host ES selector.
     HOST_ES_SELECTOR: u16, ReadWrite = 0x0c00;
     /// Host CS selector.
@@ -144,8 +146,18 @@ fields! {
     TSC_OFFSET: u64, ReadWrite = 0x2010;
     /// Address of the virtual-APIC page.
     VIRTUAL_APIC: u64, ReadWrite = 0x2012;
+    /// Address of the APIC-access page.
+    APIC_ACCESS: u64, ReadWrite = 0x2014;
     /// EPT pointer.
     EPTP: u64, ReadWrite = 0x201a;
+    /// Which vectors of the first 64 exit at their end; the other three fields follow at distances of 2.
+    EOI_EXIT_0: u64, ReadWrite = 0x201c;
+    /// Which vectors from 64 exit at their end.
+    EOI_EXIT_1: u64, ReadWrite = 0x201e;
+    /// Which vectors from 128 exit at their end.
+    EOI_EXIT_2: u64, ReadWrite = 0x2020;
+    /// Which vectors from 192 exit at their end.
+    EOI_EXIT_3: u64, ReadWrite = 0x2022;
     /// Which components of IA32_XSS make XSAVES and XRSTORS exit.
     XSS_EXITING: u64, ReadWrite = 0x202c;
     /// Which leaves of ENCLS exit.
