@@ -1,5 +1,6 @@
 //! What Caisson refuses to start on or with: one clear line each, and the result that says so.
 
+use caisson_config::Blob;
 use caisson_tests::{Boot, From, Lab, Run, Verdict, ensure};
 use sha2::{Digest as _, Sha256};
 use xtask::outcome::Outcome;
@@ -15,9 +16,6 @@ use crate::{
 const VERSION_AT: usize = 8;
 const PAYLOADS_AT: usize = 24;
 const CHECKSUM_AT: usize = 64;
-/// Bytes of the header and of a domain's record.
-const HEADER: usize = 96;
-const DOMAIN_RECORD: usize = 64;
 
 /// A machine with a small guest that would start.
 fn small<'a>(lab: &'a Lab, name: &str) -> Verdict<Boot<'a>> {
@@ -176,13 +174,14 @@ pub(crate) fn overcommitted(lab: &Lab, name: &str) -> Verdict {
 pub(crate) fn not_a_kernel(lab: &Lab, name: &str) -> Verdict {
     let run = small(lab, name)?
         .spoil(|blob| {
-            let first = u64_at(blob, PAYLOADS_AT) as usize;
-            // The only payload: its record ends with its hash, and the texts follow.
-            let record = HEADER + 2 * DOMAIN_RECORD;
-            let length = u64_at(blob, record + 8) as usize;
+            let Ok(good) = Blob::parse(blob) else { return };
+            let Some(kernel) = good.payloads().next() else { return };
+            let (at, hash, length) = (kernel.offset() as usize, *kernel.sha256(), kernel.data().len());
             let text: Vec<u8> = b"this is no kernel\n".iter().copied().cycle().take(length).collect();
-            put(blob, first, &text);
-            put(blob, record + 32, &Sha256::digest(&text));
+            put(blob, at, &text);
+            if let Some(at) = blob.windows(hash.len()).position(|bytes| bytes == hash) {
+                put(blob, at, &Sha256::digest(&text));
+            }
             seal(blob);
         })
         .start()?;
