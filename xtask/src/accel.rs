@@ -1,7 +1,7 @@
 //! Which accelerator this host really offers. A `/dev/kvm` that exists proves nothing: it may not open, KVM may not
 //! work, or it may not pass virtualisation on to the CPU that Caisson would see. So QEMU is started on it and asked.
 
-use std::{fs::OpenOptions, time::Duration};
+use std::{fs::OpenOptions, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,8 @@ use crate::{
     emulator::VTX,
     error::{Error, Result},
     paths::Workspace,
-    qemu::{Accelerator, Qemu},
+    process,
+    qemu::{self, Accelerator, Qemu},
     tools,
 };
 
@@ -94,13 +95,44 @@ fn judge(properties: &Value) -> Kvm {
     })
 }
 
+/// The first QEMU whose emulated AMD-V translates what a guest does without paging. Before it, such a guest reached the
+/// machine's memory in place of its own, and fell over; Linux is one for a moment.
+const EMULATES_SVM: (u32, u32) = (7, 2);
+
+/// Checks that the QEMU of this host emulates AMD-V well enough to run guests.
+///
+/// # Errors
+/// When it is too old, with what to do instead.
+pub fn check_emulation() -> Result<()> {
+    let version = process::capture(Command::new(qemu::PROGRAM).arg("--version"), None)?;
+    refuse_old(&String::from_utf8_lossy(&version.stdout))
+}
+
+/// Judges what `qemu --version` prints; a version that cannot be read passes.
+fn refuse_old(printed: &str) -> Result<()> {
+    let version = printed.split_once("version ").and_then(|(_, rest)| {
+        let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    });
+    match version {
+        Some((major, minor)) if (major, minor) < EMULATES_SVM => Err(Error::Usage(format!(
+            "QEMU {major}.{minor}'s emulated AMD-V cannot run guests, which takes QEMU {}.{} (Ubuntu 24.04, Debian 12): \
+             take a newer QEMU, or a host with nested KVM",
+            EMULATES_SVM.0, EMULATES_SVM.1
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The accelerator to use, and one line that says why.
 ///
 /// # Errors
-/// When KVM was asked for and is of no use, or QEMU cannot be had.
+/// When KVM was asked for and is of no use, there is only emulation and this QEMU is too old for it, or QEMU cannot be
+/// had.
 pub fn choose(workspace: &Workspace, choice: Choice) -> Result<(Accelerator, String)> {
     tools::ensure([&tools::QEMU])?;
     if choice == Choice::Tcg {
+        check_emulation()?;
         return Ok((Accelerator::Tcg, "TCG, as asked for".to_owned()));
     }
     match (probe_kvm(workspace), choice) {
@@ -110,13 +142,35 @@ pub fn choose(workspace: &Workspace, choice: Choice) -> Result<(Accelerator, Str
         (Kvm::Useless(reason), Choice::Kvm) => Err(Error::Usage(format!(
             "--accel kvm is of no use here: {reason}; leave it away or use --accel tcg"
         ))),
-        (Kvm::Useless(reason), _) => Ok((Accelerator::Tcg, format!("TCG (QEMU's emulated AMD-V): {reason}"))),
+        (Kvm::Useless(reason), _) => {
+            check_emulation()?;
+            Ok((Accelerator::Tcg, format!("TCG (QEMU's emulated AMD-V): {reason}")))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_emulation_that_cannot_run_guests_is_refused() {
+        for good in
+            ["7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "8.2.2 (Debian 1:8.2.2+ds-0ubuntu1.18)", "10.0.0", "?"]
+        {
+            refuse_old(&format!("QEMU emulator version {good}\nCopyright")).unwrap();
+        }
+        for (old, said) in [
+            ("6.2.0 (Debian 1:6.2+dfsg-2ubuntu6.31)", "QEMU 6.2's"),
+            ("7.1.0", "QEMU 7.1's"),
+            ("4.2.1", "QEMU 4.2's"),
+        ] {
+            let error = refuse_old(&format!("QEMU emulator version {old}\nCopyright")).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().starts_with(said), "{error}");
+        }
+        refuse_old("").unwrap();
+    }
 
     #[test]
     fn only_nested_virtualisation_that_caisson_uses_counts() {

@@ -50,6 +50,7 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
     let rustup = process::on_path("rustup");
     row(tools::TARGET, if target { "there" } else { "MISSING: what Caisson is built for" });
 
+    let mut works = true;
     let emulator = tools::QEMU.is_there();
     if emulator {
         row("QEMU offers", &offered());
@@ -64,13 +65,17 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
         let (amd, intel) = ways(&kvm);
         row("AMD-V", amd);
         row("Intel VT-x", intel);
-        let best = accel::choose(workspace, accel::Choice::Auto)?.1;
-        row("run would take", &best);
+        match accel::choose(workspace, accel::Choice::Auto) {
+            Ok((_, why)) => row("run would take", &why),
+            Err(error) => {
+                row("run would take", &format!("nothing: {error}"));
+                works = false;
+            }
+        }
     }
     row("fuzzing", &fuzz::missing(workspace).map_or("possible".to_owned(), |missing| missing.to_string()));
 
     println!();
-    let mut works = true;
     if !missing.is_empty() {
         missing.sort_unstable();
         if installable {

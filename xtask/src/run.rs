@@ -17,7 +17,7 @@ use crate::{
     images::Images,
     outcome::Outcome,
     paths::{Workspace, prune},
-    qemu::{Boot, Firmware, Machine},
+    qemu::{Accelerator, Boot, Firmware, Machine},
     size::{MIB, Size},
     stamp, tools,
 };
@@ -98,21 +98,46 @@ fn default_cpus(vcpus: u32, kind: Kind) -> u32 {
     }
 }
 
+/// What runs the machine.
+enum Emulator {
+    /// QEMU, with the line that says why it is this accelerator.
+    Qemu {
+        accelerator: Accelerator,
+        why: String,
+    },
+    Bochs,
+}
+
+/// The accelerator for what the arguments ask.
+///
+/// # Errors
+/// See [`accel::choose`].
+fn accelerator(workspace: &Workspace, args: &MachineArgs) -> Result<(Accelerator, String)> {
+    let choice = match args.accel {
+        AccelArg::Auto => accel::Choice::Auto,
+        AccelArg::Kvm => accel::Choice::Kvm,
+        AccelArg::Tcg => accel::Choice::Tcg,
+    };
+    accel::choose(workspace, choice)
+}
+
 /// Starts the machine that the arguments describe.
 ///
 /// # Errors
-/// When the accelerator that was asked for is of no use, or the emulator cannot be started.
+/// When the emulator cannot be started.
 fn start(
-    workspace: &Workspace,
     args: &MachineArgs,
-    kind: Kind,
+    emulator: Emulator,
     size: Extent,
     iso: PathBuf,
     directory: PathBuf,
 ) -> Result<Running> {
-    match kind {
-        Kind::Qemu => Ok(Running::Qemu(qemu(workspace, args, size, iso, directory)?.start()?)),
-        Kind::Bochs => {
+    match emulator {
+        Emulator::Qemu { accelerator, why } => {
+            eprintln!("  accelerator: {why}");
+            Ok(Running::Qemu(qemu(args, accelerator, size, iso, directory).start()?))
+        }
+        Emulator::Bochs => {
             let mut machine = bochs::Machine::new(size.memory_mib, iso, directory);
             machine.cpus = size.cpus;
             if let Some(cpu) = &args.cpu {
@@ -125,19 +150,12 @@ fn start(
 }
 
 fn qemu(
-    workspace: &Workspace,
     args: &MachineArgs,
+    accelerator: Accelerator,
     size: Extent,
     iso: PathBuf,
     directory: PathBuf,
-) -> Result<Machine> {
-    let choice = match args.accel {
-        AccelArg::Auto => accel::Choice::Auto,
-        AccelArg::Kvm => accel::Choice::Kvm,
-        AccelArg::Tcg => accel::Choice::Tcg,
-    };
-    let (accelerator, why) = accel::choose(workspace, choice)?;
-    eprintln!("  accelerator: {why}");
+) -> Machine {
     let mut machine = Machine::new(accelerator, size.memory_mib, Boot::Iso(iso), directory);
     machine.cpus = size.cpus;
     if let Some(cpu) = &args.cpu {
@@ -148,7 +166,7 @@ fn qemu(
         FirmwareArg::Uefi => Firmware::Uefi,
     };
     machine.extra = args.qemu_arg.iter().map(Into::into).collect();
-    Ok(machine)
+    machine
 }
 
 /// Runs `cargo xtask run`.
@@ -165,10 +183,18 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
         // What no machine can hold needs no building to be told.
         check_memory(size, &config, 0, 0)?;
     }
-    match kind {
-        Kind::Qemu => tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?,
-        Kind::Bochs => tools::ensure(tools::for_bochs())?,
-    }
+    let emulator = match kind {
+        Kind::Qemu => {
+            tools::ensure(tools::for_run(args.machine.firmware == FirmwareArg::Uefi))?;
+            // On a host that has nothing of use, before anything is built.
+            let (accelerator, why) = accelerator(workspace, &args.machine)?;
+            Emulator::Qemu { accelerator, why }
+        }
+        Kind::Bochs => {
+            tools::ensure(tools::for_bochs())?;
+            Emulator::Bochs
+        }
+    };
     if args.headless {
         config::without_a_person(&mut config.text);
     }
@@ -199,7 +225,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     if !args.headless {
         eprintln!("  Ctrl-A x quits, Ctrl-A c switches consoles, Ctrl-A a sends Ctrl-A");
     }
-    let mut machine = start(workspace, &args.machine, kind, size, iso, directory.clone())?;
+    let mut machine = start(&args.machine, emulator, size, iso, directory.clone())?;
     let log_path = directory.join("serial.log");
     let log = File::create(&log_path).cannot(|| format!("write {}", log_path.display()))?;
     let input = if args.headless { Input::None } else { Input::Keyboard };

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    accel,
     cargo::{self, Package},
     cli::{TestArgs, TestMachineArg},
     emulator::{self, Kind},
@@ -245,6 +246,14 @@ fn machine_tests(
 ) -> Result<()> {
     if !packages.iter().any(|package| package.name == cargo::MACHINE_TESTS) {
         println!("whole-machine tests ... none in this source tree");
+        return Ok(());
+    }
+    if machines.contains(&Kind::Qemu)
+        && let Err(error) = accel::check_emulation()
+    {
+        println!("whole-machine tests ... FAILED");
+        eprintln!("{error}");
+        report.check("whole-machine tests", false);
         return Ok(());
     }
     // Before the first test's clock runs: fetching and building take their time once.
