@@ -4,6 +4,7 @@
 //!
 //! QEMU's TCG has no x2APIC, and no emulator here has VM_CR: those paths of the start are not seen here.
 
+mod accounts;
 mod capabilities;
 mod crash;
 mod front_door;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ("linux-injected", linux::injected),
         ("linux-smp", linux::smp),
         ("linux-other-cpu", linux::other_cpu),
+        ("table-and-trace", accounts::table_and_trace),
         ("consoles", linux::consoles),
         ("shell", linux::shell),
         ("front-door-headless-run", front_door::headless_run),
