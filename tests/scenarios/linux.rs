@@ -182,3 +182,30 @@ pub(crate) fn consoles(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)?;
     run.never(From::Anyone, "lost2")
 }
+
+/// Every pool changes its policy, to and fro, while guests run, by a key of the console.
+pub(crate) fn policies(lab: &Lab, name: &str) -> Verdict {
+    let guest = |name: &str| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nmemory = \"192M\"\nvcpus = 2\nkernel = \"@linux\"\n\
+             initrd = \"@initrd\"\ncmdline = \"console=ttyS0 panic=-1 quiet\"\n"
+        )
+    };
+    let mut run = lab.boot(name, &format!("{}{}", guest("red"), guest("blue")))?.cpus(2).start()?;
+    run.expect(From::Caisson, BOOT, "guest blue: .* started")?;
+    for policy in ["Sedf", "Bvt", "Sedf"] {
+        run.send("\x01p")?;
+        run.expect(From::Caisson, STEP, &format!("pool 0: {policy} from now on"))?;
+    }
+    for guest in ["red", "blue"] {
+        run.expect(From::Guest(guest), BOOT, "leaving the shell powers it off")?;
+    }
+    for guest in ["red", "blue"] {
+        run.send("\x01c")?;
+        run.expect(From::Caisson, STEP, &format!("showing {guest}; "))?;
+        run.send("echo cpus$((40+$(nproc))); exit\r")?;
+        run.expect(From::Raw, STEP, "^cpus42$")?;
+        run.expect(From::Caisson, STEP, &format!("guest {guest}: powered off; destroyed"))?;
+    }
+    run.end(STEP, Outcome::Clean)
+}

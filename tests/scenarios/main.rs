@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         ("linux-other-cpu", linux::other_cpu),
         ("table-and-trace", accounts::table_and_trace),
         ("consoles", linux::consoles),
+        ("policies", linux::policies),
         ("shell", linux::shell),
         ("front-door-headless-run", front_door::headless_run),
         ("front-door-broken-config", front_door::broken_config),

@@ -11,6 +11,7 @@ const HELP: &[&str] = &[
     "Ctrl-A c  the next console: each guest, Caisson's log, all together",
     "Ctrl-A t  where the time goes, each second; again to leave it",
     "Ctrl-A d  write the trace to this line, where there is one (boot word trace=on)",
+    "Ctrl-A p  the other scheduling policy for every pool: bvt or sedf",
     "Ctrl-A a  a Ctrl-A for the guest",
     "Ctrl-A ?  this list",
     "Ctrl-A x  quit, where cargo xtask run started the machine",
@@ -27,6 +28,7 @@ impl Mux {
                     self.leave_table();
                     self.trace_wanted = true;
                 }
+                b'p' | b'P' => self.policy_wanted = true,
                 b'?' | b'h' | b'H' => self.help(),
                 b'a' | b'A' | PREFIX => self.speak(PREFIX),
                 // Other keys behind Ctrl-A mean nothing here.
@@ -63,6 +65,12 @@ impl Mux {
     #[must_use]
     pub fn take_trace_wanted(&mut self) -> bool {
         core::mem::take(&mut self.trace_wanted)
+    }
+
+    /// Whether somebody asked for the pools' other policy since the last call.
+    #[must_use]
+    pub fn take_policy_wanted(&mut self) -> bool {
+        core::mem::take(&mut self.policy_wanted)
     }
 
     fn help(&mut self) {

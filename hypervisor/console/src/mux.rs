@@ -61,6 +61,8 @@ pub struct Mux {
     pub(crate) table: bool,
     /// Somebody asked for a trace.
     pub(crate) trace_wanted: bool,
+    /// Somebody asked for the pools' other policy.
+    pub(crate) policy_wanted: bool,
 }
 
 /// Writes what a line begins with where several consoles are shown: whose it is, in a colour.
@@ -90,6 +92,7 @@ impl Mux {
             mid_line: false,
             table: false,
             trace_wanted: false,
+            policy_wanted: false,
         }
     }
 

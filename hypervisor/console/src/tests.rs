@@ -183,6 +183,8 @@ fn help_lists_every_key_and_d_asks_for_the_trace() {
     assert!(!mux.take_trace_wanted());
     b"\x01d".iter().for_each(|&byte| mux.typed(byte));
     assert!(mux.take_trace_wanted() && !mux.take_trace_wanted());
+    b"\x01p".iter().for_each(|&byte| mux.typed(byte));
+    assert!(mux.take_policy_wanted() && !mux.take_policy_wanted());
 }
 
 #[test]

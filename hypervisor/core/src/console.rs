@@ -89,6 +89,11 @@ pub(crate) fn poll() {
     });
 }
 
+/// Whether somebody asked for the pools' other policy.
+pub(crate) fn take_policy_wanted() -> bool {
+    with(Mux::take_policy_wanted)
+}
+
 /// Whether somebody asked for the trace.
 pub(crate) fn take_trace_wanted() -> bool {
     with(Mux::take_trace_wanted)

@@ -7,7 +7,8 @@ use caisson_machine::percpu::pending;
 use caisson_sched::{Key, should_pull};
 use caisson_stage2::Format;
 
-use super::queue::{Place, Stolen};
+use super::queue::{Place, Queue, Stolen};
+use super::wake::Locked;
 use super::{Cpu, System, Work};
 
 impl<B: Backend, F: Format> System<B, F> {
@@ -34,7 +35,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key, at_home: bool) -> bool {
         let allowed = |work: &Work<B, F>| {
             let share = &self.shares[work.guest()];
-            share.allows(this.index) && (!at_home || share.prefers(this.index)) && can_move(work)
+            share.allows(this.index) && (!at_home || share.prefers(this.index)) && work.can_move()
         };
         let mut queue = other.lock();
         let Some(stolen) = queue.steal(before, allowed, cpu::tsc()) else { return false };
@@ -43,6 +44,54 @@ impl<B: Backend, F: Format> System<B, F> {
         drop(queue);
         self.take_over(this, stolen);
         true
+    }
+
+    /// A vCPU that is about to wake is put where it can run at once, or rather would: on an idle CPU. The queue it is in then.
+    pub(super) fn relocate<'a>(&'a self, from: Locked<'a, B, F>, place: &Place) -> Option<Locked<'a, B, F>> {
+        let (home, mut queue) = from;
+        let Some(to) = self.better_home(home, &queue, place) else { return Some((home, queue)) };
+        let Some(stolen) = queue.give(place, cpu::tsc()) else { return Some((home, queue)) };
+        // From here to `put` it is in no queue: others that wake it leave that to us.
+        place.leave(to.index);
+        drop(queue);
+        self.shown(to.pool).set_idle(to.index, false);
+        self.take_over(to, stolen);
+        self.queue_of(place)
+    }
+
+    /// The idle CPU on which a blocked vCPU should wake, if its home is busy or liked less.
+    fn better_home(&self, home: &Cpu<B, F>, queue: &Queue<B, F>, place: &Place) -> Option<&Cpu<B, F>> {
+        if !queue.sleeps_unloaded(place) {
+            return None;
+        }
+        let shown = self.shown(home.pool);
+        let share = &self.shares[queue.guest_of(place)?];
+        let home_idles = shown.is_idle(home.index);
+        if (home_idles && share.prefers(home.index)) || share.is_reserved(&self.pools[home.pool]) {
+            return None;
+        }
+        let to = shown.find_idle(|cpu| share.allows(cpu), |cpu| share.prefers(cpu))?;
+        let better = to != home.index && (share.prefers(to) || !home_idles);
+        better.then(|| self.cpus.get(to as usize)).flatten()
+    }
+
+    /// The vCPU that runs here has nothing to do before the one at `place` has done something: takes that one over, where it
+    /// waits for another CPU. What runs here is to give way then.
+    pub(super) fn fetch(&self, place: &Place) {
+        let this = self.this();
+        let Some((home, mut queue)) = self.queue_of(place) else { return };
+        let Some(share) = queue.guest_of(place).map(|guest| &self.shares[guest]) else { return };
+        let there = home.index == this.index || home.pool != this.pool;
+        if there || !share.allows(this.index) || share.is_reserved(&self.pools[this.pool]) {
+            return;
+        }
+        if !queue.waits_unloaded(place) {
+            return;
+        }
+        let Some(stolen) = queue.give(place, cpu::tsc()) else { return };
+        place.leave(this.index);
+        drop(queue);
+        self.take_over(this, stolen);
     }
 
     fn take_over(&self, this: &Cpu<B, F>, stolen: Stolen<B, F>) {
@@ -67,13 +116,5 @@ impl<B: Backend, F: Format> System<B, F> {
         {
             self.kick(cpu, pending::RESCHEDULE);
         }
-    }
-}
-
-/// Whether another CPU can run it: what it had in the CPU has been taken off it.
-fn can_move<B: Backend, F: Format>(work: &Work<B, F>) -> bool {
-    match work {
-        Work::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
-        Work::Chore(_) => true,
     }
 }

@@ -3,24 +3,16 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use caisson_config::{Blob, Contract, Domain as Record, PoolPolicy};
+use caisson_config::{Blob, Domain as Record};
 use caisson_machine::clock::Clock;
-use caisson_sched::{
-    Cap, CapAccount, DEFAULT_WEIGHT, Parameters, PolicyKind, Pool as SharedPool, Reservation, Settings,
-};
-
-/// The shortest turn, as the part of a second.
-const SHORTEST_PER_SECOND: u64 = 2000;
-/// How far one may run ahead of one that wakes, likewise.
-const ALLOWANCE_PER_SECOND: u64 = 2000;
-/// Windows of a cap in a second: short enough that nobody sees a capped guest stand still.
-const CAP_WINDOWS_PER_SECOND: u64 = 10;
-const PERCENT: u64 = 100;
+use caisson_sched::{CapAccount, Parameters, PolicyKind, Pool as SharedPool, Reservation, Settings};
 
 /// A pool of CPUs: its policy, and what their queues show each other.
 pub(super) struct Pool {
-    pub(super) policy: PolicyKind,
+    /// The policy is SEDF, not BVT.
+    sedf: AtomicBool,
     pub(super) settings: Settings,
     pub(super) shared: Arc<SharedPool>,
     /// Some guest may run on a part of the CPUs only.
@@ -34,21 +26,25 @@ impl Pool {
             let members: Vec<u32> = blob.pool_cpus(index, cpus).iter().collect();
             let mut guests = blob.domains().filter(|record| record.pool() == index);
             Self {
-                policy: match pool.policy {
-                    PoolPolicy::Bvt => PolicyKind::Bvt,
-                    PoolPolicy::Sedf => PolicyKind::Sedf,
-                },
-                settings: Settings {
-                    quantum: ticks(pool.quantum, clock),
-                    min_turn: clock.tsc_hz / SHORTEST_PER_SECOND,
-                    allowance: clock.tsc_hz / ALLOWANCE_PER_SECOND,
-                    reservable: caisson_config::RESERVABLE,
-                },
+                sedf: AtomicBool::new(pool.policy.kind() == PolicyKind::Sedf),
+                settings: pool.settings(khz(clock)),
                 shared: SharedPool::new(&members),
                 is_divided: guests.any(|record| !record.cpus().is_empty()),
             }
         };
         blob.pools().enumerate().map(pool).collect()
+    }
+}
+
+impl Pool {
+    /// The policy of its queues.
+    pub(super) fn policy(&self) -> PolicyKind {
+        if self.sedf.load(Ordering::Relaxed) { PolicyKind::Sedf } else { PolicyKind::Bvt }
+    }
+
+    /// Its queues have that policy from now on.
+    pub(super) fn set_policy(&self, kind: PolicyKind) {
+        self.sedf.store(kind == PolicyKind::Sedf, Ordering::Relaxed);
     }
 }
 
@@ -114,15 +110,22 @@ impl Share {
                 starts[turn % starts.len()]
             })
             .collect();
-        let vcpu = parameters(&contract, clock);
+        let vcpu = contract.parameters(khz(clock));
+        // Chores and vCPUs are never there at the same time.
+        let cap = contract.cap_ticks(khz(clock));
         Self {
             vcpu,
             chores: Parameters { reservation: Reservation::NONE, warp: 0, ..vcpu },
-            cap: contract.cap.and_then(|percent| cap(percent, vcpus, &pools[pool], clock, now)),
+            cap: cap.and_then(|cap| CapAccount::new(cap, vcpus, pools[pool].settings.quantum, now).ok()),
             allowed,
             preferred,
             homes,
         }
+    }
+
+    /// Whether its vCPUs stay where their reservations were admitted.
+    pub(super) fn is_reserved(&self, pool: &Pool) -> bool {
+        pool.policy() == PolicyKind::Sedf && self.vcpu.reservation.slice != 0
     }
 
     /// Whether the guest may run on `cpu`, which belongs to its pool.
@@ -136,27 +139,6 @@ impl Share {
     }
 }
 
-/// Ticks of the TSC in so many microseconds.
-fn ticks(micros: u32, clock: &Clock) -> u64 {
-    u64::from(micros) * (clock.tsc_hz / 1000) / 1000
-}
-
-fn parameters(contract: &Contract, clock: &Clock) -> Parameters {
-    let warps = contract.warp != 0;
-    Parameters {
-        weight: if contract.weight == 0 { DEFAULT_WEIGHT } else { contract.weight },
-        warp: ticks(contract.warp, clock),
-        warp_limit: ticks(contract.warp_limit, clock),
-        warp_period: if warps { ticks(caisson_config::WARP_PERIOD, clock) } else { 0 },
-        reservation: contract.reservation.map_or(Reservation::NONE, |time| {
-            Reservation::from_micros(time.period, time.slice, time.extra, clock.tsc_hz / 1000)
-        }),
-    }
-}
-
-fn cap(percent: u32, vcpus: u32, pool: &Pool, clock: &Clock, now: u64) -> Option<Arc<CapAccount>> {
-    let window = clock.tsc_hz / CAP_WINDOWS_PER_SECOND;
-    let quota = window * u64::from(percent) / PERCENT;
-    // Chores and vCPUs are never there at the same time.
-    CapAccount::new(Cap { quota, window }, vcpus, pool.settings.quantum, now).ok()
+fn khz(clock: &Clock) -> u64 {
+    clock.tsc_hz / 1000
 }

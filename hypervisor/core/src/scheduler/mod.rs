@@ -36,6 +36,7 @@ use caisson_machine::clock::{self, Clock};
 use caisson_machine::percpu::{self, PerCpu};
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{cpu, memory};
+use caisson_sched::PolicyKind;
 use caisson_stage2::Format;
 use caisson_types::{DomainId, PAGE_SIZE};
 use spin::{Mutex, MutexGuard, Once};
@@ -183,6 +184,31 @@ impl<B: Backend, F: Format> System<B, F> {
     /// What the CPUs of a pool show each other.
     fn shown(&self, pool: usize) -> &caisson_sched::Pool {
         &self.pools[pool].shared
+    }
+
+    /// Gives every pool the other policy, while everything runs. One whose reservations would not fit keeps what it has.
+    pub(crate) fn switch_policies(&self) {
+        for (index, pool) in self.pools.iter().enumerate() {
+            let (old, new) = match pool.policy() {
+                PolicyKind::Bvt => (PolicyKind::Bvt, PolicyKind::Sedf),
+                PolicyKind::Sedf => (PolicyKind::Sedf, PolicyKind::Bvt),
+            };
+            // Nobody is moved away from where a reservation was admitted, from here on.
+            pool.set_policy(new);
+            let members = || self.cpus.iter().filter(|cpu| cpu.pool == index);
+            if members().all(|cpu| cpu.lock().switch_policy(new, cpu::tsc())) {
+                log::info!("pool {index}: {new:?} from now on");
+            } else {
+                pool.set_policy(old);
+                members().for_each(|cpu| {
+                    // It fitted before.
+                    let _ = cpu.lock().switch_policy(old, cpu::tsc());
+                });
+                log::warn!(
+                    "pool {index}: stays with {old:?}: its reservations do not fit where its vCPUs are"
+                );
+            }
+        }
     }
 
     /// What belongs to this CPU.

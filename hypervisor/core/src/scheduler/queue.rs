@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use caisson_accounts::Activity;
 use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
-use caisson_sched::{CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parcel};
+use caisson_sched::{CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parcel, PolicyKind};
 use caisson_stage2::Format;
 
 use super::contract::{Pool, Share};
@@ -37,6 +37,14 @@ impl<B: Backend, F: Format> Work<B, F> {
         match self {
             Self::Vcpu(live, _) => live.guest,
             Self::Chore(guest) => *guest,
+        }
+    }
+
+    /// Whether another CPU can run it: what it had in a CPU has been taken off it.
+    pub(super) fn can_move(&self) -> bool {
+        match self {
+            Self::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
+            Self::Chore(_) => true,
         }
     }
 
@@ -130,7 +138,7 @@ impl<B: Backend, F: Format> Queue<B, F> {
     /// The queue of `cpu`, for up to `entities` entities of `guests` guests.
     pub(super) fn new(pool: &Pool, cpu: u32, entities: usize, shares: &[Share]) -> Self {
         let shared = pool.shared.clone();
-        let mut policy = CpuQueue::new(shared, cpu, pool.policy, &pool.settings, entities, shares.len());
+        let mut policy = CpuQueue::new(shared, cpu, pool.policy(), &pool.settings, entities, shares.len());
         for (group, share) in shares.iter().enumerate() {
             // The groups are those that the queue was made for.
             let _ = policy.set_cap(GroupId(group as u32), share.cap.clone(), cpu::tsc());
@@ -286,6 +294,41 @@ impl<B: Backend, F: Format> Queue<B, F> {
         let (id, parcel) = self.policy.steal(before, may, now)?;
         let slot = self.slots.get_mut(id.index())?.take()?;
         Some(Stolen { work: slot.work, parcel })
+    }
+
+    /// The guest whose entity is at `place`.
+    pub(super) fn guest_of(&self, place: &Place) -> Option<usize> {
+        let id = self.id(place)?;
+        self.slots.get(id.index())?.as_ref().map(|slot| slot.work.guest())
+    }
+
+    /// Whether what is at `place` is blocked, and has left every CPU.
+    pub(super) fn sleeps_unloaded(&self, place: &Place) -> bool {
+        let slot = self.id(place).and_then(|id| self.slots.get(id.index())?.as_ref());
+        slot.is_some_and(|slot| self.policy.is_blocked(slot.id) && slot.work.can_move())
+    }
+
+    /// Whether what is at `place` waits for a CPU, and has left every one.
+    pub(super) fn waits_unloaded(&self, place: &Place) -> bool {
+        let slot = self.id(place).and_then(|id| self.slots.get(id.index())?.as_ref());
+        slot.is_some_and(|slot| {
+            !self.policy.is_blocked(slot.id) && self.policy.current() != Some(slot.id) && slot.work.can_move()
+        })
+    }
+
+    /// Takes out what is at `place`, in whichever state, to put it into another queue.
+    pub(super) fn give(&mut self, place: &Place, now: u64) -> Option<Stolen<B, F>> {
+        let id = self.id(place)?;
+        let parcel = self.policy.take(id, now)?;
+        self.timers.remove(id.index());
+        let slot = self.slots.get_mut(id.index())?.take()?;
+        Some(Stolen { work: slot.work, parcel })
+    }
+
+    /// The policy from now on. `false` where the reservations do not fit.
+    pub(super) fn switch_policy(&mut self, kind: PolicyKind, now: u64) -> bool {
+        self.charge(now);
+        self.policy.switch_policy(kind, now).is_ok()
     }
 
     /// Puts in what another queue has given up. `false` where there is no room, which is a bug of Caisson's.

@@ -82,8 +82,8 @@ enum Stop {
     Blocked(u64),
     /// It could go on; the queue is asked whether it does.
     Asked,
-    /// It would only wait for others.
-    Yielded,
+    /// It would only wait for others: for this vCPU of its guest's, where it is told.
+    Yielded(Option<usize>),
     /// Its guest ended.
     Ended(Ended),
 }
@@ -142,6 +142,9 @@ impl<B: Backend, F: Format> System<B, F> {
                     trace::begin(self.names());
                 }
                 trace::go_on();
+                if console::take_policy_wanted() {
+                    self.switch_policies();
+                }
             }
             if work & pending::NMI != 0 {
                 log::warn!("the machine raised an NMI that nobody asked for");
@@ -265,7 +268,7 @@ impl<B: Backend, F: Format> System<B, F> {
         };
         watch.stop(match stop {
             Stop::Blocked(_) => Why::Blocked,
-            Stop::Yielded => Why::Yielded,
+            Stop::Yielded(_) => Why::Yielded,
             Stop::Ended(_) => Why::Ended,
             Stop::Asked if cpu::tsc() >= until => Why::Preempted,
             Stop::Asked => Why::HostWork,
@@ -273,7 +276,12 @@ impl<B: Backend, F: Format> System<B, F> {
         self.drill();
         match stop {
             Stop::Blocked(deadline) => self.block(live, index, deadline),
-            Stop::Yielded => self.this().lock().give_way(cpu::tsc()),
+            Stop::Yielded(to) => {
+                if let Some(task) = to.and_then(|to| live.tasks.get(to)) {
+                    self.fetch(&task.place);
+                }
+                self.this().lock().give_way(cpu::tsc());
+            }
             Stop::Ended(_) => {
                 self.unload(loaded);
                 self.retire(live, index);
@@ -355,7 +363,8 @@ fn run_vcpu<V: Vcpu>(
         match vcpu.answer(domain, host, exit) {
             Outcome::Resume | Outcome::Halted => {}
             Outcome::HostEvent => cpu::take_interrupts(),
-            Outcome::Yield | Outcome::YieldTo(_) => return Stop::Yielded,
+            Outcome::Yield => return Stop::Yielded(None),
+            Outcome::YieldTo(index) => return Stop::Yielded(Some(index)),
             Outcome::Ended(ended) => return Stop::Ended(ended),
             Outcome::MachineCheck => machine_check(),
             Outcome::MachineReset => machine_reset(),

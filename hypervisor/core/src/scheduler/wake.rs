@@ -14,7 +14,7 @@ use crate::guests::Live;
 use crate::trace::{self, NOBODY, What};
 
 /// A CPU, with its queue locked.
-type Locked<'a, B, F> = (&'a Cpu<B, F>, MutexGuard<'a, Queue<B, F>>);
+pub(super) type Locked<'a, B, F> = (&'a Cpu<B, F>, MutexGuard<'a, Queue<B, F>>);
 
 impl<B: Backend, F: Format> System<B, F> {
     /// A vCPU's mailbox has got its first message since it was last looked at.
@@ -26,7 +26,8 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// There is something to do at `place`: it runs, if it was blocked; if it runs, it looks at its mail.
     pub(crate) fn wake(&self, place: &Place) {
-        let Some((cpu, mut queue)) = self.queue_of(place) else { return };
+        let Some(home) = self.queue_of(place) else { return };
+        let Some((cpu, mut queue)) = self.relocate(home, place) else { return };
         let woken = queue.wake(place, cpu::tsc());
         let runs = queue.is_current(place);
         drop(queue);
