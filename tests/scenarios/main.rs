@@ -6,6 +6,7 @@
 
 mod accounts;
 mod capabilities;
+mod contracts;
 mod crash;
 mod front_door;
 mod lifecycle;
@@ -80,6 +81,10 @@ fn main() -> ExitCode {
         ("linux-smp", linux::smp),
         ("linux-other-cpu", linux::other_cpu),
         ("table-and-trace", accounts::table_and_trace),
+        ("contract-weights", contracts::weights),
+        ("contract-cap", contracts::cap),
+        ("contract-reservation", contracts::reservation),
+        ("contract-steal", contracts::steal),
         ("consoles", linux::consoles),
         ("policies", linux::policies),
         ("shell", linux::shell),
