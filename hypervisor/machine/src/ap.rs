@@ -90,7 +90,7 @@ struct Start {
 ///
 /// # Safety
 /// On the boot CPU, with interrupts off, one at a time. `trampoline` is the page of
-/// [`crate::memory::place_trampoline`], and the CPU is nobody else's.
+/// `memory::place_trampoline`, and the CPU is nobody else's.
 pub unsafe fn start(
     apic_id: u32,
     trampoline: Hpa,
