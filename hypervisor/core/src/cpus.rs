@@ -58,7 +58,7 @@ fn work() -> ! {
             crew.work();
         }
         ipi::serve(this);
-        if this.take_bits(pending::RESCHEDULE) == 0 {
+        if this.pending().take(pending::RESCHEDULE) == 0 {
             cpu::wait_for_interrupt();
         }
     }

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
@@ -19,6 +19,7 @@ use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
 use caisson_machine::percpu;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
+use caisson_smp::Place;
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
 
@@ -27,7 +28,6 @@ use spin::Mutex;
 use crate::console;
 use crate::life::Phase;
 use crate::logger::EVENT;
-use crate::scheduler::Place;
 
 /// Where a local APIC is after reset.
 const APIC: Gpa = Gpa::new(caisson_irqchip::APIC_DEFAULT_BASE);
@@ -63,14 +63,11 @@ pub(crate) struct Guest<B: Backend, F: Format> {
 pub(crate) struct Task<V> {
     /// Locked by the CPU that runs it, for as long as it does.
     pub(crate) vcpu: Mutex<VirtualCpu<V>>,
+    /// Where it is, and which CPU holds its registers.
     pub(crate) place: Place,
     /// Where its time goes: written by the CPU that runs it, and by who wakes it, under its queue's lock.
     pub(crate) account: VcpuAccount,
-    /// The CPU that holds its registers, or [`NO_CPU`].
-    loaded: AtomicU32,
 }
-
-const NO_CPU: u32 = u32::MAX;
 
 impl<V: Vcpu> Task<V> {
     fn new(vcpu: VirtualCpu<V>) -> Self {
@@ -78,23 +75,7 @@ impl<V: Vcpu> Task<V> {
             vcpu: Mutex::new(vcpu),
             place: Place::new(0),
             account: VcpuAccount::new(cpu::tsc(), Activity::Blocked),
-            loaded: AtomicU32::new(NO_CPU),
         }
-    }
-
-    /// Whether some CPU holds its registers: then no other can run it.
-    pub(crate) fn is_loaded(&self) -> bool {
-        self.loaded_on().is_some()
-    }
-
-    /// The CPU that holds its registers.
-    pub(crate) fn loaded_on(&self) -> Option<u32> {
-        Some(self.loaded.load(Ordering::Acquire)).filter(|&cpu| cpu != NO_CPU)
-    }
-
-    /// This CPU holds its registers now, or does not any more.
-    pub(crate) fn set_loaded(&self, cpu: Option<u32>) {
-        self.loaded.store(cpu.unwrap_or(NO_CPU), Ordering::Release);
     }
 }
 

@@ -64,7 +64,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// A vCPU is out of the queues.
     fn left(&self, live: &Live<B, F>, index: usize) {
-        if let Some(cpu) = live.tasks[index].loaded_on() {
+        if let Some(cpu) = live.tasks[index].place.holder() {
             self.unload_from(cpu);
         }
         if live.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -1,71 +1,43 @@
-//! One CPU's word to another: look at what you run ([`poke`]), or do this now ([`call_others`]).
-//!
-//! A bit of the receiver's pending word says what is wanted, and an interrupt that it should look. The interrupt ends a
-//! guest's run or a sleep; while the receiver is in Caisson it stays pending, and the word is looked at before the next
-//! guest or sleep. The bit is set first, so that whoever is interrupted sees it.
+//! One CPU's word to another: look at what you run ([`poke`]), or do this now ([`call`]). The protocols are
+//! [`caisson_smp`]'s; here are the interrupts.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+#[cfg(doc)]
+use caisson_smp::pending;
+use caisson_smp::{Callee, Calls, Pending};
 
-use spin::Mutex;
-
-use crate::percpu::{self, PerCpu, pending};
+use crate::percpu::{self, PerCpu};
 use crate::{apic, trap};
 
-/// Has `cpu` look at `bits`, [`pending::RESCHEDULE`] or [`pending::MAIL`]. One interrupt is enough for all that are set
-/// before it looks.
+/// Has another `cpu` look at `bits`, of [`RESCHEDULE`](pending::RESCHEDULE), [`MAIL`](pending::MAIL) and [`SERIAL`](pending::SERIAL).
 #[inline]
 pub fn poke(cpu: &PerCpu, bits: u32) {
-    if !cpu.set_pending(bits) {
-        apic::send_interrupt(cpu.apic_id(), trap::RESCHEDULE);
+    cpu.pending().poke(bits, || apic::send_interrupt(cpu.apic_id(), trap::RESCHEDULE));
+}
+
+impl Callee for &PerCpu {
+    fn pending(&self) -> &Pending {
+        PerCpu::pending(self)
+    }
+
+    fn interrupt(&self) {
+        apic::send_interrupt(self.apic_id(), trap::CALL);
     }
 }
 
-/// A function that all CPUs are to call.
-struct Call {
-    function: Mutex<Option<fn()>>,
-    /// CPUs that have yet to call it.
-    left: AtomicU32,
-    /// One call at a time.
-    caller: Mutex<()>,
-}
+static CALLS: Calls<fn()> = Calls::new();
 
-static CALL: Call = Call { function: Mutex::new(None), left: AtomicU32::new(0), caller: Mutex::new(()) };
-
-/// Has every other CPU call `function`, and returns when all have: a shoot-down of what they have cached. While it waits,
-/// this CPU answers others' calls, so that two that call each other both get done.
+/// Has every other CPU for whose number `wanted` is true call `function`, and returns when all have. Each has then been out
+/// of its guest since.
 ///
 /// The function runs with interrupts off between a guest's exit and the next entry, or where the CPU idles: it must not
-/// wait for a lock that a caller may hold.
-pub fn call_others(function: fn()) {
+/// wait for a lock that a caller may hold, and a caller must hold none that another CPU may wait for.
+pub fn call(wanted: impl Fn(u32) -> bool, function: fn()) {
     let this = percpu::current();
-    let caller = loop {
-        if let Some(caller) = CALL.caller.try_lock() {
-            break caller;
-        }
-        serve(this);
-        core::hint::spin_loop();
-    };
-    let others = || percpu::all().filter(|cpu| cpu.index() != this.index());
-    *CALL.function.lock() = Some(function);
-    CALL.left.store(others().count() as u32, Ordering::Release);
-    for cpu in others() {
-        let _ = cpu.set_pending(pending::CALL);
-        apic::send_interrupt(cpu.apic_id(), trap::CALL);
-    }
-    while CALL.left.load(Ordering::Acquire) != 0 {
-        core::hint::spin_loop();
-    }
-    *CALL.function.lock() = None;
-    drop(caller);
+    let others = percpu::all().filter(|cpu| cpu.index() != this.index() && wanted(cpu.index()));
+    CALLS.call(function, this.pending(), others, |function| function());
 }
 
 /// Calls what another CPU asks for, if one does: when [`pending::CALL`] is set.
 pub fn serve(this: &PerCpu) {
-    if this.take_bits(pending::CALL) != 0 {
-        let function = *CALL.function.lock();
-        if let Some(function) = function {
-            function();
-        }
-        CALL.left.fetch_sub(1, Ordering::AcqRel);
-    }
+    CALLS.serve(this.pending(), |function| function());
 }

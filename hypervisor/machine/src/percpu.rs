@@ -8,25 +8,12 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
+use caisson_smp::Pending;
 use caisson_types::{DomainId, VcpuId};
 
 use crate::acpi::MAX_CPUS;
 
-/// A bit of the pending word.
-pub mod pending {
-    /// The one-shot timer ran out.
-    pub const TIMER: u32 = 1 << 0;
-    /// The serial line has input, or room for output.
-    pub const SERIAL: u32 = 1 << 1;
-    /// An NMI arrived.
-    pub const NMI: u32 = 1 << 2;
-    /// Another CPU has changed what this one should run.
-    pub const RESCHEDULE: u32 = 1 << 3;
-    /// Another CPU has left mail for what this one runs.
-    pub const MAIL: u32 = 1 << 4;
-    /// Another CPU waits for [`crate::ipi::serve`].
-    pub const CALL: u32 = 1 << 5;
-}
+pub use caisson_smp::pending;
 
 /// Raw exits that are kept for a crash record.
 pub const KEPT_EXITS: usize = 16;
@@ -68,7 +55,7 @@ pub struct PerCpu {
 /// What other CPUs read and write, on a cache line of its own.
 #[repr(align(64))]
 struct Remote {
-    pending: AtomicU32,
+    pending: Pending,
     /// Its local APIC's id.
     apic_id: AtomicU32,
 }
@@ -85,7 +72,7 @@ impl PerCpu {
             count: AtomicUsize::new(0),
             exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
                 KEPT_EXITS],
-            remote: Remote { pending: AtomicU32::new(0), apic_id: AtomicU32::new(apic_id) },
+            remote: Remote { pending: Pending::new(), apic_id: AtomicU32::new(apic_id) },
         }
     }
 }
@@ -172,32 +159,11 @@ pub fn all() -> impl Iterator<Item = &'static PerCpu> {
 }
 
 impl PerCpu {
-    /// Sets bits of the pending word. Whether all of them were set before: then whoever set them has seen to it that the
-    /// CPU looks.
-    #[inline]
-    pub fn set_pending(&self, bits: u32) -> bool {
-        self.remote.pending.fetch_or(bits, Ordering::AcqRel) & bits == bits
-    }
-
-    /// The pending word, one plain load: looked at just before a guest is entered.
+    /// The pending word.
     #[inline]
     #[must_use]
-    pub fn pending(&self) -> u32 {
-        self.remote.pending.load(Ordering::Acquire)
-    }
-
-    /// Takes the pending word, leaving 0.
-    #[inline]
-    #[must_use]
-    pub fn take_pending(&self) -> u32 {
-        self.remote.pending.swap(0, Ordering::AcqRel)
-    }
-
-    /// Takes some bits of the pending word; which of them were set.
-    #[inline]
-    #[must_use]
-    pub fn take_bits(&self, bits: u32) -> u32 {
-        self.remote.pending.fetch_and(!bits, Ordering::AcqRel) & bits
+    pub fn pending(&self) -> &Pending {
+        &self.remote.pending
     }
 
     /// Its number among the CPUs in use; the boot CPU's is 0.

@@ -120,7 +120,7 @@ extern "C" fn trap_handler(frame: &mut TrapFrame) {
         // When another CPU has crashed, its NMI stops this one.
         NMI if crash::is_crashing() => cpu::halt_forever(),
         NMI => {
-            let _ = percpu::current().set_pending(pending::NMI);
+            let _ = percpu::current().pending().set(pending::NMI);
         }
         GENERAL_PROTECTION if let Some(rip) = cpu::probe_recovery(frame.rip) => frame.rip = rip,
         0..32 => crash::exception(frame),
@@ -134,7 +134,7 @@ extern "C" fn trap_handler(frame: &mut TrapFrame) {
 }
 
 fn interrupt(bits: u32) {
-    let _ = percpu::current().set_pending(bits);
+    let _ = percpu::current().pending().set(bits);
     apic::end_of_interrupt();
 }
 

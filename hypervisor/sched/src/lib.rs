@@ -19,7 +19,7 @@
 //!   [`should_pull`] says so, steal there and put here (one lock at a time); then pick. Where somebody still waits here
 //!   after a turn, and [`Pool::find_lone`] answers a CPU, have that CPU pick again.
 //! - A wake: in the home queue, or moved to an idle CPU first. Where it waits afterwards, wake a CPU that
-//!   [`Pool::find_idle`] answers, if any: it steals.
+//!   [`Pool::claim_idle`] answers, if any: it steals.
 //!
 //! # Invariants
 //!

@@ -6,13 +6,15 @@
 //!
 //! # Idle CPUs
 //!
-//! One that waits must be found by one that idles, whoever is first. The queue stores its slot's `waiting` and its owner
-//! then looks for idle CPUs ([`Pool::find_idle`]); a CPU that idles stores that it does ([`Pool::set_idle`]) and then looks
-//! for who waits ([`Pool::behind`]). All four are sequentially consistent, so one of the two sees the other.
+//! One that waits must be found by one that idles, whoever is first. The queue shows in its slot's [`Beacon`] that somebody
+//! waits, and its owner then claims an idle CPU ([`Pool::claim_idle`]); a CPU that idles shows that it does
+//! ([`Beacon::set_idle`]) and then looks for who waits ([`Pool::behind`]). The fences between are the beacon's.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use caisson_smp::{Beacon, before_looking_for_idle};
 
 use crate::contention::Contention;
 
@@ -50,8 +52,8 @@ pub fn should_pull(own: Key, other: Key, margin: u64) -> bool {
 /// What one CPU shows. On a cache line of its own.
 #[repr(align(64))]
 struct Slot {
-    /// The [`Key`] of the best that waits, [`Key::NEVER`] where nobody does.
-    waiting: AtomicU64,
+    /// Whether the CPU sleeps, and the [`Key`] of the best that waits, [`Key::NEVER`] where nobody does.
+    beacon: Beacon,
     /// The [`Key`] of the queue's own virtual time.
     level: AtomicU64,
     /// The heaviest weight, 0 where there is none.
@@ -60,24 +62,21 @@ struct Slot {
     busy: AtomicBool,
     /// Whether its one entity runs without an end.
     lone: AtomicBool,
-    /// Whether the CPU sleeps.
-    idle: AtomicBool,
 }
 
 impl Slot {
     fn new() -> Self {
         Self {
-            waiting: AtomicU64::new(Key::NEVER.0),
+            beacon: Beacon::new(),
             level: AtomicU64::new(0),
             heaviest: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             lone: AtomicBool::new(false),
-            idle: AtomicBool::new(false),
         }
     }
 
     fn waiting(&self) -> Key {
-        Key(self.waiting.load(Ordering::SeqCst))
+        Key(self.beacon.waiting())
     }
 }
 
@@ -181,18 +180,29 @@ impl Pool {
         self.others(me).find(|(_, slot)| slot.lone.load(Ordering::Relaxed)).map(|(cpu, _)| cpu)
     }
 
-    /// Says that `cpu` sleeps, or that it does not any more. Before it sleeps, it must look once more whether somebody
-    /// waits.
-    pub fn set_idle(&self, cpu: u32, idle: bool) {
-        if let Some(slot) = self.slot(cpu) {
-            slot.idle.store(idle, Ordering::SeqCst);
-        }
+    /// Where `cpu` shows that it sleeps.
+    #[must_use]
+    pub fn beacon(&self, cpu: u32) -> Option<&Beacon> {
+        self.slot(cpu).map(|slot| &slot.beacon)
     }
 
-    /// Whether `cpu` sleeps.
+    /// Whether `cpu` sleeps, and nobody has claimed it yet.
     #[must_use]
     pub fn is_idle(&self, cpu: u32) -> bool {
-        self.slot(cpu).is_some_and(|slot| slot.idle.load(Ordering::SeqCst))
+        self.beacon(cpu).is_some_and(Beacon::is_idle)
+    }
+
+    /// [`Pool::find_idle`], behind what the caller has shown; the CPU is the caller's to wake, and nobody else's.
+    #[must_use]
+    pub fn claim_idle(&self, allowed: impl Fn(u32) -> bool, preferred: impl Fn(u32) -> bool) -> Option<u32> {
+        before_looking_for_idle();
+        // Each round that fails is one in which somebody else has claimed one.
+        while let Some(cpu) = self.find_idle(&allowed, &preferred) {
+            if self.beacon(cpu).is_some_and(Beacon::claim) {
+                return Some(cpu);
+            }
+        }
+        None
     }
 
     /// A CPU that sleeps and is `allowed`: one that is `preferred` where there is one.
@@ -245,7 +255,7 @@ impl Pool {
         slot.busy.store(new.busy, Ordering::Relaxed);
         slot.lone.store(new.lone, Ordering::Relaxed);
         if old.waiting != new.waiting {
-            slot.waiting.store(new.waiting.0, Ordering::SeqCst);
+            slot.beacon.show_waiting(new.waiting.0);
         }
         match (old.waiting == Key::NEVER, new.waiting == Key::NEVER) {
             (true, false) => self.contention.enter(now),

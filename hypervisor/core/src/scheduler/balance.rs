@@ -5,9 +5,10 @@ use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
 use caisson_machine::percpu::pending;
 use caisson_sched::{Key, should_pull};
+use caisson_smp::{self as smp, Beacon, Cpus as _, Place};
 use caisson_stage2::Format;
 
-use super::queue::{Place, Queue, Stolen};
+use super::queue::{Queue, Stolen};
 use super::wake::Locked;
 use super::{Cpu, System, Work};
 
@@ -37,26 +38,29 @@ impl<B: Backend, F: Format> System<B, F> {
             let share = &self.shares[work.guest()];
             share.allows(this.index) && (!at_home || share.prefers(this.index)) && work.can_move()
         };
-        let mut queue = other.lock();
-        let Some(stolen) = queue.steal(before, allowed, cpu::tsc()) else { return false };
-        // From here to `put` it is in no queue: who wakes it finds that it can run anyway.
-        self.place_of(&stolen.work, |place| place.leave(this.index));
-        drop(queue);
-        self.take_over(this, stolen);
-        true
+        smp::take_over(
+            self,
+            other.index,
+            this.index,
+            |queue| queue.steal(before, allowed, cpu::tsc()),
+            |stolen| self.place_of(&stolen.work).leave(this.index),
+            |queue, stolen| self.put(queue, stolen),
+        )
     }
 
     /// A vCPU that is about to wake is put where it can run at once, or rather would: on an idle CPU. The queue it is in then.
-    pub(super) fn relocate<'a>(&'a self, from: Locked<'a, B, F>, place: &Place) -> Option<Locked<'a, B, F>> {
-        let (home, mut queue) = from;
-        let Some(to) = self.better_home(home, &queue, place) else { return Some((home, queue)) };
-        let Some(stolen) = queue.give(place, cpu::tsc()) else { return Some((home, queue)) };
+    pub(super) fn find_home<'a>(&'a self, from: Locked<'a, B, F>, place: &Place) -> Option<Locked<'a, B, F>> {
+        let (index, mut queue) = from;
+        let home = self.cpus.get(index as usize)?;
+        let Some(to) = self.better_home(home, &queue, place) else { return Some((index, queue)) };
+        let Some(stolen) = queue.give(place, cpu::tsc()) else { return Some((index, queue)) };
         // From here to `put` it is in no queue: others that wake it leave that to us.
         place.leave(to.index);
         drop(queue);
-        self.shown(to.pool).set_idle(to.index, false);
-        self.take_over(to, stolen);
-        self.queue_of(place)
+        // It is told when the vCPU is woken there. Where it was claimed by another meanwhile, it hands on what it does not run.
+        let _ = self.shown(to.pool).beacon(to.index).is_some_and(Beacon::claim);
+        self.put(&mut to.lock(), stolen);
+        place.find(|cpu| self.lock(cpu))
     }
 
     /// The idle CPU on which a blocked vCPU should wake, if its home is busy or liked less.
@@ -79,7 +83,8 @@ impl<B: Backend, F: Format> System<B, F> {
     /// waits for another CPU. What runs here is to give way then.
     pub(super) fn fetch(&self, place: &Place) {
         let this = self.this();
-        let Some((home, mut queue)) = self.queue_of(place) else { return };
+        let Some((home, mut queue)) = place.find(|cpu| self.lock(cpu)) else { return };
+        let Some(home) = self.cpus.get(home as usize) else { return };
         let Some(share) = queue.guest_of(place).map(|guest| &self.shares[guest]) else { return };
         let there = home.index == this.index || home.pool != this.pool;
         if there || !share.allows(this.index) || share.is_reserved(&self.pools[this.pool]) {
@@ -91,30 +96,27 @@ impl<B: Backend, F: Format> System<B, F> {
         let Some(stolen) = queue.give(place, cpu::tsc()) else { return };
         place.leave(this.index);
         drop(queue);
-        self.take_over(this, stolen);
+        self.put(&mut this.lock(), stolen);
     }
 
-    fn take_over(&self, this: &Cpu<B, F>, stolen: Stolen<B, F>) {
+    fn put(&self, queue: &mut Queue<B, F>, stolen: Stolen<B, F>) {
         let work = stolen.work.clone();
-        let room = self.place_of(&work, |place| this.lock().put(stolen, place, cpu::tsc()));
+        let room = queue.put(stolen, self.place_of(&work), cpu::tsc());
         assert!(room, "the queues have room for every vCPU and chore of the configuration");
     }
 
-    fn place_of<T>(&self, work: &Work<B, F>, use_it: impl FnOnce(&Place) -> T) -> T {
+    fn place_of<'a>(&'a self, work: &'a Work<B, F>) -> &'a Place {
         match work {
-            Work::Vcpu(live, index) => use_it(&live.tasks[*index].place),
-            Work::Chore(guest) => use_it(&self.chores[*guest]),
+            Work::Vcpu(live, index) => &live.tasks[*index].place,
+            Work::Chore(guest) => &self.chores[*guest],
         }
     }
 
     /// Somebody waits here after a turn: an idle CPU takes them over, or one that runs a single vCPU without an end shares.
     pub(super) fn share(&self, this: &Cpu<B, F>, turn_ended: bool) {
-        self.offer(this.pool);
-        if turn_ended
-            && let Some(lone) = self.shown(this.pool).find_lone(this.index)
-            && let Some(cpu) = self.cpus.get(lone as usize)
-        {
-            self.kick(cpu, pending::RESCHEDULE);
+        smp::offer(self, this.index);
+        if turn_ended && let Some(lone) = self.shown(this.pool).find_lone(this.index) {
+            self.kick(lone, pending::RESCHEDULE);
         }
     }
 }

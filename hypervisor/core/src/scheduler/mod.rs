@@ -7,15 +7,8 @@
 //! There is one lock for each queue, held for one decision at a time, and none for all. A CPU holds one of them at most.
 //! While a vCPU runs no lock is held but that of its own state, for which nobody else asks before it has left the CPU.
 //!
-//! # No wake-up is lost
-//!
-//! A vCPU that finds nothing to do is blocked under its queue's lock, and its mailbox looked at once more, under the same
-//! lock. Who leaves mail for it takes that lock afterwards, and finds it blocked, or still to look.
-//!
-//! # Nobody waits beside an idle CPU
-//!
-//! A CPU says in the pool that it is idle, then looks at what waits elsewhere, then sleeps. A queue shows the pool that
-//! somebody waits, then an idle CPU is looked for. Both orders are sequentially consistent: one of the two sees the other.
+//! What makes no wake-up lost, nobody wait beside an idle CPU, and an entity leave its queue exactly once is in
+//! [`caisson_smp`], which loom checks.
 
 mod balance;
 mod contract;
@@ -33,10 +26,11 @@ use caisson_config::Blob;
 use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_machine::clock::{self, Clock};
-use caisson_machine::percpu::{self, PerCpu};
+use caisson_machine::percpu;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{cpu, memory};
 use caisson_sched::PolicyKind;
+use caisson_smp::Place;
 use caisson_stage2::Format;
 use caisson_types::{DomainId, PAGE_SIZE};
 use spin::{Mutex, MutexGuard, Once};
@@ -47,7 +41,7 @@ use crate::guests::{Guest, Live, Maker};
 use crate::trace;
 use contract::{Pool, Share};
 use queue::Queue;
-pub(crate) use queue::{Place, Work};
+pub(crate) use queue::Work;
 
 /// A physical CPU, as the others see it.
 pub(crate) struct Cpu<B: Backend, F: Format> {
@@ -69,10 +63,6 @@ impl<B: Backend, F: Format> Cpu<B, F> {
 
     fn lock(&self) -> MutexGuard<'_, Queue<B, F>> {
         self.queue.lock()
-    }
-
-    fn percpu(&self) -> Option<&'static PerCpu> {
-        percpu::get(self.index)
     }
 }
 

@@ -2,12 +2,11 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use caisson_accounts::Activity;
 use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
 use caisson_sched::{CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parcel, PolicyKind};
+use caisson_smp::{Place, Woken};
 use caisson_stage2::Format;
 
 use super::contract::{Pool, Share};
@@ -43,7 +42,7 @@ impl<B: Backend, F: Format> Work<B, F> {
     /// Whether another CPU can run it: what it had in a CPU has been taken off it.
     pub(super) fn can_move(&self) -> bool {
         match self {
-            Self::Vcpu(live, index) => !live.tasks[*index].is_loaded(),
+            Self::Vcpu(live, index) => live.tasks[*index].place.holder().is_none(),
             Self::Chore(_) => true,
         }
     }
@@ -54,44 +53,6 @@ impl<B: Backend, F: Format> Work<B, F> {
             live.tasks[*index].account.change(now, Activity::Ready);
             trace::note(live.vcpu_id(*index), What::Wake);
         }
-    }
-}
-
-/// Where an entity is: written under the lock of the queue that it leaves or enters, read without one to find the lock to
-/// take.
-pub(crate) struct Place {
-    cpu: AtomicU32,
-    entity: AtomicU32,
-}
-
-/// The entity of a [`Place`] that is in no queue.
-const NONE: u32 = u32::MAX;
-
-impl Place {
-    /// In no queue; the first CPU is `cpu`.
-    pub(crate) const fn new(cpu: u32) -> Self {
-        Self { cpu: AtomicU32::new(cpu), entity: AtomicU32::new(NONE) }
-    }
-
-    /// The CPU in whose queue it is, or was last, or will be.
-    pub(super) fn cpu(&self) -> u32 {
-        self.cpu.load(Ordering::Acquire)
-    }
-
-    /// Where it is in the queue of [`Place::cpu`]; `None` while it is in no queue.
-    pub(super) fn entity(&self) -> Option<u32> {
-        Some(self.entity.load(Ordering::Acquire)).filter(|&entity| entity != NONE)
-    }
-
-    pub(super) fn set(&self, cpu: u32, entity: EntityId) {
-        self.cpu.store(cpu, Ordering::Release);
-        self.entity.store(entity.index() as u32, Ordering::Release);
-    }
-
-    /// It has left its queue, and will be in that of `cpu` next.
-    pub(super) fn leave(&self, cpu: u32) {
-        self.entity.store(NONE, Ordering::Release);
-        self.cpu.store(cpu, Ordering::Release);
     }
 }
 
@@ -108,15 +69,6 @@ pub(super) struct Turn<B: Backend, F: Format> {
     pub(super) until: u64,
 }
 
-/// What a wake-up came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Woken {
-    /// The CPU must look at its queue.
-    pub(super) look: bool,
-    /// Somebody waits there.
-    pub(super) waits: bool,
-}
-
 /// An entity on its way from one queue to another.
 pub(super) struct Stolen<B: Backend, F: Format> {
     pub(super) work: Work<B, F>,
@@ -124,7 +76,7 @@ pub(super) struct Stolen<B: Backend, F: Format> {
 }
 
 /// The run queue of one CPU.
-pub(super) struct Queue<B: Backend, F: Format> {
+pub(crate) struct Queue<B: Backend, F: Format> {
     cpu: u32,
     policy: CpuQueue,
     slots: Box<[Option<Slot<B, F>>]>,
@@ -168,7 +120,7 @@ impl<B: Backend, F: Format> Queue<B, F> {
     }
 
     fn settle(&mut self, id: EntityId, work: Work<B, F>, place: &Place) {
-        place.set(self.cpu, id);
+        place.set(self.cpu, id.index() as u32);
         if let Some(slot) = self.slots.get_mut(id.index()) {
             *slot = Some(Slot { id, work });
         }
@@ -178,55 +130,12 @@ impl<B: Backend, F: Format> Queue<B, F> {
         self.slots.get(place.entity()? as usize)?.as_ref().map(|slot| slot.id)
     }
 
-    /// Takes an entity out, in whichever state, and answers what it was. Its place is in no queue then.
-    pub(super) fn remove(&mut self, place: &Place) -> Option<Work<B, F>> {
-        let id = self.id(place)?;
-        let slot = self.slots.get_mut(id.index())?.take()?;
-        place.leave(self.cpu);
-        self.timers.remove(id.index());
-        self.policy.remove(id);
-        Some(slot.work)
-    }
-
-    /// Whether the CPU runs what is at `place`.
-    pub(super) fn is_current(&self, place: &Place) -> bool {
-        self.id(place).is_some_and(|id| self.policy.current() == Some(id))
-    }
-
     /// Charges what runs for what it has used.
     pub(super) fn charge(&mut self, now: u64) {
         if let Some(id) = self.policy.current() {
             self.policy.charge(id, now.saturating_sub(self.since), now);
         }
         self.since = now;
-    }
-
-    /// What is at `place` can run. `None` where it did not sleep.
-    pub(super) fn wake(&mut self, place: &Place, now: u64) -> Option<Woken> {
-        let id = self.id(place)?;
-        if !self.policy.is_blocked(id) {
-            return None;
-        }
-        self.timers.remove(id.index());
-        self.policy.wake(id, now);
-        if let Some(slot) = self.slots.get(id.index()).and_then(Option::as_ref) {
-            slot.work.woken(now);
-        }
-        let look = match self.policy.current() {
-            Some(current) => self.policy.should_preempt(current, id, now),
-            None => true,
-        };
-        Some(Woken { look, waits: self.policy.waiting().is_some() })
-    }
-
-    /// What runs waits for something, and wakes by itself at `deadline`.
-    pub(super) fn block(&mut self, deadline: u64, now: u64) {
-        self.charge(now);
-        let Some(id) = self.policy.current() else { return };
-        self.policy.block(id);
-        if deadline != NEVER {
-            self.timers.set(id.index(), deadline);
-        }
     }
 
     /// What runs would only wait for others, who go first.
@@ -340,5 +249,49 @@ impl<B: Backend, F: Format> Queue<B, F> {
             }
             Err(_) => false,
         }
+    }
+}
+
+impl<B: Backend, F: Format> caisson_smp::Queue for Queue<B, F> {
+    type Work = Work<B, F>;
+
+    fn wake(&mut self, place: &Place) -> Option<Woken> {
+        let now = cpu::tsc();
+        let id = self.id(place)?;
+        if !self.policy.is_blocked(id) {
+            return None;
+        }
+        self.timers.remove(id.index());
+        self.policy.wake(id, now);
+        if let Some(slot) = self.slots.get(id.index()).and_then(Option::as_ref) {
+            slot.work.woken(now);
+        }
+        let look = match self.policy.current() {
+            Some(current) => self.policy.should_preempt(current, id, now),
+            None => true,
+        };
+        Some(Woken { look, waits: self.policy.waiting().is_some() })
+    }
+
+    fn is_current(&self, place: &Place) -> bool {
+        self.id(place).is_some_and(|id| self.policy.current() == Some(id))
+    }
+
+    fn block(&mut self, deadline: u64) {
+        self.charge(cpu::tsc());
+        let Some(id) = self.policy.current() else { return };
+        self.policy.block(id);
+        if deadline != NEVER {
+            self.timers.set(id.index(), deadline);
+        }
+    }
+
+    fn remove(&mut self, place: &Place) -> Option<Work<B, F>> {
+        let id = self.id(place)?;
+        let slot = self.slots.get_mut(id.index())?.take()?;
+        place.leave(self.cpu);
+        self.timers.remove(id.index());
+        self.policy.remove(id);
+        Some(slot.work)
     }
 }

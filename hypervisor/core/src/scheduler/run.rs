@@ -10,6 +10,7 @@ use caisson_machine::memory::GuestRam;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::{cpu, ipi, power};
 use caisson_sched::{Key, NEVER};
+use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
 use caisson_trace::Event;
 use caisson_types::{DomainId, Instant};
@@ -93,9 +94,13 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn run(&self) -> ! {
         self.this().account.begin(cpu::tsc());
         let mut loaded = None;
+        let mut idled = false;
         loop {
             self.host_work(&mut loaded);
             let turn = self.next_turn();
+            if core::mem::take(&mut idled) && turn.is_some() {
+                self.hand_on();
+            }
             match turn {
                 Some(Turn { work: Work::Vcpu(live, index), until }) => {
                     self.vcpu_turn(&live, index, until, &mut loaded);
@@ -104,7 +109,10 @@ impl<B: Backend, F: Format> System<B, F> {
                     self.unload(&mut loaded);
                     self.chore_turn(guest, until);
                 }
-                None => self.idle(),
+                None => {
+                    self.idle();
+                    idled = true;
+                }
             }
         }
     }
@@ -132,10 +140,9 @@ impl<B: Backend, F: Format> System<B, F> {
     /// What the CPU's pending word asks for.
     fn host_work(&self, loaded: &mut Loaded<B, F>) {
         let this = percpu::current();
-        let work = this.pending();
-        if work != 0 {
+        if this.pending().look() != 0 {
             ipi::serve(this);
-            let work = this.take_bits(!pending::CALL);
+            let work = this.pending().take(!pending::CALL);
             if work & pending::SERIAL != 0 {
                 console::poll();
                 if console::take_trace_wanted() {
@@ -188,25 +195,37 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Sleeps until something happens, unless somebody waits somewhere.
     fn idle(&self) {
         let this = self.this();
+        let Some(beacon) = self.shown(this.pool).beacon(this.index) else { return };
+        smp::idle(
+            beacon,
+            || self.pull(this, Key::NEVER),
+            || {
+                let deadline = this.lock().deadline().min(self.console_deadline());
+                match deadline {
+                    NEVER => self.clock.disarm(),
+                    deadline => self.clock.arm(deadline),
+                }
+                if percpu::current().pending().look() == 0 {
+                    let now = cpu::tsc();
+                    this.account.sleep(now);
+                    trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
+                    cpu::wait_for_interrupt();
+                    let now = cpu::tsc();
+                    this.account.wake(now);
+                    trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
+                }
+            },
+        );
+    }
+
+    /// This CPU has idled and goes on: what else waits is told to another that idles. One that was told of somebody and
+    /// found others would leave that one waiting, and one is told where several wait.
+    fn hand_on(&self) {
+        let this = self.this();
         let shown = self.shown(this.pool);
-        shown.set_idle(this.index, true);
-        if !self.pull(this, Key::NEVER) {
-            let deadline = this.lock().deadline().min(self.console_deadline());
-            match deadline {
-                NEVER => self.clock.disarm(),
-                deadline => self.clock.arm(deadline),
-            }
-            if percpu::current().pending() == 0 {
-                let now = cpu::tsc();
-                this.account.sleep(now);
-                trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
-                cpu::wait_for_interrupt();
-                let now = cpu::tsc();
-                this.account.wake(now);
-                trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
-            }
+        if shown.waiting(this.index).is_some() || shown.behind(this.index, None).is_some() {
+            smp::offer(self, this.index);
         }
-        shown.set_idle(this.index, false);
     }
 
     /// Puts a vCPU's state into the CPU, in place of whichever was there.
@@ -216,7 +235,7 @@ impl<B: Backend, F: Format> System<B, F> {
         }
         self.unload(loaded);
         let task = &live.tasks[index];
-        task.set_loaded(Some(percpu::current().index()));
+        task.place.hold(percpu::current().index());
         {
             let mut vcpu = task.vcpu.lock();
             vcpu.hw.switch_in();
@@ -238,11 +257,11 @@ impl<B: Backend, F: Format> System<B, F> {
                 vcpu.hw.leave_cpu();
             }
         }
-        task.set_loaded(None);
-        // Until now it could not be taken over.
+        task.place.release();
+        // Until now it could not be taken over. Who wakes it from here on sees that it can.
         let this = self.this();
-        if self.shown(this.pool).waiting(this.index).is_some() {
-            self.offer(this.pool);
+        if self.shown(this.pool).members().len() > 1 && this.lock().has_waiting() {
+            smp::offer(self, this.index);
         }
     }
 
@@ -290,15 +309,11 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    /// The vCPU that runs here waits, unless it has got mail since it looked.
+    /// The vCPU that runs here waits, unless it has got mail since it looked, or its guest has ended: then nobody would take
+    /// it out of the queue.
     fn block(&self, live: &Live<B, F>, index: usize, deadline: u64) {
-        let this = self.this();
-        let mut queue = this.lock();
-        let now = cpu::tsc();
-        queue.block(deadline, now);
-        if live.domain.mailbox(index).has_work() {
-            let _ = queue.wake(&live.tasks[index].place, now);
-        }
+        let stays = || live.domain.mailbox(index).has_work() || live.is_ending();
+        smp::block(self, self.this().index, &live.tasks[index].place, deadline, stays);
     }
 
     /// Works on a guest's chores.
@@ -316,7 +331,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// The chore that runs here has nothing to do before `deadline`, or before it is woken.
     pub(crate) fn block_chore(&self, deadline: u64) {
-        self.this().lock().block(deadline, cpu::tsc());
+        self.this().lock().block(deadline);
     }
 }
 
@@ -335,20 +350,9 @@ fn run_vcpu<V: Vcpu>(
     until: u64,
     watch: &mut Watch<'_>,
 ) -> Stop {
-    let this = percpu::current();
+    let pending = percpu::current().pending();
     own_timer(vcpu, domain, host, clock, until);
     loop {
-        let work = this.pending();
-        if work != 0 {
-            if work & !(pending::TIMER | pending::MAIL) != 0 || cpu::tsc() >= until {
-                return Stop::Asked;
-            }
-            // The timer is the vCPU's own as a rule, and the mail is looked at next: no detour.
-            let work = this.take_bits(pending::TIMER | pending::MAIL);
-            if work & pending::TIMER != 0 {
-                own_timer(vcpu, domain, host, clock, until);
-            }
-        }
         match vcpu.prepare(domain, host) {
             Readiness::Enter => {}
             Readiness::Blocked => return Stop::Blocked(deadline_of(vcpu, domain)),
@@ -356,6 +360,18 @@ fn run_vcpu<V: Vcpu>(
         }
         if vcpu.take_deadline_changed() {
             arm(vcpu, domain, clock, until);
+        }
+        // The last look before the entry: all of the above may have set bits as well, of which no interrupt tells.
+        let work = pending.look();
+        if work != 0 {
+            if work & !(pending::TIMER | pending::MAIL) != 0 || cpu::tsc() >= until {
+                return Stop::Asked;
+            }
+            // The timer is the vCPU's own as a rule, and the mail is looked at next: no detour.
+            if pending.take(pending::TIMER | pending::MAIL) & pending::TIMER != 0 {
+                own_timer(vcpu, domain, host, clock, until);
+            }
+            continue;
         }
         watch.enter();
         let exit = vcpu.hw.run();

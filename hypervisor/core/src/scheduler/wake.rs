@@ -5,16 +5,57 @@ use alloc::sync::Arc;
 use caisson_hwvirt::Backend;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::{cpu, ipi};
+use caisson_smp::{self as smp, Cpus as _, Place, Queue as _};
 use caisson_stage2::Format;
 use spin::MutexGuard;
 
-use super::queue::{Place, Queue};
+use super::queue::Queue;
 use super::{Cpu, System, Work};
 use crate::guests::Live;
 use crate::trace::{self, NOBODY, What};
 
-/// A CPU, with its queue locked.
-pub(super) type Locked<'a, B, F> = (&'a Cpu<B, F>, MutexGuard<'a, Queue<B, F>>);
+/// A CPU's number, with its queue locked.
+pub(super) type Locked<'a, B, F> = (u32, MutexGuard<'a, Queue<B, F>>);
+
+impl<B: Backend, F: Format> smp::Cpus for System<B, F> {
+    type Queue = Queue<B, F>;
+    type Locked<'a>
+        = MutexGuard<'a, Queue<B, F>>
+    where
+        Self: 'a;
+
+    fn lock(&self, cpu: u32) -> Option<MutexGuard<'_, Queue<B, F>>> {
+        self.cpus.get(cpu as usize).map(Cpu::lock)
+    }
+
+    fn kick(&self, cpu: u32, bits: u32) {
+        let this = percpu::current();
+        if cpu == this.index() {
+            let _ = this.pending().set(bits);
+        } else if let Some(other) = percpu::get(cpu) {
+            trace::note(NOBODY, What::Kick { cpu });
+            ipi::poke(other, bits);
+        }
+    }
+
+    fn claim_idle(&self, cpu: u32) -> Option<u32> {
+        let pool = self.cpus.get(cpu as usize)?.pool;
+        self.shown(pool).claim_idle(|_| true, |_| true)
+    }
+
+    fn offers_to_all(&self, cpu: u32) -> bool {
+        self.cpus.get(cpu as usize).is_some_and(|cpu| self.pools[cpu.pool].is_divided)
+    }
+
+    fn relocate<'a>(
+        &'a self,
+        cpu: u32,
+        queue: Self::Locked<'a>,
+        place: &Place,
+    ) -> Option<(u32, Self::Locked<'a>)> {
+        self.find_home((cpu, queue), place)
+    }
+}
 
 impl<B: Backend, F: Format> System<B, F> {
     /// A vCPU's mailbox has got its first message since it was last looked at.
@@ -26,63 +67,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// There is something to do at `place`: it runs, if it was blocked; if it runs, it looks at its mail.
     pub(crate) fn wake(&self, place: &Place) {
-        let Some(home) = self.queue_of(place) else { return };
-        let Some((cpu, mut queue)) = self.relocate(home, place) else { return };
-        let woken = queue.wake(place, cpu::tsc());
-        let runs = queue.is_current(place);
-        drop(queue);
-        match woken {
-            Some(woken) => {
-                if woken.look {
-                    self.kick(cpu, pending::RESCHEDULE);
-                }
-                if woken.waits {
-                    self.offer(cpu.pool);
-                }
-            }
-            None if runs => self.kick(cpu, pending::MAIL),
-            None => {}
-        }
-    }
-
-    /// The CPU in whose queue `place` is, with its queue; `None` while it is on its way from one to another, which it is
-    /// only while it can run anyway.
-    pub(super) fn queue_of(&self, place: &Place) -> Option<Locked<'_, B, F>> {
-        loop {
-            let index = place.cpu();
-            let cpu = self.cpus.get(index as usize)?;
-            let queue = cpu.lock();
-            if place.cpu() == index {
-                return place.entity().is_some().then_some((cpu, queue));
-            }
-        }
-    }
-
-    /// Has a CPU look at its queue ([`pending::RESCHEDULE`]) or at the mail of what it runs ([`pending::MAIL`]).
-    pub(super) fn kick(&self, cpu: &Cpu<B, F>, bits: u32) {
-        let this = percpu::current();
-        if cpu.index == this.index() {
-            let _ = this.set_pending(bits);
-        } else if let Some(other) = cpu.percpu() {
-            trace::note(NOBODY, What::Kick { cpu: cpu.index });
-            ipi::poke(other, bits);
-        }
-    }
-
-    /// Somebody waits in a pool: an idle CPU of it, if there is one, is told to look for work. All of them are where not
-    /// everybody may run everywhere.
-    pub(super) fn offer(&self, pool: usize) {
-        let shown = self.shown(pool);
-        while let Some(index) = shown.find_idle(|_| true, |_| true)
-            && let Some(cpu) = self.cpus.get(index as usize)
-        {
-            // The next one is told to somebody else.
-            shown.set_idle(index, false);
-            self.kick(cpu, pending::RESCHEDULE);
-            if !self.pools[pool].is_divided {
-                break;
-            }
-        }
+        smp::wake(self, place);
     }
 
     /// Puts a guest's vCPUs, and its chores, into queues: one CPU after the other, with the chores beside the boot vCPU.
@@ -111,10 +96,10 @@ impl<B: Backend, F: Format> System<B, F> {
         let room = queue.add(work, place, share, now);
         assert!(room, "the queues have room for every vCPU and chore of the configuration");
         if ready {
-            let _ = queue.wake(place, now);
+            let _ = queue.wake(place);
         }
         drop(queue);
-        self.kick(cpu, pending::RESCHEDULE);
+        self.kick(cpu.index, pending::RESCHEDULE);
     }
 
     /// Takes what is at `place` out of this CPU's queue; `false` where it was taken out before.
@@ -127,23 +112,13 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// Takes a vCPU of a guest that has ended out of its queue. `false` where the CPU that runs it has to do it itself, or
-    /// the one that has just taken it over: it is told to.
+    /// the one that has just taken it over.
     pub(crate) fn withdraw(&self, place: &Place) -> bool {
-        let Some((cpu, mut queue)) = self.queue_of(place) else { return false };
-        if queue.is_current(place) {
-            drop(queue);
-            self.kick(cpu, pending::RESCHEDULE);
-            return false;
-        }
-        let work = queue.remove(place);
-        drop(queue);
-        work.is_some()
+        smp::withdraw(self, place).is_some()
     }
 
     /// Has the CPU that still holds a vCPU's registers look whether its guest has ended.
     pub(crate) fn unload_from(&self, index: u32) {
-        if let Some(cpu) = self.cpus.get(index as usize) {
-            self.kick(cpu, pending::RESCHEDULE);
-        }
+        self.kick(index, pending::RESCHEDULE);
     }
 }

@@ -235,6 +235,15 @@ impl Simulator {
         self.kick_idle(home);
     }
 
+    fn set_idle(&self, cpu: usize, idle: bool) {
+        let beacon = self.pool.beacon(cpu as u32).unwrap();
+        if idle {
+            beacon.set_idle();
+        } else {
+            let _ = beacon.end_idle();
+        }
+    }
+
     fn moved(&mut self, task: usize, to: usize, id: EntityId) {
         self.by_entity[to][id.index()] = task;
         let task = &mut self.tasks[task];
@@ -328,11 +337,11 @@ impl Simulator {
         self.decisions += 1;
         let mut decision = self.queues[cpu].pick(self.now);
         if decision.is_none() {
-            self.pool.set_idle(cpu as u32, true);
+            self.set_idle(cpu, true);
             self.pull(cpu);
             decision = self.queues[cpu].pick(self.now);
         }
-        self.pool.set_idle(cpu as u32, decision.is_none());
+        self.set_idle(cpu, decision.is_none());
         let before = self.cpus[cpu].running.map(|running| running.task);
         let Some(decision) = decision else {
             self.cpus[cpu].running = None;
