@@ -89,6 +89,8 @@ pub(crate) struct System<B: Backend, F: Format> {
     free_before: AtomicU64,
     /// What the table showed last.
     pub(crate) top: Mutex<Top>,
+    /// Bytes of the heap that were in use before anything was made for guests.
+    heap_before: u64,
 }
 
 /// KiB of memory that no one owns.
@@ -99,6 +101,7 @@ fn free_kib() -> u64 {
 impl<B: Backend, F: Format> System<B, F> {
     /// Room on all CPUs that have come up for every guest of the configuration, none of which exists yet.
     pub(crate) fn new(backend: &'static B, maker: Maker, blob: &Blob<'static>) -> Self {
+        let heap_before = memory::heap_used();
         let clock = clock::get();
         let count = percpu::count();
         let pools = Pool::all(blob, count, clock);
@@ -126,6 +129,7 @@ impl<B: Backend, F: Format> System<B, F> {
             drilled: AtomicBool::new(false),
             free_before: AtomicU64::new(0),
             top: Mutex::new(Top::new()),
+            heap_before,
         }
     }
 
@@ -149,10 +153,24 @@ impl<B: Backend, F: Format> System<B, F> {
                 if guest.record.vcpus() == 1 { "" } else { "s" }
             );
         }
+        self.say_cost();
         for index in 0..self.guests.len() {
             self.enrol_guest(index);
         }
         Ok(())
+    }
+
+    /// Says what the guests take of memory beside their RAM, as they are made.
+    fn say_cost(&self) {
+        let guests = self.guests.len() as u64;
+        let ram: u64 = self.guests.iter().map(|guest| guest.lock().record.memory() >> 10).sum();
+        let frames = self.free_before.load(Ordering::Relaxed) - free_kib();
+        let heap = (memory::heap_used() - self.heap_before) >> 10;
+        let beside = (frames + heap).saturating_sub(ram);
+        log::info!(
+            "the guests take {beside} KiB beside their RAM, {} KiB each of {guests}",
+            beside.div_ceil(guests.max(1))
+        );
     }
 
     /// A `drill` happens when the first guest has run for the first time.

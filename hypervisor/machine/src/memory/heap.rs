@@ -30,6 +30,11 @@ pub fn is_there() -> bool {
     HEAP.0.lock().size() > 0
 }
 
+/// Bytes of it that are in use.
+pub fn used() -> u64 {
+    HEAP.0.lock().used() as u64
+}
+
 /// Gives the heap its memory.
 ///
 /// # Safety

@@ -24,7 +24,7 @@ use crate::paging;
 
 pub use frame::{DomainTables, PageBox, TableFrames};
 pub use guest::{Extent, GuestRam};
-pub use heap::is_there as has_heap;
+pub use heap::{is_there as has_heap, used as heap_used};
 pub use stack::Stack;
 pub(crate) use stack::contains as is_stack;
 
