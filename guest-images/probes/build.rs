@@ -9,4 +9,6 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-T{script}");
     println!("cargo:rustc-link-arg-bins=--gc-sections");
     println!("cargo:rustc-link-arg-bins=-zmax-page-size=4096");
+    // Below the extended BIOS data area, for guests of one MiB.
+    println!("cargo:rustc-link-arg-bin=idle=--defsym=probe_base=0x20000");
 }

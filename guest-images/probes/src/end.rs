@@ -24,7 +24,7 @@ pub fn fail(file: &str, line: u32, what: fmt::Arguments<'_>) -> ! {
 }
 
 /// An exception without an IDT.
-fn triple_fault() -> ! {
+pub fn triple_fault() -> ! {
     let idtr = [0u16; 5];
     // SAFETY: the end is what is wanted.
     unsafe { asm!("lidt [{}]", "2: ud2", "jmp 2b", in(reg) &raw const idtr, options(noreturn)) }

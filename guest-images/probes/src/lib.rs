@@ -7,7 +7,7 @@
 //!
 //! # Soundness
 //!
-//! A probe is alone in its machine, on one CPU, with all memory readable, writable and executable. The functions here
+//! A probe is alone in its machine, with all memory readable, writable and executable. The functions here
 //! that execute privileged instructions are safe to call in Rust's terms only because the probes keep to one rule: what
 //! is broken on purpose (tables, segments, stacks) is never what compiled code relies on at that moment. Snippets of
 //! machine code run through [`run()`], which gives and takes all registers.
@@ -17,7 +17,7 @@
 
 pub mod apic;
 pub mod cpu;
-mod end;
+pub mod end;
 pub mod gdt;
 pub mod paging;
 pub mod ports;
@@ -25,6 +25,7 @@ pub mod random;
 pub mod run;
 mod serial;
 pub mod shared;
+pub mod smp;
 pub mod time;
 pub mod trap;
 

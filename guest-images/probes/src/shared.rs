@@ -2,13 +2,13 @@
 
 use core::cell::UnsafeCell;
 
-/// A value that is read and written whole. With one CPU, a handler sees it before or after a write; probes share only
-/// what may be seen either way.
+/// A value that is read and written whole. A handler on the same CPU sees it before or after a write; probes share only
+/// what may be seen either way. What several CPUs write at once is atomic instead.
 #[repr(transparent)]
 #[derive(Debug)]
 pub struct Shared<T>(UnsafeCell<T>);
 
-// SAFETY: there is one CPU, and no reference to the inside is ever given out.
+// SAFETY: one CPU writes it, or before others run, and no reference to the inside is ever given out.
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {

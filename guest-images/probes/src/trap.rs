@@ -3,6 +3,8 @@
 //! Each vector may have a handler. An exception without one ends the snippet that [`crate::run()`] executes, and is its
 //! result; outside of a snippet it fails the probe.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::{Regs, Shared, cpu, fail, gdt};
 
 /// What the CPU and the stub have pushed.
@@ -72,7 +74,7 @@ struct Idt([[u64; 2]; 256]);
 
 static IDT: Shared<Idt> = Shared::new(Idt([[0; 2]; 256]));
 static HANDLERS: [Shared<Option<Handler>>; 256] = [const { Shared::new(None) }; 256];
-static COUNTS: [Shared<u64>; 256] = [const { Shared::new(0) }; 256];
+static COUNTS: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 /// A snippet runs.
 static CATCHING: Shared<bool> = Shared::new(false);
 static CAUGHT: Shared<Option<(Trap, Regs)>> = Shared::new(None);
@@ -118,10 +120,10 @@ pub fn handle(vector: u8, handler: impl Into<Option<Handler>>) {
     HANDLERS[usize::from(vector)].set(handler.into());
 }
 
-/// How often a vector's gate was taken.
+/// How often a vector's gate was taken, on all CPUs.
 #[must_use]
 pub fn count(vector: u8) -> u64 {
-    COUNTS[usize::from(vector)].get()
+    COUNTS[usize::from(vector)].load(Ordering::Relaxed)
 }
 
 /// Loads the IDTR with the table of all gates.
@@ -189,7 +191,7 @@ impl Frame {
 #[unsafe(no_mangle)]
 extern "C" fn probe_trap(frame: &mut Frame) {
     let vector = frame.vector as usize & 0xff;
-    COUNTS[vector].bump();
+    COUNTS[vector].fetch_add(1, Ordering::Relaxed);
     if let Some(handler) = HANDLERS[vector].get() {
         handler(frame);
     } else if CATCHING.get() && vector < 32 {
