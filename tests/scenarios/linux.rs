@@ -60,6 +60,49 @@ pub(crate) fn smp(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
+/// As many CPUs as vCPUs (two of each in Bochs), or fewer: all of them work, a worker on each vCPU computes what it should,
+/// and everything comes to a clean end.
+fn many(lab: &Lab, name: &str, cpus: u32) -> Verdict {
+    let (vcpus, tests) = if lab.machine() == Kind::Bochs { (2, "cpu,parallel") } else { (4, "smoke") };
+    let mut run = lab
+        .boot(
+            name,
+            &format!(
+                r#"
+                [machine]
+                console = "all"
+
+                [[domain]]
+                name = "smp"
+                memory = "256M"
+                vcpus = {vcpus}
+                kernel = "@linux"
+                initrd = "@initrd"
+                cmdline = "console=ttyS0 panic=-1 caisson.test={tests}"
+                "#
+            ),
+        )?
+        .cpus(cpus)
+        .start()?;
+    run.expect(From::Caisson, BOOT, &format!("{cpus} of {cpus} CPUs work$"))?;
+    match lab.machine() {
+        Kind::Qemu => workload::check_smp(&mut run, From::Guest("smp"), vcpus)?,
+        Kind::Bochs => workload::check_parallel(&mut run, From::Guest("smp"), vcpus)?,
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// A vCPU for each CPU.
+pub(crate) fn smp_on_all(lab: &Lab, name: &str) -> Verdict {
+    many(lab, name, if lab.machine() == Kind::Bochs { 2 } else { 4 })
+}
+
+/// Two vCPUs for each CPU.
+pub(crate) fn smp_on_half(lab: &Lab, name: &str) -> Verdict {
+    many(lab, name, 2)
+}
+
 /// Two at once, to the same end; every line belongs to one of them.
 pub(crate) fn two_guests(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot_config(name, "two-guests")?.start()?;

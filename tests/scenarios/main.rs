@@ -16,6 +16,7 @@ mod probes;
 mod refusals;
 mod screen;
 mod serial;
+mod smp;
 mod tiny;
 mod workload;
 
@@ -27,6 +28,9 @@ use caisson_tests::runner;
 const ON_BOCHS: &[&str] = &[
     "two-guests",
     "linux",
+    "linux-smp-on-all-cpus",
+    "smp-on-2-cpus",
+    "smp-ends",
     "spinning",
     "probes",
     "hostile",
@@ -35,8 +39,10 @@ const ON_BOCHS: &[&str] = &[
     "refusal-overcommitted",
 ];
 
-/// The scenarios that run on Bochs alone: the optional capabilities, and CPUs of Intel's that do not do.
+/// The scenarios that run on Bochs alone: what is measured on several CPUs, which it runs in step; the optional
+/// capabilities, and CPUs of Intel's that do not do.
 const ONLY_ON_BOCHS: &[&str] = &[
+    "five-on-two-cpus",
     "without-all",
     "without-vpid",
     "without-preemption-timer",
@@ -79,6 +85,8 @@ fn main() -> ExitCode {
         ("spinning", probes::spinning),
         ("linux-injected", linux::injected),
         ("linux-smp", linux::smp),
+        ("linux-smp-on-2-cpus", linux::smp_on_half),
+        ("linux-smp-on-all-cpus", linux::smp_on_all),
         ("linux-other-cpu", linux::other_cpu),
         ("table-and-trace", accounts::table_and_trace),
         ("contract-weights", contracts::weights),
@@ -94,6 +102,15 @@ fn main() -> ExitCode {
         ("front-door-good-configs", front_door::good_configs),
         ("front-door-refusals", front_door::refusals),
         ("refusal-uefi-screen", refusals::uefi_screen),
+        ("smp-on-1-cpu", smp::on_one),
+        ("smp-on-2-cpus", smp::on_two),
+        ("smp-on-4-cpus", smp::on_four),
+        ("smp-64-vcpus", smp::sixty_four),
+        ("smp-ends", smp::ends),
+        ("five-on-two-cpus", smp::five_on_two),
+        ("reboot-loop", smp::reboots),
+        ("hundred-asleep", smp::hundred_asleep),
+        ("hundred-started", smp::hundred_started),
         ("probes", probes::all),
         ("probe-breakpoints", probes::breakpoints),
         ("without-all", capabilities::vt_x),
@@ -123,6 +140,8 @@ fn main() -> ExitCode {
         ("svm-without-pause-filter", capabilities::amd_v),
         ("hostile", probes::hostile),
         ("hostile-wild", probes::wild),
+        ("hostile-on-2-cpus", probes::hostile_on_two),
+        ("hostile-wild-on-2-cpus", probes::wild_on_two),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),

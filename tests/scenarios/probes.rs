@@ -109,7 +109,7 @@ fn works(run: &mut Run) -> Verdict {
 }
 
 /// A guest that works, and hostile ones beside it with these words on their command lines.
-fn beside_a_worker(machine: Kind, words: &[&str]) -> String {
+fn beside_a_worker(machine: Kind, words: &[&str], vcpus: u32) -> String {
     let mut config = format!("[machine]\nconsole = \"all\"\n{}", worker(machine));
     for (i, words) in words.iter().enumerate() {
         config += &format!(
@@ -117,6 +117,7 @@ fn beside_a_worker(machine: Kind, words: &[&str]) -> String {
             [[domain]]
             name = "hostile-{i}"
             memory = "16M"
+            vcpus = {vcpus}
             kernel = "@probe/hostile"
             cmdline = "{words}"
             on_reboot = "restart"
@@ -131,7 +132,17 @@ fn beside_a_worker(machine: Kind, words: &[&str]) -> String {
 /// Guests that do whatever may hurt, but live through it, beside one that works: the work is not disturbed, every attempt
 /// is answered as the hardware would, and nothing stays behind.
 pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
-    let mut run = lab.boot(name, &beside_a_worker(lab.machine(), &["seed=1", "seed=2"]))?.start()?;
+    hostile_on(lab, name, 1)
+}
+
+/// The same on two CPUs, with vCPUs more that nobody has started.
+pub(crate) fn hostile_on_two(lab: &Lab, name: &str) -> Verdict {
+    hostile_on(lab, name, 2)
+}
+
+fn hostile_on(lab: &Lab, name: &str, cpus: u32) -> Verdict {
+    let config = beside_a_worker(lab.machine(), &["seed=1", "seed=2"], cpus);
+    let mut run = lab.boot(name, &config)?.cpus(cpus).start()?;
     works(&mut run)?;
     for guest in ["hostile-0", "hostile-1"] {
         let line = run.expect(From::Guest(guest), BOOT, r"^probe hostile: (ok|FAIL .*)$")?;
@@ -141,10 +152,19 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
-/// The same without any care: they end, hang or start again as it comes, and only they.
+/// Hostile guests without any care: they end, hang or start again as it comes, and only they.
 pub(crate) fn wild(lab: &Lab, name: &str) -> Verdict {
+    wild_on(lab, name, 1)
+}
+
+/// The same on two CPUs.
+pub(crate) fn wild_on_two(lab: &Lab, name: &str) -> Verdict {
+    wild_on(lab, name, 2)
+}
+
+fn wild_on(lab: &Lab, name: &str, cpus: u32) -> Verdict {
     let words = ["wild=1 seed=3", "wild=1 seed=4", "wild=1 seed=5"];
-    let mut run = lab.boot(name, &beside_a_worker(lab.machine(), &words))?.start()?;
+    let mut run = lab.boot(name, &beside_a_worker(lab.machine(), &words, cpus))?.cpus(cpus).start()?;
     works(&mut run)?;
     run.expect(From::Caisson, STEP, "guest worker: powered off; destroyed")?;
     run.never(From::Anyone, "Caisson crashed")

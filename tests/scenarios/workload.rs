@@ -25,6 +25,25 @@ pub(crate) fn check(run: &mut Run, from: From<'_>) -> Verdict {
 
 /// The same for a guest of `vcpus`.
 pub(crate) fn check_smp(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict {
+    boot(run, from, vcpus)?;
+    files(run, from)?;
+    interrupts(run, from)?;
+    clock(run, from)?;
+    if vcpus > 1 {
+        parallel(run, from, vcpus)?;
+    }
+    end(run, from)
+}
+
+/// Only what several vCPUs do at once (`caisson.test=cpu,parallel`).
+pub(crate) fn check_parallel(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict {
+    boot(run, from, vcpus)?;
+    parallel(run, from, vcpus)?;
+    end(run, from)
+}
+
+/// User space, on the CPUs that the guest was given.
+fn boot(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict {
     run.expect(from, BOOT, "caisson-guest: user space is up")?;
     let cpu = fields(run, from, "cpu")?;
     let vendor = match run.machine() {
@@ -34,7 +53,12 @@ pub(crate) fn check_smp(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict 
     ensure!(cpu.get("vendor").is_some_and(|v| v == vendor), "the CPU is {cpu:?}");
     ensure!(cpu.get("hypervisor").is_some_and(|v| v == "yes"), "no sign of a hypervisor: {cpu:?}");
     ensure!(cpu.get("count") == Some(&vcpus.to_string()), "not {vcpus} CPUs: {cpu:?}");
-    let expected = hash_of_data();
+    Ok(())
+}
+
+/// What goes through pipes, files and a compressor comes out again.
+fn files(run: &mut Run, from: From<'_>) -> Verdict {
+    let expected = hash_of_lines("all work is done in the caisson", 4 << 20);
     for file in ["data", "copy", "back"] {
         let hash = fields(run, from, "hash")?;
         ensure!(
@@ -42,8 +66,11 @@ pub(crate) fn check_smp(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict 
             "{file} is not what it should be: {hash:?}, not {expected}"
         );
     }
-    interrupts(run, from)?;
-    clock(run, from)?;
+    Ok(())
+}
+
+/// All is done, and nothing was found wrong.
+fn end(run: &mut Run, from: From<'_>) -> Verdict {
     run.expect(from, STEP, "caisson-test: done")?;
     run.expect(from, STEP, "reboot: Power down")?;
     run.never(from, COMPLAINTS)
@@ -56,9 +83,9 @@ fn fields(run: &mut Run, from: From<'_>, subject: &str) -> Verdict<BTreeMap<Stri
     Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
 }
 
-/// The SHA-256 of the bytes that the workload makes: 4 MiB of one line over and over.
-fn hash_of_data() -> String {
-    let bytes: Vec<u8> = b"all work is done in the caisson\n".iter().copied().cycle().take(4 << 20).collect();
+/// The SHA-256 of the bytes that the workload makes: so many of one line over and over.
+fn hash_of_lines(line: &str, length: usize) -> String {
+    let bytes: Vec<u8> = line.bytes().chain(*b"\n").cycle().take(length).collect();
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -71,6 +98,28 @@ fn interrupts(run: &mut Run, from: From<'_>) -> Verdict {
     let (before, after) = (count("timer_before"), count("timer_after"));
     ensure!(before > 0 && after > before, "the timer does not interrupt: {counts:?}");
     ensure!(count("serial") > 0, "the serial port does not interrupt: {counts:?}");
+    Ok(())
+}
+
+/// A worker on each vCPU computes what it should, there and nowhere else, at the same time as the others; every vCPU has
+/// been interrupted by its timer, and by others.
+fn parallel(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict {
+    let online = fields(run, from, "parallel")?;
+    let all = format!("0-{}", vcpus - 1);
+    ensure!(online.get("online") == Some(&all), "not {all}: {online:?}");
+    for cpu in 0..vcpus {
+        let worker = fields(run, from, "parallel")?;
+        let is = |name: &str, value: &str| worker.get(name).is_some_and(|v| v == value);
+        ensure!(
+            is("cpu", &cpu.to_string()) && is("ran_on", &cpu.to_string()),
+            "not on CPU {cpu}: {worker:?}"
+        );
+        let expected = hash_of_lines(&format!("CPU {cpu} works in the caisson"), 1 << 20);
+        ensure!(is("hash", &expected), "a worker's sum is not {expected}: {worker:?}");
+        let count = |name: &str| worker.get(name).and_then(|v| v.parse::<u64>().ok()).unwrap_or_default();
+        ensure!(count("timer") > 0, "no timer interrupts on CPU {cpu}: {worker:?}");
+        ensure!(count("reschedule") + count("call") > 0, "nobody interrupts CPU {cpu}: {worker:?}");
+    }
     Ok(())
 }
 

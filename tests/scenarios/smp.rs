@@ -1,0 +1,249 @@
+//! Guests of several vCPUs on several CPUs, by probe guests: what goes between them, how they end, and who gets how much.
+
+use std::time::Duration;
+
+use caisson_tests::{Boot, From, Lab, Run, Verdict, ensure};
+use xtask::{emulator::Kind, outcome::Outcome};
+
+use crate::{
+    lifecycle, screen,
+    workload::{self, BOOT, STEP},
+};
+
+/// Starts it, on so many CPUs, all of which come up.
+fn start(boot: Boot<'_>, cpus: u32) -> Verdict<Run> {
+    let mut run = boot.cpus(cpus).start()?;
+    if cpus > 1 {
+        run.expect(From::Caisson, BOOT, &format!("{cpus} of {cpus} CPUs work$"))?;
+    }
+    Ok(run)
+}
+
+/// Interrupts of every kind between vCPUs, on so many CPUs, counted on both sides.
+fn probe(lab: &Lab, name: &str, cpus: u32, vcpus: u32) -> Verdict {
+    let rounds = match lab.machine() {
+        _ if vcpus > 4 => 20,
+        Kind::Qemu => 300,
+        Kind::Bochs => 100,
+    };
+    let config = format!(
+        r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "smp"
+        memory = "4M"
+        vcpus = {vcpus}
+        kernel = "@probe/smp"
+        cmdline = "vcpus={vcpus} rounds={rounds}"
+        on_reboot = "destroy"
+        "#
+    );
+    let mut run = start(lab.boot(name, &config)?, cpus)?;
+    for mode in ["xAPIC", "x2APIC"] {
+        run.expect(From::Guest("smp"), BOOT, &format!("^probe smp: {mode}: logical$"))?;
+    }
+    let sums = r"^probe smp: (\d+) one to one, (\d+) NMIs, (\d+) wake-ups, (\d+) to several, (\d+) restarts$";
+    let sums = run.expect(From::Guest("smp"), STEP, sums)?;
+    let all = f64::from(2 * rounds * vcpus);
+    let pairs = f64::from(vcpus / 2);
+    ensure!(sums.number(1) >= all, "{} interrupts from one to one, not {all}", sums.number(1));
+    ensure!(sums.number(2) >= f64::from(2 * rounds) * pairs, "{} NMIs", sums.number(2));
+    ensure!(sums.number(3) >= f64::from(2 * rounds) * pairs, "{} wake-ups", sums.number(3));
+    ensure!(sums.number(4) >= f64::from(rounds * vcpus), "{} interrupts to several", sums.number(4));
+    run.expect(From::Guest("smp"), STEP, "^probe smp: ok$")?;
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// Four vCPUs take turns on one CPU.
+pub(crate) fn on_one(lab: &Lab, name: &str) -> Verdict {
+    probe(lab, name, 1, 4)
+}
+
+/// Two vCPUs for each of two CPUs.
+pub(crate) fn on_two(lab: &Lab, name: &str) -> Verdict {
+    probe(lab, name, 2, 4)
+}
+
+/// A CPU for each of four vCPUs.
+pub(crate) fn on_four(lab: &Lab, name: &str) -> Verdict {
+    probe(lab, name, 4, 4)
+}
+
+/// As many vCPUs as a guest can have.
+pub(crate) fn sixty_four(lab: &Lab, name: &str) -> Verdict {
+    probe(lab, name, 2, 64)
+}
+
+/// Five guests of one vCPU each, that do nothing but compute, on two CPUs: each gets two fifths of a CPU, and all are done at
+/// the same time. Bochs runs its CPUs in step, and its time is theirs.
+pub(crate) fn five_on_two(lab: &Lab, name: &str) -> Verdict {
+    const GUESTS: usize = 5;
+    let mut config = "[machine]\nconsole = \"all\"\n".to_owned();
+    for i in 0..GUESTS {
+        config += &format!(
+            "[[domain]]\nname = \"race-{i}\"\nmemory = \"4M\"\nkernel = \"@probe/race\"\non_reboot = \"destroy\"\n\
+             cmdline = \"batches=4000\"\n"
+        );
+    }
+    let mut run = start(lab.boot(name, &config)?, 2)?;
+    let mut took = Vec::new();
+    let mut slowdown = 0.0;
+    for i in 0..GUESTS {
+        let line = r"^probe race: (\d+) us for (\d+) us of work$";
+        let line = run.expect(From::Guest(&format!("race-{i}")), BOOT, line)?;
+        took.push(line.number(1));
+        slowdown += line.number(1) / line.number(2) / GUESTS as f64;
+    }
+    run.end(STEP, Outcome::Clean)?;
+    let (least, most) = took.iter().fold((f64::MAX, 0f64), |(least, most), &t| (least.min(t), most.max(t)));
+    let (apart, ideal) = (most / least, slowdown / (GUESTS as f64 / 2.0));
+    println!("  {name}: slowest/fastest {apart:.4}, mean/ideal {ideal:.4}: {took:?} us");
+    ensure!(apart <= 1.02, "the slowest took {apart:.4} times as long as the fastest: {took:?} us");
+    ensure!((ideal - 1.0).abs() <= 0.01, "they took {ideal:.4} times as long as with 2/5 of a CPU each");
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// Beside a guest that starts again and again, the work of another one goes on.
+pub(crate) fn reboots(lab: &Lab, name: &str) -> Verdict {
+    let config = r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "share"
+        memory = "4M"
+        kernel = "@probe/share"
+        cmdline = "ms=400"
+        on_reboot = "destroy"
+
+        [[domain]]
+        name = "again"
+        memory = "64M"
+        vcpus = 4
+        kernel = "@probe/reset"
+        on_reboot = "restart"
+        max_restarts = 8
+    "#;
+    let mut run = lab.boot(name, config)?.exact().start()?;
+    let line =
+        run.expect(From::Guest("share"), BOOT, r"^probe share: (\d+)% of the CPU, (\d+)% at least$")?;
+    let (all, least) = (line.number(1), line.number(2));
+    ensure!(all >= 45.0 && least >= 35.0, "{all}% of the CPU, {least}% at least");
+    ensure!(
+        run.count(From::Guest("again"), "^probe reset: by cf9$")? >= 3,
+        "the other started less than three times meanwhile"
+    );
+    run.expect(From::Caisson, STEP, "guest again: reset; not restarted again: its limit is reached")?;
+    run.end(STEP, Outcome::GuestFailed)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// Guests whose other vCPUs spin and sleep on all CPUs end by one of them, in every way, again and again, beside one that
+/// works.
+pub(crate) fn ends(lab: &Lab, name: &str) -> Verdict {
+    let mut config = "[machine]\nconsole = \"all\"\n".to_owned();
+    if lab.machine() == Kind::Qemu {
+        config += r#"
+            [[domain]]
+            name = "worker"
+            memory = "256M"
+            vcpus = 2
+            kernel = "@linux"
+            initrd = "@initrd"
+            cmdline = "console=ttyS0 panic=-1 caisson.test=smoke"
+        "#;
+    }
+    const RESTARTS: usize = 5;
+    for (by, ended) in
+        [("off", "on_poweroff"), ("reset", "on_reboot"), ("triple", "on_crash"), ("init", "on_poweroff")]
+    {
+        config += &format!(
+            "[[domain]]\nname = \"{by}\"\nmemory = \"4M\"\nvcpus = 5\nkernel = \"@probe/smp-end\"\n\
+             cmdline = \"vcpus=5 by={by}\"\nmax_restarts = {RESTARTS}\n{ended} = \"restart\"\n"
+        );
+    }
+    let mut run = start(lab.boot(name, &config)?, 2)?;
+    if lab.machine() == Kind::Qemu {
+        workload::check_smp(&mut run, From::Guest("worker"), 2)?;
+    }
+    run.end(STEP, Outcome::GuestFailed)?;
+    for (by, ended) in [
+        ("off", "powered off"),
+        ("reset", "reset"),
+        ("triple", "triple fault at rip 0x[0-9a-f]+"),
+        ("init", "powered off"),
+    ] {
+        let starts = run.count(From::Guest(by), &format!("^probe smp-end: by={by}$"))?;
+        ensure!(starts == RESTARTS + 1, "{by} started {starts} times");
+        let ends = run.count(From::Caisson, &format!("guest {by}: {ended}; not restarted again"))?;
+        ensure!(ends == 1, "the end of {by} was told {ends} times");
+    }
+    run.never(From::Anyone, "FAIL")?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// A hundred guests in one MiB each.
+fn hundred(milliseconds: u32) -> String {
+    (0..100).fold("[machine]\nconsole = \"all\"\n".to_owned(), |config, i| {
+        config
+            + &format!(
+                "[[domain]]\nname = \"idle-{i}\"\nmemory = \"1M\"\nkernel = \"@probe/idle\"\n\
+                 cmdline = \"ms={milliseconds}\"\non_reboot = \"destroy\"\n"
+            )
+    })
+}
+
+/// A hundred guests sleep, and with them the machine; then they end.
+pub(crate) fn hundred_asleep(lab: &Lab, name: &str) -> Verdict {
+    let mut run = start(lab.boot(name, &hundred(25_000))?, 2)?;
+    for i in 0..100 {
+        run.expect(From::Guest(&format!("idle-{i}")), BOOT, r"^probe idle: \d+ us after its start$")?;
+    }
+    let mut monitor = run.monitor()?;
+    const LOOKS: usize = 40;
+    let mut halted = 0;
+    for _ in 0..LOOKS {
+        run.listen(Duration::from_millis(50))?;
+        halted += usize::from(screen::is_halted(&mut monitor)?);
+    }
+    ensure!(run.count(From::Anyone, "^probe idle: ok$")? == 0, "they woke too early");
+    ensure!(halted * 100 > LOOKS * 95, "the CPU was halted in {halted} of {LOOKS} looks");
+    for i in 0..100 {
+        run.expect(From::Guest(&format!("idle-{i}")), STEP, "^probe idle: ok$")?;
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// What it takes to start a hundred guests: microseconds, which here are thousands of instructions, and memory.
+pub(crate) fn hundred_started(lab: &Lab, name: &str) -> Verdict {
+    /// The goal, in KiB.
+    const BESIDE: f64 = 256.0;
+    let mut run = lab.boot(name, &hundred(2000))?.exact().start()?;
+    let beside = run.expect(
+        From::Caisson,
+        BOOT,
+        r"^the guests take \d+ KiB beside their RAM, (\d+) KiB each of 100$",
+    )?;
+    let mut after = Vec::new();
+    for i in 0..100 {
+        let line =
+            run.expect(From::Guest(&format!("idle-{i}")), BOOT, r"^probe idle: (\d+) us after its start$")?;
+        after.push(line.number(1));
+    }
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)?;
+    // All are made before the first one runs, and each counts from when it is made.
+    let made = after.windows(2).filter_map(|pair| pair.first().zip(pair.last())).map(|(a, b)| a - b);
+    let most = made.clone().fold(0.0, f64::max);
+    let mean = made.sum::<f64>() / 99.0;
+    println!(
+        "  {name}: {mean:.0} us to make one, {most:.0} at most; {} KiB beside each one's RAM",
+        beside.number(1)
+    );
+    ensure!(beside.number(1) <= BESIDE, "{} KiB beside each guest's RAM", beside.number(1));
+    Ok(())
+}
