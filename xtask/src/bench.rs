@@ -1,14 +1,18 @@
-//! `cargo xtask bench`: what Caisson costs, counted in instructions on a machine where one instruction is one nanosecond
-//! and one tick of the TSC ([`Machine::exact`](crate::qemu::Machine::exact)), so that every figure repeats to the last
-//! digit.
+//! `cargo xtask bench`: what Caisson costs. Most of it is counted in instructions, on a machine of one CPU where one
+//! instruction is one nanosecond and one tick of the TSC ([`Machine::exact`](crate::qemu::Machine::exact)), so that every
+//! figure repeats to the last digit. What takes several CPUs is measured in time, and depends on the host and on what
+//! else that does.
 //!
-//! - *Exits*: the probe guest `bench` measures each kind and prints lines `bench: NAME MEDIAN LEAST MOST`, its loop
-//!   taken off.
+//! - *Exits* and *interrupts*: the probe guest `bench` measures each kind and prints lines `bench: NAME MEDIAN LEAST MOST`.
+//! - *Throughput*: guests of one vCPU count their exits of one second, as many of them as there are CPUs.
+//! - *Guests*: a hundred probe guests sleep in one MiB each; apart, as many small Linux guests as 8 GiB have room for.
 //! - *Boot*: the first step of a Linux guest's init reads the TSC, which started at zero with its domain. The same kernel
 //!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
 //!   spent executing, on both sides; so does the bare kernel's calibration of its TSC, which a guest is spared.
 
-use std::{collections::BTreeMap, time::Duration};
+mod scale;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use caisson_config::source::parse_toml;
 
@@ -46,17 +50,35 @@ struct Exit {
 const EXITS: &[Exit] = &[
     Exit { name: "cpuid", title: "CPUID", goal: Some(400), kvm: Some(3207), xen: Some(6149) },
     Exit { name: "hypercall", title: "hypercall", goal: Some(400), kvm: None, xen: None },
+    Exit { name: "hypercall-none", title: "… unknown", goal: None, kvm: None, xen: None },
     Exit { name: "port", title: "port read", goal: Some(500), kvm: Some(1682), xen: Some(1175) },
     Exit { name: "msr", title: "MSR read", goal: None, kvm: Some(3145), xen: Some(5333) },
     Exit { name: "mmio", title: "MMIO read", goal: None, kvm: None, xen: None },
 ];
+
+/// What the probe measures beside exits, by its name in the probe's lines.
+const INTERRUPTS: &[(&str, &str)] = &[
+    ("wake-up", "timer to handler, out of HLT"),
+    ("timer", "timer to handler, running"),
+    ("ipi-icr", "IPI by the ICR"),
+    ("ipi-pv", "IPI by hypercall"),
+    ("ipi-nobody", "IPI by hypercall, to nobody"),
+    ("switch-yield", "vCPU switch, by a yield"),
+    ("switch-ipi", "vCPU switch, by IPI and HLT"),
+];
+
+/// What goes between two vCPUs on two CPUs.
+const BETWEEN: &[(&str, &str)] =
+    &[("ipi-running", "IPI to a running vCPU"), ("ipi-asleep", "IPI to one asleep")];
 
 /// How much more than on the bare machine a boot may cost, in thousandths.
 const BOOT_GOAL: u64 = 1030;
 
 /// The names of all measurements.
 fn measured() -> impl Iterator<Item = &'static str> {
-    EXITS.iter().map(|exit| exit.name).chain(["boot"])
+    let interrupts = INTERRUPTS.iter().chain(BETWEEN).map(|(name, _)| *name);
+    let others = ["throughput", "guests-probes", "guests-linux", "boot"];
+    EXITS.iter().map(|exit| exit.name).chain(interrupts).chain(others)
 }
 
 /// Runs `cargo xtask bench`.
@@ -75,8 +97,21 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     }
     tools::ensure(tools::for_run(false))?;
     let images = Images::new(workspace.clone());
-    if EXITS.iter().any(|exit| wanted(exit.name)) {
+    let exact = EXITS.iter().map(|exit| exit.name).chain(INTERRUPTS.iter().map(|(name, _)| *name));
+    if exact.into_iter().any(wanted) {
         exits(&images, &wanted)?;
+    }
+    if BETWEEN.iter().any(|(name, _)| wanted(name)) {
+        scale::between(&images)?;
+    }
+    if wanted("throughput") {
+        scale::throughput(&images)?;
+    }
+    if wanted("guests-probes") {
+        scale::probes(&images)?;
+    }
+    if wanted("guests-linux") {
+        scale::linux(&images)?;
     }
     if wanted("boot") {
         boot(&images)?;
@@ -89,29 +124,39 @@ fn exits(images: &Images, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
         let what = format!("exits need the probe guest bench, and there is no package {}", cargo::PROBES);
         return Err(Error::Failed(what));
     }
-    let printed = under_caisson(images, "exits", "kernel = \"@probe/bench\"")?;
+    let printed = under_caisson(images, "exits", "vcpus = 2\nkernel = \"@probe/bench\"")?;
     let measured = measurements(&printed);
-    println!("{:<12} {:>8} {:>8} {:>8} {:>8}", "exit", "Caisson", "goal", "KVM", "Xen");
+    let figures = |name: &str| {
+        measured.get(name).ok_or_else(|| Error::Tool {
+            line: format!("the probe did not measure {name}"),
+            output: printed.clone(),
+        })
+    };
+    println!("{:<32} {:>8} {:>8} {:>8} {:>8}", "exit, instructions", "Caisson", "goal", "KVM", "Xen");
     for exit in EXITS.iter().filter(|exit| wanted(exit.name)) {
-        let Some(ticks) = measured.get(exit.name) else {
-            return Err(Error::Tool {
-                line: format!("the probe did not measure {}", exit.name),
-                output: printed,
-            });
-        };
+        let [ticks, ..] = figures(exit.name)?;
         let cell = |figure: Option<u64>| figure.map_or_else(|| "–".to_owned(), |figure| figure.to_string());
         let goal = exit.goal.map_or_else(|| "–".to_owned(), |goal| format!("< {goal}"));
-        println!("{:<12} {ticks:>8} {goal:>8} {:>8} {:>8}", exit.title, cell(exit.kvm), cell(exit.xen));
+        println!("{:<32} {ticks:>8} {goal:>8} {:>8} {:>8}", exit.title, cell(exit.kvm), cell(exit.xen));
+    }
+    println!("{:<32} {:>8} {:>8} {:>8}", "between, instructions", "median", "least", "most");
+    for (name, title) in INTERRUPTS.iter().filter(|(name, _)| wanted(name)) {
+        let [median, least, most] = figures(name)?;
+        println!("{title:<32} {median:>8} {least:>8} {most:>8}");
     }
     Ok(())
 }
 
-/// The medians of the `bench: NAME MEDIAN …` lines.
-fn measurements(printed: &str) -> BTreeMap<&str, u64> {
+/// Median, least and most of the `bench: NAME …` lines.
+fn measurements(printed: &str) -> BTreeMap<&str, [u64; 3]> {
+    let figures = |words: &str| -> Option<[u64; 3]> {
+        let numbers: Vec<u64> = words.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        numbers.try_into().ok()
+    };
     printed
         .lines()
         .filter_map(|line| line.split_once("bench: ")?.1.trim().split_once(' '))
-        .filter_map(|(name, ticks)| Some((name, ticks.split_whitespace().next()?.parse().ok()?)))
+        .filter_map(|(name, words)| Some((name, figures(words)?)))
         .collect()
 }
 
@@ -150,24 +195,34 @@ fn under_caisson(images: &Images, what: &str, guest: &str) -> Result<String> {
     let text = format!(
         "[[domain]]\nname = \"bench\"\nmemory = \"{GUEST_MIB}M\"\non_reboot = \"destroy\"\n{guest}\n"
     );
-    let config = parse_toml(&text, "bench").map_err(|error| Error::Failed(error.to_string()))?;
+    let (iso, memory) = medium(images, what, &text)?;
+    exact(images, what, memory, Boot::Iso(iso), Outcome::Clean)
+}
+
+/// The ISO of a config, and the memory in MiB of a machine for it.
+fn medium(images: &Images, what: &str, text: &str) -> Result<(PathBuf, u64)> {
+    let config = parse_toml(text, "bench").map_err(|error| Error::Failed(error.to_string()))?;
     let blob = images.blob(&config, images.workspace().root())?;
     let slot = format!("bench-{}.iso", what.replace(' ', "-"));
     let iso = images.iso(&blob, &Kind::Qemu.boot_words(""), images.workspace().dir("isos")?.join(slot))?;
     let memory =
         run::machine_memory_mib(config.domains.iter().map(|domain| domain.memory).sum(), blob.len() as u64);
-    exact(images, what, memory, Boot::Iso(iso), Outcome::Clean)
+    Ok((iso, memory))
 }
 
 /// Runs an exact machine that has to end with `expected`; gives what it printed.
 fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Outcome) -> Result<String> {
-    let step = Step::start(&format!("measure {what}"));
     let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
-    let machine =
-        Machine { exact: true, ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory.clone()) };
+    let machine = Machine { exact: true, ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory) };
+    collect(what, &machine, expected)
+}
+
+/// Runs a machine that has to end with `expected`; gives what it printed.
+fn collect(what: &str, machine: &Machine, expected: Outcome) -> Result<String> {
+    let step = Step::start(&format!("measure {what}"));
     let (printed, outcome) = Running::Qemu(machine.start()?).collect(LIMIT)?;
     // Nothing of it is wanted any more, and nothing depends on its going.
-    let _ = std::fs::remove_dir_all(directory);
+    let _ = std::fs::remove_dir_all(&machine.directory);
     if outcome != expected {
         return Err(Error::Tool { line: format!("measuring {what} failed: {outcome}"), output: printed });
     }
@@ -181,9 +236,12 @@ mod tests {
 
     #[test]
     fn measurements_are_found_among_other_lines() {
-        let printed = "GRUB\r\nbench: cpuid 371 370 2380\r\n[bench] bench: port 402\r\nbench: broken x\r\nbench: done\r\n";
+        let printed = "GRUB\r\nbench: cpuid 371 370 2380\r\n[bench] bench: port 402 400 500\r\nbench: broken 1 x\r\nbench: done\r\n";
         let found = measurements(printed);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("cpuid", 371), ("port", 402)]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [("cpuid", [371, 370, 2380]), ("port", [402, 400, 500])]
+        );
     }
 
     #[test]
