@@ -18,13 +18,6 @@ pub(crate) fn alone(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
-/// The same with interrupts injected where the CPU could deliver them by itself.
-pub(crate) fn injected(lab: &Lab, name: &str) -> Verdict {
-    let mut run = lab.boot_config(name, "linux")?.words("without=virtual-interrupts").start()?;
-    workload::check(&mut run, From::Raw)?;
-    run.end(STEP, Outcome::Clean)
-}
-
 /// The same from UEFI.
 pub(crate) fn uefi(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot_config(name, "linux")?.uefi().start()?;

@@ -35,6 +35,11 @@ pub const PROGRAM: &str = "bochs-bin";
 /// Caisson's boot word that names Bochs's way to end a run.
 pub const EXIT_WORD: &str = "exit=bochs";
 
+/// Caisson's boot word that leaves out what Bochs has and gets wrong: up to version 3.0 at least it delivers a virtual
+/// interrupt to a guest that has interrupts off when a physical one comes. The last `without=` counts, so that another one
+/// overrides it.
+pub const WITHOUT_WORD: &str = "without=virtual-interrupts";
+
 /// The CPU model that has EPT, VPID, unrestricted guests and virtual-interrupt delivery, and whose CPUID does not claim a
 /// TSC frequency that its TSC does not keep, as later models do.
 pub const DEFAULT_CPU: &str = "corei7_haswell_4770";

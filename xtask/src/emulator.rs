@@ -77,14 +77,15 @@ impl Kind {
         }
     }
 
-    /// Caisson's boot words on this emulator: by `exit` it ends the run with a result (see [`crate::outcome`]); then `more`.
+    /// Caisson's boot words on this emulator: by `exit` it ends the run with a result (see [`crate::outcome`]), and what the
+    /// emulator gets wrong is left out; then `more`, which overrides them.
     #[must_use]
     pub fn boot_words(self, more: &str) -> String {
-        let exit = match self {
-            Self::Qemu => crate::qemu::EXIT_WORD,
-            Self::Bochs => crate::bochs::EXIT_WORD,
+        let words = match self {
+            Self::Qemu => crate::qemu::EXIT_WORD.to_owned(),
+            Self::Bochs => format!("{} {}", crate::bochs::EXIT_WORD, crate::bochs::WITHOUT_WORD),
         };
-        format!("{exit} {more}").trim_end().to_owned()
+        format!("{words} {more}").trim_end().to_owned()
     }
 }
 
@@ -271,7 +272,7 @@ mod tests {
     fn the_exit_device_is_always_among_the_boot_words() {
         assert_eq!(Kind::Qemu.boot_words(""), "exit=isa-debug:0xf4");
         assert_eq!(Kind::Qemu.boot_words("log=debug"), "exit=isa-debug:0xf4 log=debug");
-        assert_eq!(Kind::Bochs.boot_words("log=debug"), "exit=bochs log=debug");
+        assert_eq!(Kind::Bochs.boot_words("log=debug"), "exit=bochs without=virtual-interrupts log=debug");
     }
 
     #[test]
