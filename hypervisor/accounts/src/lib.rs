@@ -5,7 +5,7 @@
 //! | [`CpuAccount`] | a physical CPU | ticks in guests, in the hypervisor, idle |
 //! | [`VcpuAccount`] | a vCPU | ticks running, ready (runnable without a CPU: what KVM calls *stolen*), blocked; exits by [`ExitClass`] with the ticks that their answers took |
 //!
-//! A [`Meter`] drives both while a CPU runs a vCPU: [`Meter::enter`] and [`Meter::exit`] around each entry.
+//! A [`Meter`] drives both while a CPU runs a vCPU: [`Meter::enter`] before each entry tells of the exit before it.
 //!
 //! # Time
 //!
@@ -16,7 +16,7 @@
 //! - of a vCPU: running + ready + blocked = the time since its account began;
 //! - of a vCPU's running time: in its guest + each class's ticks + those of taking turns = running;
 //!
-//! all exactly, at any moment. On one CPU time must not go back (a TSC does not); between CPUs it may differ by their
+//! all exactly; what has happened since the last exit is a CPU's guests' time until the answer is complete. On one CPU time must not go back (a TSC does not); between CPUs it may differ by their
 //! skew: a moment before the last one charges nothing, and the sums hold.
 //!
 //! # Who writes, who reads
@@ -44,5 +44,5 @@ mod tests;
 
 pub use caisson_hwvirt::ExitClass;
 pub use cpu::{CpuAccount, CpuTimes};
-pub use meter::Meter;
+pub use meter::{Charge, Meter};
 pub use vcpu::{Activity, Count, VcpuAccount, VcpuTimes};

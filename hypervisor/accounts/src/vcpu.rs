@@ -4,6 +4,7 @@ use core::array;
 
 use caisson_hwvirt::ExitClass;
 
+use crate::Charge;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, add, fence, spin_loop};
 
 /// How often a reader tries before it takes the writer for dead. A write takes some nanoseconds.
@@ -55,7 +56,7 @@ impl Count {
 
 /// A [`Count`] with one writer.
 #[derive(Debug)]
-pub(crate) struct Counter {
+struct Counter {
     count: AtomicU64,
     ticks: AtomicU64,
 }
@@ -66,7 +67,7 @@ impl Counter {
     }
 
     #[inline]
-    pub(crate) fn charge(&self, ticks: u64) {
+    fn charge(&self, ticks: u64) {
         add(&self.count, 1, Ordering::Relaxed);
         add(&self.ticks, ticks, Ordering::Relaxed);
     }
@@ -85,8 +86,8 @@ pub struct VcpuAccount {
     activity: AtomicU32,
     since: AtomicU64,
     spent: [AtomicU64; Activity::COUNT],
-    /// By [`ExitClass::index`]; the last one is [`VcpuAccount::turns`].
-    counters: [Counter; ExitClass::COUNT + 1],
+    /// By [`ExitClass::index`]; [`TURN`] is [`VcpuAccount::turns`].
+    counters: [Counter; PLACES],
     begun: u64,
 }
 
@@ -201,13 +202,13 @@ impl VcpuAccount {
     /// Exits of a class, with the ticks from the exit until the guest was entered again or lost its CPU.
     #[must_use]
     pub fn exits(&self, class: ExitClass) -> Count {
-        self.counter(class.index()).read()
+        self.counter(Charge::exit(class)).read()
     }
 
     /// How often the vCPU was given a CPU, with the ticks from then until its guest was entered.
     #[must_use]
     pub fn turns(&self) -> Count {
-        self.counter(TURN).read()
+        self.counter(Charge::TURN).read()
     }
 
     /// All exits together.
@@ -219,16 +220,23 @@ impl VcpuAccount {
         })
     }
 
-    /// The counter of a class's index, or of [`TURN`]; that of turns for anything else.
+    /// Once more, for so many ticks.
     #[inline]
-    pub(crate) fn counter(&self, index: usize) -> &Counter {
-        // Not a branch: the index is one of the array's by its makers, and this keeps it so.
-        &self.counters[index.min(TURN)]
+    pub(crate) fn charge(&self, charge: Charge, ticks: u64) {
+        self.counter(charge).charge(ticks);
+    }
+
+    #[inline]
+    fn counter(&self, charge: Charge) -> &Counter {
+        // No branch: there is a place for every value, so that none can be out of bounds.
+        &self.counters[usize::from(charge.index()) % PLACES]
     }
 }
 
 /// The counter of turns.
 pub(crate) const TURN: usize = ExitClass::COUNT;
+/// Places for counters: a power of two, so that an index is kept in bounds by a mask.
+const PLACES: usize = (TURN + 1).next_power_of_two();
 
 /// Every interleaving and reordering: `RUSTFLAGS="--cfg loom" cargo test -p caisson-accounts --release --lib loom_`.
 #[cfg(all(test, loom))]

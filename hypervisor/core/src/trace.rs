@@ -75,17 +75,6 @@ pub(crate) fn record(event: impl FnOnce() -> Event) {
     }
 }
 
-/// Records an event of this CPU's, if there is one, where there is a trace.
-#[inline]
-pub(crate) fn record_if(event: impl FnOnce() -> Option<Event>) {
-    if let Some(ring) = ring()
-        && ring.is_on()
-        && let Some(event) = event()
-    {
-        ring.record(|| event);
-    }
-}
-
 /// Records what happens to a vCPU now.
 #[inline]
 pub(crate) fn note(vcpu: VcpuId, what: What) {

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
+use caisson_hwvirt::ExitClass;
 use caisson_irqchip::{ApicMap, InterruptMessage, Mailbox, Routing, TriggerMode, VcpuSet};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
@@ -38,10 +39,20 @@ pub trait Host {
     fn console(&mut self, byte: u8) -> bool;
     /// These vCPUs have something in their mailboxes and may have to be woken.
     fn wake(&mut self, vcpus: VcpuSet);
+    /// The running vCPU's exit is of `class`, and is being answered: for whoever keeps accounts.
+    #[inline]
+    fn answering(&mut self, class: ExitClass) {
+        let _ = class;
+    }
     /// Interrupt `vector` goes into the running vCPU's guest with the next entry: for whoever keeps a record of it.
     #[inline]
     fn injected(&mut self, vector: u8) {
         let _ = vector;
+    }
+    /// The running vCPU makes hypercall `number`, likewise.
+    #[inline]
+    fn hypercall(&mut self, number: u64) {
+        let _ = number;
     }
     /// The running vCPU sends interrupt `vector` to these, likewise.
     #[inline]

@@ -12,6 +12,7 @@ use caisson_smp::Pending;
 use caisson_types::{DomainId, VcpuId};
 
 use crate::acpi::MAX_CPUS;
+use crate::cpu::tsc;
 
 pub use caisson_smp::pending;
 
@@ -48,6 +49,8 @@ pub struct PerCpu {
     domain: AtomicU32,
     /// Exits so far.
     count: AtomicUsize,
+    /// The TSC at the last one.
+    exited: AtomicU64,
     exits: [Slot; KEPT_EXITS],
     remote: Remote,
 }
@@ -70,6 +73,7 @@ impl PerCpu {
             index,
             domain: AtomicU32::new(NO_DOMAIN),
             count: AtomicUsize::new(0),
+            exited: AtomicU64::new(0),
             exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
                 KEPT_EXITS],
             remote: Remote { pending: Pending::new(), apic_id: AtomicU32::new(apic_id) },
@@ -196,15 +200,29 @@ impl PerCpu {
         before != domain
     }
 
-    /// Keeps an exit in place of the oldest. For the CPU itself.
+    /// Keeps an exit in place of the oldest, and the time. For the CPU itself, right after each exit.
     #[inline]
     pub fn record_exit(&self, vcpu: VcpuId, code: u64, rip: u64) {
+        self.set_exited(tsc());
         let count = self.count.load(Ordering::Relaxed);
         let slot = &self.exits[count % KEPT_EXITS];
-        slot.vcpu.store(u32::from(vcpu.domain.0) << 16 | u32::from(vcpu.index), Ordering::Relaxed);
+        slot.vcpu.store(u32::from(vcpu.domain.0) | u32::from(vcpu.index) << 16, Ordering::Relaxed);
         slot.code.store(code, Ordering::Relaxed);
         slot.rip.store(rip, Ordering::Relaxed);
         self.count.store(count.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// The TSC at the last exit, or what [`PerCpu::set_exited`] has said since. For the CPU itself.
+    #[inline]
+    #[must_use]
+    pub fn exited(&self) -> u64 {
+        self.exited.load(Ordering::Relaxed)
+    }
+
+    /// The CPU is outside of guests since `now`: where that is not an exit's doing.
+    #[inline]
+    pub fn set_exited(&self, now: u64) {
+        self.exited.store(now, Ordering::Relaxed);
     }
 
     /// The kept exits, oldest first.
@@ -217,7 +235,7 @@ impl PerCpu {
                 let slot = &self.exits[at % KEPT_EXITS];
                 let vcpu = slot.vcpu.load(Ordering::Relaxed);
                 KeptExit {
-                    vcpu: VcpuId { domain: DomainId((vcpu >> 16) as u16), index: vcpu as u16 },
+                    vcpu: VcpuId { domain: DomainId(vcpu as u16), index: (vcpu >> 16) as u16 },
                     code: slot.code.load(Ordering::Relaxed),
                     rip: slot.rip.load(Ordering::Relaxed),
                 }

@@ -2,8 +2,9 @@
 
 use alloc::sync::Arc;
 
+use caisson_accounts::Charge;
 use caisson_domain::{Ended, Host, Outcome, Readiness, RunState, VirtualCpu};
-use caisson_hwvirt::{Backend, Vcpu};
+use caisson_hwvirt::{Backend, ExitClass, Vcpu};
 use caisson_irqchip::VcpuSet;
 use caisson_machine::clock::Clock;
 use caisson_machine::memory::GuestRam;
@@ -14,7 +15,6 @@ use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
 use caisson_trace::Event;
 use caisson_types::{DomainId, Instant};
-use caisson_x86::Gpr;
 
 use super::System;
 use super::queue::{Turn, Work};
@@ -38,6 +38,8 @@ struct Machine<'a, B: Backend, F: Format> {
     live: &'a Live<B, F>,
     /// The vCPU that is running; none for what the machine itself does to the guest.
     index: usize,
+    /// What the time since the last exit goes to.
+    charge: Charge,
 }
 
 impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
@@ -62,8 +64,18 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
     }
 
     #[inline]
+    fn answering(&mut self, class: ExitClass) {
+        self.charge = Charge::exit(class);
+    }
+
+    #[inline]
     fn injected(&mut self, vector: u8) {
         trace::note(self.live.vcpu_id(self.index), What::Inject { vector });
+    }
+
+    #[inline]
+    fn hypercall(&mut self, number: u64) {
+        trace::note(self.live.vcpu_id(self.index), What::Hypercall { number: number as u32 });
     }
 
     #[inline]
@@ -173,7 +185,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn deliver_input(&self) {
         console::deliver_input(|id: DomainId, byte| match self.live(id) {
             Some(live) => {
-                let mut host = Machine { system: self, live: &live, index: usize::MAX };
+                let mut host = Machine { system: self, live: &live, index: usize::MAX, charge: Charge::TURN };
                 live.domain.console_input(byte, &mut host)
             }
             // Input for a guest that is gone is dropped.
@@ -273,25 +285,26 @@ impl<B: Backend, F: Format> System<B, F> {
             return;
         }
         let task = &live.tasks[index];
-        let mut watch = Watch::start(&self.this().account, &task.account, live.vcpu_id(index));
+        let watch = Watch::start(&self.this().account, &task.account, live.vcpu_id(index));
         self.load(live, index, loaded);
-        let stop = {
+        let (stop, charge) = {
             let mut vcpu = task.vcpu.lock();
-            let mut host = Machine { system: self, live, index };
+            let mut host = Machine { system: self, live, index, charge: Charge::TURN };
             let until = until.min(self.console_deadline());
-            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until, &mut watch);
+            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until, &watch);
             if let Stop::Ended(ended) = stop {
                 self.end(live, ended, &vcpu);
             }
-            stop
+            (stop, host.charge)
         };
-        watch.stop(match stop {
+        let why = match stop {
             Stop::Blocked(_) => Why::Blocked,
             Stop::Yielded(_) => Why::Yielded,
             Stop::Ended(_) => Why::Ended,
             Stop::Asked if cpu::tsc() >= until => Why::Preempted,
             Stop::Asked => Why::HostWork,
-        });
+        };
+        watch.stop(charge, why);
         self.drill();
         match stop {
             Stop::Blocked(deadline) => self.block(live, index, deadline),
@@ -342,13 +355,13 @@ fn stolen<B: Backend, F: Format>(live: &Live<B, F>, index: usize) -> u64 {
 }
 
 /// Runs a vCPU until it blocks, or the queue is to be asked again, at the host's TSC `until` at the latest.
-fn run_vcpu<V: Vcpu>(
-    vcpu: &mut VirtualCpu<V>,
+fn run_vcpu<B: Backend, F: Format>(
+    vcpu: &mut VirtualCpu<B::Vcpu>,
     domain: &caisson_domain::Domain<GuestRam>,
-    host: &mut impl Host,
+    host: &mut Machine<'_, B, F>,
     clock: &Clock,
     until: u64,
-    watch: &mut Watch<'_>,
+    watch: &Watch<'_>,
 ) -> Stop {
     let pending = percpu::current().pending();
     own_timer(vcpu, domain, host, clock, until);
@@ -373,9 +386,8 @@ fn run_vcpu<V: Vcpu>(
             }
             continue;
         }
-        watch.enter();
+        watch.enter(host.charge);
         let exit = vcpu.hw.run();
-        watch.exit(&exit, || vcpu.hw.gpr(Gpr::Rax));
         match vcpu.answer(domain, host, exit) {
             Outcome::Resume | Outcome::Halted => {}
             Outcome::HostEvent => cpu::take_interrupts(),

@@ -1,8 +1,7 @@
 //! Who watches a vCPU's turn on a CPU: its accounts, and the trace.
 
-use caisson_accounts::{Activity, CpuAccount, ExitClass, Meter, VcpuAccount};
-use caisson_hwvirt::Exit;
-use caisson_machine::cpu;
+use caisson_accounts::{Activity, Charge, CpuAccount, Meter, VcpuAccount};
+use caisson_machine::{cpu, percpu};
 use caisson_trace::Event;
 use caisson_types::VcpuId;
 
@@ -18,51 +17,40 @@ impl<'a> Watch<'a> {
     /// This CPU, whose account is `cpu`, takes up `vcpu`.
     pub(super) fn start(cpu: &'a CpuAccount, account: &'a VcpuAccount, vcpu: VcpuId) -> Self {
         let now = cpu::tsc();
+        percpu::current().set_exited(now);
         trace::record(|| Event { time: now, vcpu, what: What::Run });
         Self { meter: Meter::start(cpu, account, now), vcpu }
     }
 
-    /// Just before the guest is entered.
+    /// Just before the guest is entered; what the time since the last exit goes to is `charge`.
     #[inline]
-    pub(super) fn enter(&mut self) {
+    pub(super) fn enter(&self, charge: Charge) {
         let now = cpu::tsc();
-        self.answered(now);
-        self.meter.enter(now);
-    }
-
-    /// Just after it was left. `number` tells which hypercall it is, if it is one.
-    #[inline]
-    pub(super) fn exit(&mut self, exit: &Exit, number: impl FnOnce() -> u64) {
-        let class = exit.class();
-        let now = cpu::tsc();
-        self.meter.exit(now, class);
-        if class == ExitClass::Hypercall {
-            trace::record(|| Event {
-                time: now,
-                vcpu: self.vcpu,
-                what: What::Hypercall { number: number() as u32 },
-            });
+        let exited = percpu::current().exited();
+        if trace::is_on() {
+            self.answered(charge, exited, now);
         }
+        self.meter.enter(charge, exited, now);
     }
 
     /// The last exit, if there was one in this turn, has been answered.
-    #[inline]
-    fn answered(&self, now: u64) {
-        trace::record_if(|| {
-            let class = self.meter.class()?;
-            Some(Event::exit(now, self.vcpu, class, now.wrapping_sub(self.meter.since())))
-        });
+    #[cold]
+    fn answered(&self, charge: Charge, exited: u64, now: u64) {
+        if let Some(class) = charge.class() {
+            trace::record(|| Event::exit(now, self.vcpu, class, now.wrapping_sub(exited)));
+        }
     }
 
     /// The CPU puts the vCPU down.
-    pub(super) fn stop(self, why: Why) {
+    pub(super) fn stop(self, charge: Charge, why: Why) {
         let now = cpu::tsc();
-        self.answered(now);
+        let exited = percpu::current().exited();
+        self.answered(charge, exited, now);
         trace::record(|| Event { time: now, vcpu: self.vcpu, what: What::Stop(why) });
         let activity = match why {
             Why::Blocked | Why::Ended => Activity::Blocked,
             Why::Preempted | Why::Yielded | Why::HostWork => Activity::Ready,
         };
-        self.meter.stop(now, activity);
+        self.meter.stop(charge, exited, now, activity);
     }
 }

@@ -45,6 +45,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         host: &mut impl Host,
         number: u64,
     ) -> Outcome {
+        host.hypercall(number);
         let long =
             self.hw.efer() & Efer::LMA.bits() != 0 && self.hw.segment(SegmentRegister::Cs).attributes.long();
         // Registers have garbage above 32 bits outside of 64-bit mode.

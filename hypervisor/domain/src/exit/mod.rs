@@ -33,6 +33,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.interrupted = Some(event);
             self.attention = true;
         }
+        // Here it is a look-up beside that of the match.
+        host.answering(exit.class());
         match exit {
             Exit::Cpuid => self.cpuid(domain),
             Exit::ReadMsr => self.read_msr(domain, host),
