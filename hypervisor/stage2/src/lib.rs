@@ -31,8 +31,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, feature = "fuzzing"))]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod cut;
 mod ept;
@@ -41,8 +42,10 @@ mod format;
 mod harvest;
 mod map;
 mod npt;
+mod resize;
 mod stage2;
 mod table;
+mod writes;
 
 #[cfg(any(test, feature = "fuzzing"))]
 mod model;
@@ -59,3 +62,4 @@ pub use harvest::Trace;
 pub use npt::Npt;
 pub use stage2::{Config, Flush, Levels, Stage2, Translation};
 pub use table::{ENTRIES, TableMemory};
+pub use writes::{CHUNK_BYTES, Marks, WriteLog};

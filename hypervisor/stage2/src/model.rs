@@ -171,6 +171,8 @@ pub(crate) enum Op {
     Unmap { gpa: u64, pages: u64 },
     Protect { gpa: u64, pages: u64, permissions: Permissions },
     Harvest { gpa: u64, pages: u64, trace: Trace },
+    Split { gpa: u64, pages: u64 },
+    Join { gpa: u64, pages: u64 },
     Flushed,
 }
 
@@ -181,7 +183,9 @@ impl Op {
             Self::Map { gpa, pages, .. }
             | Self::Unmap { gpa, pages }
             | Self::Protect { gpa, pages, .. }
-            | Self::Harvest { gpa, pages, .. } => (bytes(gpa), bytes(pages)),
+            | Self::Harvest { gpa, pages, .. }
+            | Self::Split { gpa, pages }
+            | Self::Join { gpa, pages } => (bytes(gpa), bytes(pages)),
             Self::Flushed => (0, 0),
         }
     }
@@ -223,6 +227,8 @@ impl<F: Format> Checked<F> {
             Op::Unmap { .. } => space.unmap(memory, start, len),
             Op::Protect { permissions, .. } => space.protect(memory, start, len, permissions),
             Op::Harvest { trace, .. } => space.harvest(memory, start, len, trace, |_, _| {}),
+            Op::Split { .. } => space.split_leaves(memory, start, len),
+            Op::Join { .. } => space.join_leaves(memory, start, len),
             Op::Flushed => {
                 space.flushed(memory);
                 Ok(Flush::None)
@@ -274,7 +280,7 @@ impl<F: Format> Checked<F> {
                 assert_eq!(found, len, "protected what is not mapped");
                 self.runs.0.extend(taken.into_iter().map(|(at, run)| (at, Run { permissions, ..run })));
             }
-            Op::Harvest { .. } | Op::Flushed => {}
+            Op::Harvest { .. } | Op::Split { .. } | Op::Join { .. } | Op::Flushed => {}
         }
     }
 
@@ -411,7 +417,7 @@ impl Bytes<'_> {
         ][(flags & 3) as usize];
         let gpa = self.pages()?;
         let pages = self.pages()?;
-        Some(match kind % 8 {
+        Some(match kind % 10 {
             0..=2 => {
                 let hpa = self.pages()?;
                 let hpa = if flags & 0x80 == 0 { gpa + (1 << 20) } else { hpa };
@@ -422,6 +428,8 @@ impl Bytes<'_> {
             6 => {
                 Op::Harvest { gpa, pages, trace: if flags & 1 == 0 { Trace::Accessed } else { Trace::Dirty } }
             }
+            7 => Op::Split { gpa, pages },
+            8 => Op::Join { gpa, pages },
             _ => Op::Flushed,
         })
     }

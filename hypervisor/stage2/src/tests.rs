@@ -226,6 +226,53 @@ both! {
         space.destroy(&mut memory);
     }
 
+    fn leaves_are_split_and_joined_again<F>() {
+        let mut memory = Tables::new(1000);
+        let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
+        map(&mut space, &mut memory, GIB, 4 * GIB, GIB + 2 * MIB + 0x3000).unwrap();
+        let tables = memory.count();
+        // A part of a huge leaf: the rest of it becomes large leaves.
+        let flush = space.split_leaves(&mut memory, Gpa::new(GIB + 3 * MIB), 2 * MIB);
+        assert_eq!((flush, memory.count()), (Ok(Flush::All), tables + 3));
+        let leaf = |gpa, size| Some((gpa + 3 * GIB, size));
+        for (gpa, size) in [(GIB + MIB, PageSize::Size2M), (GIB + 2 * MIB, PageSize::Size4K)] {
+            assert_eq!(size_at(&space, &memory, gpa), leaf(gpa, size));
+        }
+        // All of it, and what is not mapped; then each page has a trace of its own.
+        assert_eq!(space.split_leaves(&mut memory, Gpa::new(0), 4 * GIB), Ok(Flush::All));
+        assert_eq!(space.split_leaves(&mut memory, Gpa::new(0), 4 * GIB), Ok(Flush::None));
+        let mut dirty = 0;
+        let _ = space.harvest(&mut memory, Gpa::new(0), 4 * GIB, Trace::Dirty, |_, size| {
+            assert_eq!(size, PageSize::Size4K);
+            dirty += 1;
+        });
+        assert_eq!(dirty, (GIB + 2 * MIB) / 4096 + 3);
+        // A page that is not like the others stays apart, with the leaf around it.
+        let _ = space.protect(&mut memory, Gpa::new(2 * GIB), 0x1000, Permissions::READ).unwrap();
+        let flush = space.join_leaves(&mut memory, Gpa::new(0), 4 * GIB);
+        assert_eq!(flush, Ok(Flush::Range { gpa: Gpa::new(0), len: 4 * GIB }));
+        space.flushed(&mut memory);
+        assert_eq!(size_at(&space, &memory, GIB), leaf(GIB, PageSize::Size1G));
+        assert_eq!(size_at(&space, &memory, 2 * GIB + 0x1000), leaf(2 * GIB + 0x1000, PageSize::Size4K));
+        let _ = space.protect(&mut memory, Gpa::new(2 * GIB), 0x1000, Permissions::ALL).unwrap();
+        assert!(space.join_leaves(&mut memory, Gpa::new(2 * GIB), 2 * MIB).is_ok());
+        space.flushed(&mut memory);
+        assert_eq!(size_at(&space, &memory, 2 * GIB), leaf(2 * GIB, PageSize::Size2M));
+        assert_eq!(memory.count(), tables);
+        assert_eq!(space.join_leaves(&mut memory, Gpa::new(0), 4 * GIB), Ok(Flush::None));
+        space.destroy(&mut memory);
+    }
+
+    fn splitting_without_memory_changes_nothing<F>() {
+        let mut space = Checked::<F>::new(Config::four_levels(true), 4);
+        let (permissions, memory_type) = RAM;
+        let ram = Op::Map { gpa: 0, hpa: 1 << 20, pages: 1 << 18, permissions, memory_type };
+        assert!(space.step(ram).is_ok());
+        assert_eq!(space.step(Op::Split { gpa: 0, pages: 1 << 18 }), Err(Error::OutOfTables));
+        assert_eq!(space.step(Op::Split { gpa: 700, pages: 1 }), Ok(Flush::All));
+        space.finish();
+    }
+
     fn a_walk_reads_one_entry_a_level<F>() {
         let mut memory = Tables::new(100);
         let mut space = Stage2::<F>::new(&mut memory, Config::four_levels(true)).unwrap();
