@@ -32,13 +32,14 @@ const OF_VT_X: &[&str] = &[
     "x2apic",
     "apic-accesses",
     "apic-registers",
+    "pml",
 ];
 
 /// The delivery of interrupts out of a virtual local APIC, without which its other parts are not used.
 const DELIVERY: &str = "virtual-interrupts";
 
 /// Those that Bochs's usual CPU lacks, and a later one of its own has.
-const NEWER: &[&str] = &["xsaves", "tsc-scaling"];
+const NEWER: &[&str] = &["xsaves", "tsc-scaling", "pml"];
 
 /// Bochs's CPU with VT-x as of later years.
 const NEWER_CPU: &str = "corei7_skylake_x";

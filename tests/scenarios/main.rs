@@ -8,6 +8,7 @@ mod accounts;
 mod capabilities;
 mod contracts;
 mod crash;
+mod dirty;
 mod front_door;
 mod lifecycle;
 mod linux;
@@ -35,6 +36,7 @@ const ON_BOCHS: &[&str] = &[
     "probes",
     "hostile",
     "hostile-wild",
+    "dirty-exact",
     "crash-panic",
     "refusal-overcommitted",
 ];
@@ -58,7 +60,10 @@ const ONLY_ON_BOCHS: &[&str] = &[
     "without-string-io",
     "without-xsaves",
     "without-tsc-scaling",
+    "without-pml",
     "vt-x-newer",
+    "dirty-bits",
+    "dirty-protected",
     "tsc-scaling",
     "without-virtual-interrupts",
     "without-x2apic",
@@ -127,6 +132,7 @@ fn main() -> ExitCode {
         ("without-string-io", capabilities::vt_x),
         ("without-xsaves", capabilities::vt_x),
         ("without-tsc-scaling", capabilities::vt_x),
+        ("without-pml", capabilities::vt_x),
         ("vt-x-newer", capabilities::newer),
         ("tsc-scaling", capabilities::tsc_scaling),
         ("virtual-apic", capabilities::virtual_apic),
@@ -142,6 +148,9 @@ fn main() -> ExitCode {
         ("hostile-wild", probes::wild),
         ("hostile-on-2-cpus", probes::hostile_on_two),
         ("hostile-wild-on-2-cpus", probes::wild_on_two),
+        ("dirty-exact", dirty::exact),
+        ("dirty-bits", dirty::exact),
+        ("dirty-protected", dirty::exact),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
@@ -26,6 +26,7 @@ use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
 use spin::Mutex;
 
 use crate::console;
+use crate::dirty::Tracking;
 use crate::life::Phase;
 use crate::logger::EVENT;
 
@@ -67,6 +68,8 @@ pub(crate) struct Task<V> {
     pub(crate) place: Place,
     /// Where its time goes: written by the CPU that runs it, and by who wakes it, under its queue's lock.
     pub(crate) account: VcpuAccount,
+    /// The last round of the domain's [tracking](crate::dirty) that it has caught up with.
+    pub(crate) round: AtomicU32,
 }
 
 impl<V: Vcpu> Task<V> {
@@ -75,6 +78,7 @@ impl<V: Vcpu> Task<V> {
             vcpu: Mutex::new(vcpu),
             place: Place::new(0),
             account: VcpuAccount::new(cpu::tsc(), Activity::Blocked),
+            round: AtomicU32::new(0),
         }
     }
 }
@@ -84,7 +88,9 @@ impl<V: Vcpu> Task<V> {
 /// address-space ids are not used again before a flush.
 pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tasks: Box<[Task<B::Vcpu>]>,
-    _tables: Tables<F>,
+    pub(crate) tables: Mutex<Tables<F>>,
+    /// Which pages it writes, where somebody wants to know.
+    pub(crate) tracking: Tracking,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
     /// Its number in the configuration.
@@ -98,11 +104,18 @@ pub(crate) struct Live<B: Backend, F: Format> {
 }
 
 /// A domain's stage-2 tables.
-struct Tables<F: Format> {
+pub(crate) struct Tables<F: Format> {
     /// RAM alone.
     plain: Stage2<F>,
     /// The same with the backend's page where a local APIC is, if it has one.
     with_apic: Option<Stage2<F>>,
+}
+
+impl<F: Format> Tables<F> {
+    /// All of them: what is done to the guest's RAM is done to each.
+    pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Stage2<F>> {
+        core::iter::once(&mut self.plain).chain(&mut self.with_apic)
+    }
 }
 
 impl<B: Backend, F: Format> Live<B, F> {
@@ -258,7 +271,8 @@ impl Maker {
         Ok(Live {
             vcpus_left: AtomicUsize::new(made.len()),
             tasks: made.into_iter().map(Task::new).collect(),
-            _tables: tables,
+            tables: Mutex::new(tables),
+            tracking: Tracking::new(),
             domain,
             guest,
             has_console: record.console() == Console::Serial,

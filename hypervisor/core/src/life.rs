@@ -15,12 +15,13 @@ use caisson_machine::cpu;
 use caisson_machine::memory::GuestRam;
 use caisson_stage2::Format;
 
+use crate::dirty::Progress;
 use crate::guests::Live;
 use crate::scheduler::System;
 
 /// What is to be done for a guest beside running it.
 pub(crate) enum Phase {
-    /// Nothing.
+    /// Nothing, but that somebody may want to know what it writes.
     Living,
     /// All its vCPUs are out of the queues.
     Ended,
@@ -78,8 +79,20 @@ impl<B: Backend, F: Format> System<B, F> {
         let mut guest = self.guests[index].lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
             Phase::Living => {
-                self.block_chore(u64::MAX);
-                Chore::More
+                let live = guest.live.clone();
+                drop(guest);
+                match live.map_or(Progress::Rest(u64::MAX), |live| self.watch_writes(&live, until)) {
+                    Progress::More => Chore::More,
+                    Progress::Later => Chore::Later,
+                    Progress::Rest(deadline) => {
+                        // It may have ended meanwhile; who says so wakes the chores afterwards.
+                        let guest = self.guests[index].lock();
+                        if matches!(guest.phase, Phase::Living) {
+                            self.block_chore(deadline);
+                        }
+                        Chore::More
+                    }
+                }
             }
             Phase::Ended => {
                 let Some(live) = guest.live.take() else { return Chore::More };

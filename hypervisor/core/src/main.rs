@@ -16,6 +16,7 @@ mod console;
 #[cfg(any(target_os = "none", doc))]
 mod cpus;
 #[cfg(any(target_os = "none", doc))]
+mod dirty;
 mod drill;
 #[cfg(any(target_os = "none", doc))]
 mod guests;

@@ -25,6 +25,7 @@ use log::LevelFilter;
 
 use crate::console::{self, Shown};
 use crate::cpus;
+use crate::dirty::Meter;
 use crate::drill::Drill;
 use crate::guests::Maker;
 use crate::logger;
@@ -268,6 +269,7 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
         power::finish(RunResult::Refused)
     }
     system.plan(Drill::of(info));
+    system.tell_writes(Meter::of(info, clock));
     cpus::release(system);
     system.run()
 }

@@ -119,6 +119,10 @@ pub enum Outcome {
     /// The vCPU waits for the one of its domain with this index, which the domain has and which is another one: let that
     /// one run in its place if it is ready to, and go on otherwise.
     YieldTo(usize),
+    /// The hardware's log of written pages is full: empty it ([`Vcpu::take_written`]), and enter again.
+    LogFull,
+    /// The guest wrote a page of its RAM that stage 2 maps without the right to: allow it, and enter again.
+    Protected(Gpa),
     /// The vCPU halted: enter again if [`VirtualCpu::prepare`] says so.
     Halted,
     /// The whole guest ended.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_types::{Hpa, VcpuId};
+use caisson_types::{Gpa, Hpa, VcpuId};
 use caisson_x86::{ApicPage, TopVectors};
 
 use crate::{Event, Exit, VcpuState};
@@ -118,6 +118,17 @@ pub enum ApicPlace {
     Msrs,
 }
 
+/// How the hardware tells which pages a guest has written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteTrace {
+    /// Not at all: pages have to be write-protected.
+    None,
+    /// By dirty bits in the stage-2 tables.
+    DirtyBits,
+    /// By dirty bits, and each page whose bit it sets is put into the vCPU's log ([`Vcpu::take_written`]).
+    Log,
+}
+
 /// A vCPU: its state, and what stands between it and the hardware.
 pub trait Vcpu: VcpuState {
     /// The CPU keeps the page-directory pointers of PAE paging in registers, and so must a write to CR0 or CR4 that is
@@ -191,6 +202,13 @@ pub trait Vcpu: VcpuState {
     /// Flushes the guest's TLB entries (guest-virtual and guest-physical) before the next entry.
     fn flush_tlb(&mut self);
 
+    /// Has the CPU put each page whose dirty bit it sets into the vCPU's log, or no longer. On the CPU that the vCPU is on;
+    /// nothing where there is no log ([`Backend::write_trace`]).
+    fn set_write_log(&mut self, _on: bool) {}
+
+    /// Calls `page` with every page of the log, and empties it. On the CPU that the vCPU is on.
+    fn take_written(&mut self, _page: impl FnMut(Gpa)) {}
+
     /// The state after power-on or INIT (APM vol. 2, table 14-1; SDM vol. 3, table 11-1).
     fn reset(&mut self, init: bool);
 
@@ -251,6 +269,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// the page, so that a domain has tables with and without it.
     fn apic_access_page(&self) -> Option<Hpa> {
         None
+    }
+
+    /// How the CPUs tell which pages a guest has written.
+    fn write_trace(&self) -> WriteTrace {
+        WriteTrace::DirtyBits
     }
 
     /// Makes a vCPU in the state after power-on; its memory is the domain's. Any CPU can run it.

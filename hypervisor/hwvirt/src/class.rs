@@ -50,6 +50,8 @@ classes! {
     Pause "pause",
     /// An access that stage 2 did not allow: MMIO, as a rule.
     Stage2 "mmio",
+    /// A full log of written pages.
+    LogFull "log-full",
     /// A physical interrupt.
     Interrupt "interrupt",
     /// A physical NMI.
@@ -113,6 +115,7 @@ impl Exit {
             Self::Halt => ExitClass::Halt,
             Self::Pause => ExitClass::Pause,
             Self::NestedFault(_) => ExitClass::Stage2,
+            Self::LogFull => ExitClass::LogFull,
             Self::ExternalInterrupt => ExitClass::Interrupt,
             Self::Nmi => ExitClass::Nmi,
             Self::InterruptWindow | Self::NmiWindow => ExitClass::Window,

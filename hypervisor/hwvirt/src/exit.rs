@@ -105,6 +105,8 @@ pub enum Exit {
     Pause,
     /// An access that stage 2 did not allow.
     NestedFault(NestedFault),
+    /// The log of pages that the guest has written is full ([`crate::Vcpu::take_written`]).
+    LogFull,
     /// A physical interrupt arrived; the host takes it when it opens its own.
     ExternalInterrupt,
     /// A physical NMI arrived.

@@ -20,6 +20,7 @@ pub mod vmx;
 
 pub use backend::{
     ApicPlace, Backend, EnableError, InterruptWindow, MsrPassthrough, Policy, Refusal, Vcpu, VcpuSetup,
+    WriteTrace,
 };
 pub use class::ExitClass;
 pub use event::Event;

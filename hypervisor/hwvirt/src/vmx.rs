@@ -58,6 +58,7 @@ pub fn decode(raw: &impl ExitFields) -> Exit {
         ExitReason::APIC_ACCESS => Exit::NestedFault(decode_apic_access(raw.qualification())),
         ExitReason::VIRTUALIZED_EOI => Exit::EndOfInterrupt(raw.qualification() as u8),
         ExitReason::APIC_WRITE => Exit::ApicWrite { offset: (raw.qualification() & 0xfff) as u16 },
+        ExitReason::LOG_FULL => Exit::LogFull,
         ExitReason::EXCEPTION_OR_NMI => decode_exception(raw),
         ExitReason::PAUSE => Exit::Pause,
         ExitReason::CONTROL_REGISTER => decode_control(raw),

@@ -56,6 +56,16 @@ const fn exception(event: u32, error_code: u32, address: u64) -> Intel {
     Intel { event, error_code, ..intel(0, address) }
 }
 
+/// Page-modification logging is VT-x's alone. Its exit may come while an event is delivered, which is then delivered again,
+/// and its qualification says no more than that an IRET had unblocked NMIs.
+#[test]
+fn a_full_log_is_an_exit() {
+    for qualification in [0, 1 << 12] {
+        assert_eq!(vmx::decode(&intel(62, qualification)), Exit::LogFull);
+    }
+    assert!(ExitReason(62).may_interrupt_delivery() && !ExitReason(62).is_instruction());
+}
+
 #[test]
 fn golden_exits_of_both_vendors() {
     let device = |write, fetch| {

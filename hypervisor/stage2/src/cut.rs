@@ -148,7 +148,12 @@ impl<F: Format> Stage2<F> {
 
     /// A table, not linked yet, that maps what the leaf of `level` does, by smaller leaves. They count as
     /// accessed and dirty, as the processor may set those bits of the leaf up to its replacement.
-    pub(crate) fn split<M: TableMemory>(memory: &mut M, pool: &mut TableList, leaf: u64, level: u8) -> Option<Hpa> {
+    pub(crate) fn split<M: TableMemory>(
+        memory: &mut M,
+        pool: &mut TableList,
+        leaf: u64,
+        level: u8,
+    ) -> Option<Hpa> {
         let child = pool.pop(memory)?;
         let page = leaf & F::ADDRESS & !(leaf_size(level).bytes() - 1);
         let (permissions, memory_type) = (F::permissions(leaf), F::memory_type(leaf, true));

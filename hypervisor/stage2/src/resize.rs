@@ -32,13 +32,7 @@ impl<F: Format> Stage2<F> {
     }
 
     /// How many tables it takes.
-    fn tables_for_small<M: TableMemory>(
-        memory: &M,
-        table: Hpa,
-        level: u8,
-        base: u64,
-        range: Range,
-    ) -> u64 {
+    fn tables_for_small<M: TableMemory>(memory: &M, table: Hpa, level: u8, base: u64, range: Range) -> u64 {
         let mut needed = 0;
         for slot in slots(table, level, base, range).filter(|_| level > 1) {
             let entry = memory.read(table, slot.index);

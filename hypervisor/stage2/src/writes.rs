@@ -261,7 +261,9 @@ mod tests {
                 thread::spawn(move || {
                     let mut at = seed;
                     for _ in 0..20_000 {
-                        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        at = at
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
                         let index = (at >> 33) as usize % PAGES;
                         memory[index].fetch_add(1, Ordering::Relaxed);
                         log.mark(Gpa::new(pages(index as u64)), 8);

@@ -71,7 +71,7 @@ impl VmxVcpu {
             Some(bitmap) if controls.contains(SecondaryControls::X2APIC) => bitmap,
             _ => &shared.msr_bitmap,
         };
-        let secondary = shared.controls.secondary | controls.bits();
+        let secondary = shared.controls.secondary | controls.bits() | self.log_control().bits();
         self.vmcs.set(Register::SecondaryControls, u64::from(secondary));
         if shared.features.contains(VmxFeatures::MSR_BITMAPS) {
             self.vmcs.set(Register::MsrBitmap, bitmap.hpa().as_u64());

@@ -70,6 +70,7 @@ impl Controls {
             (VmxFeatures::TSC_SCALING, SecondaryControls::TSC_SCALING),
             (VmxFeatures::VIRTUAL_INTERRUPTS, SecondaryControls::VIRTUAL_INTERRUPTS),
         ];
+        // Page-modification logging is turned on for a vCPU when its guest's writes matter.
         let secondary =
             optional.iter().fold(secondary.bits(), |bits, (f, control)| bits | when(*f, control.bits()));
         let secondary = caps

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::arch::asm;
 
 use caisson_frames::Owner;
-use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup};
+use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy, VcpuSetup, WriteTrace};
 use caisson_machine::acpi::MAX_CPUS;
 use caisson_machine::clock;
 use caisson_machine::context::Carried;
@@ -369,6 +369,16 @@ impl Backend for Vmx {
 
     fn tsc_fraction_bits(&self) -> Option<u32> {
         self.shared.features.contains(VmxFeatures::TSC_SCALING).then_some(TSC_FRACTION_BITS)
+    }
+
+    fn write_trace(&self) -> WriteTrace {
+        if self.shared.features.contains(VmxFeatures::PML) {
+            WriteTrace::Log
+        } else if self.shared.features.contains(VmxFeatures::EPT_ACCESSED_DIRTY) {
+            WriteTrace::DirtyBits
+        } else {
+            WriteTrace::None
+        }
     }
 
     fn create_vcpu(&self, id: VcpuId, setup: &VcpuSetup) -> Result<VmxVcpu, EnableError> {

@@ -12,7 +12,7 @@ use crate::vmcs::Register;
 
 /// DR7.GD: an access to a debug register raises #DB.
 const DR7_GENERAL_DETECT: u64 = 1 << 13;
-/// Of the qualification of an EPT violation: an IRET had unblocked NMIs (table 28-7).
+/// Of the qualification of an EPT violation or a full log: an IRET had unblocked NMIs (table 28-7, section 28.2.1).
 const UNBLOCKED_NMIS: u64 = 1 << 12;
 /// Bits of DR6 that a #DB sets: breakpoints, register access, single step.
 const DR6_CAUSES: u64 = 0x600f;
@@ -81,7 +81,7 @@ impl VmxVcpu {
         if interrupted.is_valid() {
             return;
         }
-        let unblocked = if self.reason.basic() == ExitReason::EPT_VIOLATION {
+        let unblocked = if matches!(self.reason.basic(), ExitReason::EPT_VIOLATION | ExitReason::LOG_FULL) {
             self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0
         } else {
             let event = self.exit_event();

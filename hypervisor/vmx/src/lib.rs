@@ -12,6 +12,7 @@
 //! | `control.rs` | CR0 and CR4 between guest, mask and shadow |
 //! | `context.rs` | SYSCALL MSRs, CR2, DR6: what is swapped at a vCPU switch |
 //! | `msr.rs` | MSRs that the VMCS or the switch carries |
+//! | `log.rs` | the log of pages that the guest has written |
 //! | `vpid.rs` | virtual-processor ids, INVVPID and INVEPT |
 //!
 //! The files carry the names of the `svm` crate's where they do the same. Nothing here allocates, logs or locks once a
@@ -28,6 +29,7 @@ mod context;
 mod control;
 mod enable;
 mod event;
+mod log;
 mod msr;
 mod run;
 mod vcpu;

@@ -7,6 +7,7 @@ use caisson_hwvirt::vmx::{EntryState, ExitFields, SegmentState, check_entry, dec
 use caisson_hwvirt::{ApicPlace, Event, Exit, InterruptWindow, Refusal, Vcpu};
 use caisson_machine::cpu::{take_interrupts, write_msr};
 use caisson_machine::percpu;
+use caisson_types::Gpa;
 use caisson_x86::vmx::field::{self, Field};
 use caisson_x86::vmx::{
     AccessRights, EntryControls, EventInfo, ExitReason, ReadWrite, VmxFeatures, instruction_error,
@@ -257,7 +258,7 @@ impl VmxVcpu {
                     self.debug_exception();
                 }
             }
-            ExitReason::EPT_VIOLATION => self.block_nmis_again(),
+            ExitReason::EPT_VIOLATION | ExitReason::LOG_FULL => self.block_nmis_again(),
             ExitReason::APIC_WRITE | ExitReason::VIRTUALIZED_EOI | ExitReason::TPR_BELOW_THRESHOLD => {
                 self.take_pending_trap();
             }
@@ -444,6 +445,14 @@ impl Vcpu for VmxVcpu {
 
     fn flush_tlb(&mut self) {
         self.stale = Stale::all();
+    }
+
+    fn set_write_log(&mut self, on: bool) {
+        self.turn_log(on);
+    }
+
+    fn take_written(&mut self, page: impl FnMut(Gpa)) {
+        self.empty_log(page);
     }
 
     fn reset(&mut self, init: bool) {

@@ -20,6 +20,7 @@ use caisson_x86::{
 use crate::context::Context;
 use crate::control::CR0_HOST;
 use crate::enable::Shared;
+use crate::log::WriteLog;
 use crate::run::{POINTERS, exit_address};
 use crate::vmcs::{Register, Vmcs};
 use crate::vpid::Vpid;
@@ -73,6 +74,8 @@ pub struct VmxVcpu {
     pub(crate) top_vectors: Option<TopVectors>,
     /// The vectors whose end of service exits.
     pub(crate) level_vectors: [u64; 4],
+    /// The log of written pages, where the CPU has one.
+    pub(crate) log: Option<WriteLog>,
     pub(crate) window: InterruptWindow,
     /// The core waits for the end of the blocking of NMIs.
     pub(crate) nmi_window: bool,
@@ -97,6 +100,10 @@ impl VmxVcpu {
             true => Some(PageBox::zeroed(owner)?),
             false => None,
         };
+        let log = match shared.features.contains(VmxFeatures::PML) {
+            true => Some(WriteLog::new(owner)?),
+            false => None,
+        };
         let accessed_dirty = shared.features.contains(VmxFeatures::EPT_ACCESSED_DIRTY);
         let eptp = |root| Ept::root_pointer(root, LEVELS, accessed_dirty);
         let mut vcpu = Self {
@@ -115,6 +122,7 @@ impl VmxVcpu {
             cr8: 0,
             top_vectors: None,
             level_vectors: [0; 4],
+            log,
             window: InterruptWindow::Closed,
             nmi_window: false,
             injection: None,

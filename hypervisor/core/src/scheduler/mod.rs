@@ -36,6 +36,7 @@ use caisson_types::{DomainId, PAGE_SIZE};
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::console;
+use crate::dirty::Meter;
 use crate::drill::Drill;
 use crate::guests::{Guest, Live, Maker};
 use crate::trace;
@@ -84,6 +85,8 @@ pub(crate) struct System<B: Backend, F: Format> {
     /// Some guest ended as it should not.
     failed: AtomicBool,
     drill: Once<Drill>,
+    /// How often it is told what guests write.
+    pub(crate) meter: Once<Meter>,
     drilled: AtomicBool,
     /// KiB of memory that were free before the first guest was made, when all CPUs had what they need.
     free_before: AtomicU64,
@@ -126,6 +129,7 @@ impl<B: Backend, F: Format> System<B, F> {
             guests,
             failed: AtomicBool::new(false),
             drill: Once::new(),
+            meter: Once::new(),
             drilled: AtomicBool::new(false),
             free_before: AtomicU64::new(0),
             top: Mutex::new(Top::new()),
@@ -177,6 +181,14 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn plan(&self, drill: Option<Drill>) {
         if let Some(drill) = drill {
             self.drill.call_once(|| drill);
+        }
+    }
+
+    /// It is told what the guests write, as often as the meter says. Their chores do that.
+    pub(crate) fn tell_writes(&self, meter: Option<Meter>) {
+        if let Some(meter) = meter {
+            self.meter.call_once(|| meter);
+            self.chores.iter().for_each(|place| self.wake(place));
         }
     }
 

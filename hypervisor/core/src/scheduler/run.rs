@@ -14,7 +14,7 @@ use caisson_sched::{Key, NEVER};
 use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
 use caisson_trace::Event;
-use caisson_types::{DomainId, Instant};
+use caisson_types::{DomainId, Instant, PAGE_SIZE};
 
 use super::System;
 use super::queue::{Turn, Work};
@@ -169,8 +169,12 @@ impl<B: Backend, F: Format> System<B, F> {
                 log::warn!("the machine raised an NMI that nobody asked for");
             }
         }
-        if loaded.as_ref().is_some_and(|(live, _)| live.is_ending()) {
-            self.unload(loaded);
+        if let Some((live, index)) = loaded {
+            if live.is_ending() {
+                self.unload(loaded);
+            } else {
+                live.catch_up(*index);
+            }
         }
         if this.index() == SERIAL_CPU {
             if console::has_input() {
@@ -253,6 +257,7 @@ impl<B: Backend, F: Format> System<B, F> {
             vcpu.hw.switch_in();
             vcpu.scheduled_in(&live.domain, stolen(live, index));
         }
+        live.catch_up(index);
         *loaded = Some((live.clone(), index));
     }
 
@@ -264,6 +269,7 @@ impl<B: Backend, F: Format> System<B, F> {
             let mut vcpu = task.vcpu.lock();
             let preempted = vcpu.run_state() == RunState::Running;
             vcpu.scheduled_out(&live.domain, preempted);
+            vcpu.hw.take_written(|gpa| live.domain.memory.written(gpa, PAGE_SIZE));
             vcpu.hw.switch_out();
             if self.shown(self.this().pool).members().len() > 1 || live.is_ending() {
                 vcpu.hw.leave_cpu();
@@ -291,7 +297,7 @@ impl<B: Backend, F: Format> System<B, F> {
             let mut vcpu = task.vcpu.lock();
             let mut host = Machine { system: self, live, index, charge: Charge::TURN };
             let until = until.min(self.console_deadline());
-            let stop = run_vcpu(&mut vcpu, &live.domain, &mut host, self.clock, until, &watch);
+            let stop = run_vcpu(&mut vcpu, live, &mut host, self.clock, until, &watch);
             if let Stop::Ended(ended) = stop {
                 self.end(live, ended, &vcpu);
             }
@@ -357,13 +363,14 @@ fn stolen<B: Backend, F: Format>(live: &Live<B, F>, index: usize) -> u64 {
 /// Runs a vCPU until it blocks, or the queue is to be asked again, at the host's TSC `until` at the latest.
 fn run_vcpu<B: Backend, F: Format>(
     vcpu: &mut VirtualCpu<B::Vcpu>,
-    domain: &caisson_domain::Domain<GuestRam>,
+    live: &Live<B, F>,
     host: &mut Machine<'_, B, F>,
     clock: &Clock,
     until: u64,
     watch: &Watch<'_>,
 ) -> Stop {
     let pending = percpu::current().pending();
+    let domain = &live.domain;
     own_timer(vcpu, domain, host, clock, until);
     loop {
         match vcpu.prepare(domain, host) {
@@ -390,6 +397,12 @@ fn run_vcpu<B: Backend, F: Format>(
         let exit = vcpu.hw.run();
         match vcpu.answer(domain, host, exit) {
             Outcome::Resume | Outcome::Halted => {}
+            Outcome::LogFull => live.empty_log(vcpu),
+            Outcome::Protected(gpa) => {
+                if let Err(ended) = live.allow_write(vcpu, gpa) {
+                    return Stop::Ended(ended);
+                }
+            }
             Outcome::HostEvent => cpu::take_interrupts(),
             Outcome::Yield => return Stop::Yielded(None),
             Outcome::YieldTo(index) => return Stop::Yielded(Some(index)),

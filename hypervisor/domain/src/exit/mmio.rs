@@ -22,6 +22,9 @@ impl<V: Vcpu> VirtualCpu<V> {
         fault: NestedFault,
     ) -> Outcome {
         if domain.memory.read_u64(Gpa::new(fault.gpa.as_u64() & !7)).is_ok() {
+            if fault.write && fault.present {
+                return Outcome::Protected(fault.gpa);
+            }
             return Outcome::Ended(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
         }
         // What the CPU was delivering reached for its tables or its stack here: no instruction is to be executed for it.

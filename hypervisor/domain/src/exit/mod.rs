@@ -41,6 +41,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::WriteMsr => self.write_msr(domain, host),
             Exit::Io(io) => self.io(domain, host, &io),
             Exit::NestedFault(fault) => self.nested_fault(domain, host, fault),
+            Exit::LogFull => Outcome::LogFull,
             Exit::Hypercall => self.hypercall(domain, host),
             Exit::ExternalInterrupt | Exit::Nmi => self.host_event(domain),
             Exit::Halt => self.halt(domain),

@@ -130,6 +130,33 @@ fn a_fault_on_ram_is_caissons_and_costs_the_guest() {
     });
 }
 
+/// Stage 2 may hold RAM without the right to write, whatever the CPU was delivering: who knows why is asked.
+#[test]
+fn a_protected_page_is_told() {
+    for event in [None, Some(Event::Interrupt(0x40))] {
+        with(1, |m| {
+            m.hw().interrupted = event;
+            let Exit::NestedFault(fault) = fault(0x5008, true) else { return };
+            for (write, present) in [(true, true), (false, true), (true, false)] {
+                let outcome = m.answer(0, Exit::NestedFault(NestedFault { write, present, ..fault }));
+                assert_eq!(outcome == Outcome::Protected(Gpa::new(0x5008)), write && present);
+            }
+            assert_eq!(m.vcpus[0].interrupted, event);
+        });
+    }
+}
+
+/// An event that the exit interrupted is delivered once there is room in the log.
+#[test]
+fn a_full_log_costs_no_event() {
+    with(1, |m| {
+        m.hw().interrupted = Some(Event::Interrupt(0x40));
+        assert_eq!(m.answer(0, Exit::LogFull), Outcome::LogFull);
+        assert_eq!(m.vcpus[0].interrupted, Some(Event::Interrupt(0x40)));
+        assert!(m.vcpus[0].attention);
+    });
+}
+
 #[test]
 fn a_delivery_without_a_stack() {
     let event = Event::Exception(Exception::page_fault(0, 0x1234));

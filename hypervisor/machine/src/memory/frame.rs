@@ -4,7 +4,7 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_frames::{FrameBlock, Owner};
-use caisson_stage2::TableMemory;
+use caisson_stage2::{Marks, TableMemory};
 use caisson_types::{DomainId, Hpa, PAGE_SIZE};
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{FrameAllocator, PhysFrame, Size4KiB};
@@ -84,6 +84,27 @@ unsafe impl FrameAllocator<Size4KiB> for TableFrames {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
         let block = frames().allocate(0, Owner::Hypervisor)?;
         Some(PhysFrame::containing_address(PhysAddr::new(block.into_start().as_u64())))
+    }
+}
+
+/// A page of marks of one domain's log of writes: like its tables, the frame goes with the domain.
+pub struct DomainMarks(&'static Marks);
+
+impl DomainMarks {
+    /// One without marks, or `None` without memory.
+    pub(super) fn allocate(domain: DomainId) -> Option<Self> {
+        let block = frames().allocate(0, Owner::Domain(domain))?;
+        // SAFETY: the frame is the log's for as long as the domain lives, whose memory holds the log; it is zero, mapped, and
+        // only ever accessed as atomics.
+        Some(Self(unsafe { &*direct(block.into_start()).cast::<Marks>() }))
+    }
+}
+
+impl Deref for DomainMarks {
+    type Target = Marks;
+    #[inline]
+    fn deref(&self) -> &Marks {
+        self.0
     }
 }
 

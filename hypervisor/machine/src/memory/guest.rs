@@ -4,12 +4,15 @@
 //! to by string instructions and single volatile accesses.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use alloc::vec::Vec;
 use caisson_frames::Owner;
+use caisson_stage2::WriteLog;
 use caisson_types::{DomainId, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
+use spin::Once;
 
+use super::frame::DomainMarks;
 use super::{direct, frames, scrub};
 
 /// Bytes that are scrubbed at a time when a domain dies, so that nobody waits long.
@@ -31,6 +34,10 @@ pub struct GuestRam {
     domain: DomainId,
     extents: Vec<Extent>,
     scrubbed: (usize, u64),
+    /// Which pages have been written, once somebody has asked.
+    log: Once<WriteLog<DomainMarks>>,
+    /// Somebody asks now.
+    logging: AtomicBool,
 }
 
 impl GuestRam {
@@ -70,7 +77,8 @@ impl GuestRam {
             }
             return None;
         }
-        Some(Self { domain, extents, scrubbed: (0, 0) })
+        let (log, logging) = (Once::new(), AtomicBool::new(false));
+        Some(Self { domain, extents, scrubbed: (0, 0), log, logging })
     }
 
     /// Whose it is.
@@ -83,6 +91,50 @@ impl GuestRam {
     #[must_use]
     pub fn extents(&self) -> &[Extent] {
         &self.extents
+    }
+
+    /// From now on what is written here is marked in the log, which is empty; the guest's own writes are to be marked by who
+    /// learns of them. `false` without memory for the log. That it has is the domain's to its end.
+    #[must_use]
+    pub fn start_log(&self) -> bool {
+        if self.log.get().is_none() {
+            let ranges = self.extents.iter().map(|extent| (extent.gpa, extent.bytes));
+            let Some(log) = WriteLog::new(ranges, || DomainMarks::allocate(self.domain)) else {
+                return false;
+            };
+            self.log.call_once(|| log);
+        }
+        if let Some(log) = self.log.get() {
+            log.clear();
+        }
+        self.logging.store(true, Ordering::Release);
+        true
+    }
+
+    /// Nothing is marked any more.
+    pub fn stop_log(&self) {
+        self.logging.store(false, Ordering::Release);
+    }
+
+    /// The log, if it has ever been started.
+    #[must_use]
+    pub fn log(&self) -> Option<&WriteLog<DomainMarks>> {
+        self.log.get()
+    }
+
+    /// These bytes have been written, by the guest or for it. To be called afterwards.
+    #[inline]
+    pub fn written(&self, gpa: Gpa, bytes: u64) {
+        if self.logging.load(Ordering::Relaxed) {
+            self.mark(gpa, bytes);
+        }
+    }
+
+    #[cold]
+    fn mark(&self, gpa: Gpa, bytes: u64) {
+        if let Some(log) = self.log.get() {
+            log.mark(gpa, bytes);
+        }
     }
 
     /// Scrubs the next piece after the domain's death; `true` when all is done.
@@ -184,7 +236,9 @@ impl GuestMemory for GuestRam {
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
         let from = data.as_ptr();
         // SAFETY: as above, the other way round.
-        self.pieces(gpa, data.len(), |at, done, part| unsafe { copy(from.add(done), at, part) })
+        let result = self.pieces(gpa, data.len(), |at, done, part| unsafe { copy(from.add(done), at, part) });
+        self.written(gpa, data.len() as u64);
+        result
     }
 
     fn fill_zero(&self, gpa: Gpa, len: u64) -> Result<(), MemoryError> {
@@ -195,6 +249,7 @@ impl GuestMemory for GuestRam {
             let part = room.min(len - done);
             // SAFETY: the piece is RAM of the guest's.
             unsafe { fill_zero(pointer, part as usize) };
+            self.written(at, part);
             done += part;
         }
         Ok(())
@@ -204,21 +259,27 @@ impl GuestMemory for GuestRam {
         let at = self.word(gpa, 4)?;
         // SAFETY: an aligned word of the guest's RAM, accessed atomically.
         let word = unsafe { &*at.cast::<AtomicU32>() };
-        Ok(word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+        let done = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        self.written(gpa, 4);
+        Ok(done)
     }
 
     fn compare_exchange_u64(&self, gpa: Gpa, current: u64, new: u64) -> Result<bool, MemoryError> {
         let at = self.word(gpa, 8)?;
         // SAFETY: an aligned word of the guest's RAM, accessed atomically.
         let word = unsafe { &*at.cast::<AtomicU64>() };
-        Ok(word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok())
+        let done = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        self.written(gpa, 8);
+        Ok(done)
     }
 
     fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError> {
         let at = self.word(gpa, 1)?;
         // SAFETY: a byte of the guest's RAM, accessed atomically.
         let byte = unsafe { &*at.cast::<AtomicU8>() };
-        Ok(byte.swap(new, Ordering::SeqCst))
+        let old = byte.swap(new, Ordering::SeqCst);
+        self.written(gpa, 1);
+        Ok(old)
     }
 
     #[inline]
@@ -226,6 +287,7 @@ impl GuestMemory for GuestRam {
         let Some((at, 4..)) = self.find(gpa) else { return self.write(gpa, &value.to_le_bytes()) };
         // SAFETY: four bytes of the guest's RAM.
         unsafe { store_u32(at, value) };
+        self.written(gpa, 4);
         Ok(())
     }
 
@@ -234,6 +296,7 @@ impl GuestMemory for GuestRam {
         let Some((at, 8..)) = self.find(gpa) else { return self.write(gpa, &value.to_le_bytes()) };
         // SAFETY: eight bytes of the guest's RAM.
         unsafe { store_u64(at, value) };
+        self.written(gpa, 8);
         Ok(())
     }
 

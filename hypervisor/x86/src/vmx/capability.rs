@@ -235,6 +235,9 @@ impl Capabilities {
         features.set(F::ENCLS, secondary(SecondaryControls::ENCLS));
         features.set(F::XSAVES, secondary(SecondaryControls::XSAVES));
         features.set(F::TSC_SCALING, secondary(SecondaryControls::TSC_SCALING));
+        // It logs the setting of dirty bits.
+        let dirty = features.contains(F::EPT_ACCESSED_DIRTY);
+        features.set(F::PML, secondary(SecondaryControls::PML) && dirty);
         features.set(F::STRING_IO, self.basic.string_io());
         features.set(F::VIRTUAL_INTERRUPTS, secondary(SecondaryControls::VIRTUAL_INTERRUPTS));
         features.set(F::X2APIC, secondary(SecondaryControls::X2APIC));
@@ -266,7 +269,8 @@ mod tests {
     }
 
     /// What later CPUs have.
-    const NEWER: VmxFeatures = VmxFeatures::ENCLS.union(VmxFeatures::XSAVES).union(VmxFeatures::TSC_SCALING);
+    const NEWER: VmxFeatures =
+        VmxFeatures::ENCLS.union(VmxFeatures::XSAVES).union(VmxFeatures::TSC_SCALING).union(VmxFeatures::PML);
 
     #[test]
     fn a_haswell_has_everything_that_is_needed() {
@@ -289,6 +293,19 @@ mod tests {
         });
         assert!(!caps.has_nested_paging());
         assert_eq!(caps.ept_vpid, EptVpid::empty());
+    }
+
+    #[test]
+    fn pages_are_logged_where_they_have_dirty_bits() {
+        let skylake = |ept_vpid: u64| {
+            move |msr| match msr {
+                capability_msr::SECONDARY => 0x0217_7fff_0000_0000,
+                capability_msr::EPT_VPID => ept_vpid,
+                other => haswell(other),
+            }
+        };
+        assert!(Capabilities::read(skylake(0x0f01_0633_4141)).features().contains(VmxFeatures::PML));
+        assert!(!Capabilities::read(skylake(0x0f01_0613_4141)).features().contains(VmxFeatures::PML));
     }
 
     #[test]

@@ -82,6 +82,8 @@ bitflags! {
         const INVPCID = 1 << 12;
         /// ENCLS by bitmap.
         const ENCLS = 1 << 15;
+        /// Page-modification logging.
+        const PML = 1 << 17;
         /// XSAVES and XRSTORS can be used.
         const XSAVES = 1 << 20;
         /// The TSC is multiplied before the offset is added.

@@ -52,6 +52,7 @@ impl ExitReason {
     pub const INVPCID: u16 = 58;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
+    pub const LOG_FULL: u16 = 62;
     pub const SEAMCALL: u16 = 76;
     pub const TDCALL: u16 = 77;
 }
@@ -92,7 +93,8 @@ impl ExitReason {
     }
 
     /// Whether the exit may have interrupted the delivery of an event (section 28.2.4): exceptions, task switches,
-    /// accesses to the APIC's page and EPT faults. Every other exit comes between instructions, or is an instruction's own.
+    /// accesses to the APIC's page, EPT faults and a full log of written pages. Every other exit comes between
+    /// instructions, or is an instruction's own.
     #[inline]
     #[must_use]
     pub const fn may_interrupt_delivery(self) -> bool {
@@ -100,7 +102,8 @@ impl ExitReason {
             | 1 << ExitReason::TASK_SWITCH
             | 1 << ExitReason::APIC_ACCESS
             | 1 << ExitReason::EPT_VIOLATION
-            | 1 << ExitReason::EPT_MISCONFIGURATION;
+            | 1 << ExitReason::EPT_MISCONFIGURATION
+            | 1 << ExitReason::LOG_FULL;
         self.0 < 64 && SET >> self.0 & 1 != 0
     }
 }
@@ -114,10 +117,11 @@ mod tests {
         for basic in [ExitReason::CPUID, ExitReason::IO, ExitReason::XSETBV, ExitReason::VMXON] {
             assert!(ExitReason(u32::from(basic)).is_instruction());
         }
-        for basic in [0, 1, 2, 7, 8, 9, 33, 44, 45, 48, 49, 52, 56] {
+        for basic in [0, 1, 2, 7, 8, 9, 33, 44, 45, 48, 49, 52, 56, 62] {
             assert!(!ExitReason(basic).is_instruction());
         }
         assert!(!ExitReason(1 << 31 | 33).is_instruction() && ExitReason(1 << 31 | 33).entry_failed());
-        assert!(ExitReason(48).may_interrupt_delivery() && !ExitReason(10).may_interrupt_delivery());
+        assert!(ExitReason(48).may_interrupt_delivery() && ExitReason(62).may_interrupt_delivery());
+        assert!(!ExitReason(10).may_interrupt_delivery());
     }
 }

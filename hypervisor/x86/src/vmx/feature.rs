@@ -48,6 +48,8 @@ bitflags! {
         const TSC_SCALING = 1 << 17;
         /// All registers of the local APIC in the virtual-APIC page.
         const APIC_REGISTERS = 1 << 18;
+        /// Page-modification logging.
+        const PML = 1 << 19;
     }
 }
 
@@ -62,6 +64,10 @@ impl VmxFeatures {
     #[must_use]
     pub fn consistent(self) -> Self {
         let mut features = self;
+        if !features.contains(Self::EPT_ACCESSED_DIRTY) {
+            // It logs the setting of dirty bits.
+            features -= Self::PML;
+        }
         if !features.contains(Self::TPR_SHADOW) {
             features -= Self::VIRTUAL_INTERRUPTS;
         }
@@ -100,6 +106,8 @@ mod tests {
         let all = VmxFeatures::all();
         let apic = VmxFeatures::X2APIC | VmxFeatures::APIC_ACCESSES | VmxFeatures::APIC_REGISTERS;
         assert_eq!(all.consistent(), all);
+        let bits = VmxFeatures::EPT_ACCESSED_DIRTY;
+        assert_eq!((all - bits).consistent(), all - bits - VmxFeatures::PML);
         assert_eq!(
             (all - VmxFeatures::TPR_SHADOW).consistent(),
             all - apic - VmxFeatures::VIRTUAL_INTERRUPTS - VmxFeatures::TPR_SHADOW

@@ -125,6 +125,8 @@ fields! {
     GUEST_TR_SELECTOR: u16, ReadWrite = 0x080e;
     /// Guest interrupt status: the highest requested vector in bits 7:0, the highest in service in bits 15:8.
     GUEST_INTERRUPT_STATUS: u16, ReadWrite = 0x0810;
+    /// Where the next page goes in the page-modification log: down from 511.
+    LOG_INDEX: u16, ReadWrite = 0x0812;
     /// Host ES selector.
     HOST_ES_SELECTOR: u16, ReadWrite = 0x0c00;
     /// Host CS selector.
@@ -142,6 +144,8 @@ fields! {
 
     /// Address of the MSR bitmap.
     MSR_BITMAP: u64, ReadWrite = 0x2004;
+    /// Address of the page-modification log.
+    LOG_ADDRESS: u64, ReadWrite = 0x200e;
     /// Added to the TSC while the guest runs.
     TSC_OFFSET: u64, ReadWrite = 0x2010;
     /// Address of the virtual-APIC page.
