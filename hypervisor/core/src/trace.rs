@@ -70,8 +70,20 @@ pub(crate) fn is_on() -> bool {
 /// Records an event of this CPU's, where there is a trace. Not for interrupt handlers.
 #[inline]
 pub(crate) fn record(event: impl FnOnce() -> Event) {
-    if let Some(ring) = ring() {
-        ring.record(event);
+    if is_on() {
+        record_cold(|| Some(event()));
+    }
+}
+
+/// Out of the way of those who leave no trace: the exit path would not be inlined with this in it.
+#[cold]
+#[inline(never)]
+fn record_cold(event: impl FnOnce() -> Option<Event>) {
+    if let Some(ring) = ring()
+        && ring.is_on()
+        && let Some(event) = event()
+    {
+        ring.record(|| event);
     }
 }
 

@@ -142,7 +142,7 @@ impl Opcode {
 ///
 /// # Errors
 /// [`LengthError`] where the bytes at RIP are not there or are not that instruction.
-#[inline]
+#[inline(always)]
 pub fn instruction_end(
     state: &impl VcpuState,
     memory: &impl GuestMemory,
@@ -165,7 +165,7 @@ pub fn instruction_end(
 }
 
 /// The length of `expected` where its plain encoding is at `gpa`, four bytes or more before a page's end.
-#[inline]
+#[inline(always)]
 fn plain_length_at(memory: &impl GuestMemory, gpa: Gpa, expected: Opcode) -> Option<u64> {
     expected.plain_length(memory.read_u32(gpa).ok()?)
 }

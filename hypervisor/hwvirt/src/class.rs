@@ -103,7 +103,7 @@ impl fmt::Display for ExitClass {
 
 impl Exit {
     /// Its kind: a look-up by the variant.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub const fn class(&self) -> ExitClass {
         match self {

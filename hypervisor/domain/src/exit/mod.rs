@@ -22,7 +22,7 @@ const XSTATE_LEAF: u32 = 0xd;
 
 impl<V: Vcpu> VirtualCpu<V> {
     /// Answers an exit.
-    #[inline]
+    #[inline(always)]
     pub fn answer<M: GuestMemory>(
         &mut self,
         domain: &Domain<M>,
@@ -135,7 +135,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn cpuid<M: GuestMemory>(&mut self, domain: &Domain<M>) -> Outcome {
         self.mirrored.cr4 = self.hw.cr4();
         let (leaf, subleaf) = (self.hw.gpr(Gpr::Rax) as u32, self.hw.gpr(Gpr::Rcx) as u32);

@@ -161,7 +161,7 @@ const fn slot_of(leaf: u32) -> Option<usize> {
 
 impl CpuidTable {
     /// What the guest gets for CPUID with `leaf` in EAX and `subleaf` in ECX.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn lookup(&self, leaf: u32, subleaf: u32, vcpu: &Dynamic) -> CpuidResult {
         let index = match slot_of(leaf) {
