@@ -74,7 +74,8 @@ pub(crate) fn on_four(lab: &Lab, name: &str) -> Verdict {
 
 /// As many vCPUs as a guest can have.
 pub(crate) fn sixty_four(lab: &Lab, name: &str) -> Verdict {
-    probe(lab, name, 2, 64)
+    // On one CPU: on two of them QEMU 7.2 has once left AMD-V's guest mode with the host's state in the guest's VMCB.
+    probe(lab, name, 1, 64)
 }
 
 /// Five guests of one vCPU each, that do nothing but compute, on two CPUs: each gets two fifths of a CPU, and all are done at
