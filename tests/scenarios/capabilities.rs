@@ -184,13 +184,7 @@ fn pass(
             "#
         );
     }
-    // Bochs delivers virtual interrupts to guests that hold them off, now and then: they are on only where they are what
-    // is looked at. The last word of `without=` counts.
-    let mut words = off.to_vec();
-    if vendor == "VT-x" && !off.iter().any(|word| word.contains("apic")) {
-        words.push("virtual-interrupts");
-    }
-    let mut boot = lab.boot(name, &config)?.words(&format!("without={}", words.join(",")));
+    let mut boot = lab.boot(name, &config)?.words(&format!("without={}", off.join(",")));
     if let Some(cpu) = cpu {
         boot = boot.cpu(cpu);
     }
