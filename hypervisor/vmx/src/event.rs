@@ -82,7 +82,10 @@ impl VmxVcpu {
             return;
         }
         let unblocked = if matches!(self.reason.basic(), ExitReason::EPT_VIOLATION | ExitReason::LOG_FULL) {
-            self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0
+            let told = self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0;
+            // Bochs goes on telling of an IRET that exited as a task switch, which was finished in software.
+            self.task_returned &= told;
+            told && !self.task_returned
         } else {
             let event = self.exit_event();
             event.unblocked_nmis()

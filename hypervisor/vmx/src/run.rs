@@ -386,6 +386,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.task_returned |= !blocked;
         self.block_nmis(blocked);
     }
 
