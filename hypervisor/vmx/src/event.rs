@@ -82,10 +82,7 @@ impl VmxVcpu {
             return;
         }
         let unblocked = if matches!(self.reason.basic(), ExitReason::EPT_VIOLATION | ExitReason::LOG_FULL) {
-            let told = self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0;
-            // Bochs goes on telling of an IRET that exited as a task switch, which was finished in software.
-            self.task_returned &= told;
-            told && !self.task_returned
+            self.vmcs.get(Register::Qualification) & UNBLOCKED_NMIS != 0
         } else {
             let event = self.exit_event();
             event.unblocked_nmis()

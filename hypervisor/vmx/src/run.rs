@@ -386,7 +386,6 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_nmi_blocked(&mut self, blocked: bool) {
-        self.task_returned |= !blocked;
         self.block_nmis(blocked);
     }
 

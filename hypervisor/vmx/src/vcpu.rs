@@ -79,8 +79,6 @@ pub struct VmxVcpu {
     pub(crate) window: InterruptWindow,
     /// The core waits for the end of the blocking of NMIs.
     pub(crate) nmi_window: bool,
-    /// An IRET was finished in software, and no exit since has said that it unblocked no NMIs.
-    pub(crate) task_returned: bool,
     /// What the next entry delivers.
     pub(crate) injection: Option<Injection>,
     /// The last exit.
@@ -127,7 +125,6 @@ impl VmxVcpu {
             log,
             window: InterruptWindow::Closed,
             nmi_window: false,
-            task_returned: false,
             injection: None,
             reason: ExitReason(u32::MAX),
             exits: 0,
