@@ -38,6 +38,9 @@ const OF_VT_X: &[&str] = &[
 /// The delivery of interrupts out of a virtual local APIC, without which its other parts are not used.
 const DELIVERY: &str = "virtual-interrupts";
 
+/// Those that an NMI's way to its guest could depend on: its windows, and the faults of an IRET.
+const OF_EVENTS: &[&str] = &["preemption-timer", "tpr-shadow", "ept-accessed-dirty", "pml"];
+
 /// Those that Bochs's usual CPU lacks, and a later one of its own has.
 const NEWER: &[&str] = &["xsaves", "tsc-scaling", "pml"];
 
@@ -57,8 +60,8 @@ type Probes = &'static [(&'static str, &'static str)];
 const QUICK: Probes = &[
     ("modes", ""),
     ("exceptions", ""),
-    ("task-switch", ""),
-    ("apic", ""),
+    ("task-switch", "nmis=0"),
+    ("apic", "nmis=0"),
     ("string-io", ""),
     ("mmio", ""),
     ("msr", ""),
@@ -67,6 +70,9 @@ const QUICK: Probes = &[
     ("vectors", "seed=1"),
     ("vectors", "seed=2"),
 ];
+
+/// What sends NMIs, each the only guest of its run ([`crate::probes::nmis`]).
+const OF_NMIS: Probes = &[("task-switch", ""), ("apic", "")];
 
 /// What goes through the local APIC, each the only guest of its run: Bochs delivers a virtual interrupt to a guest with
 /// interrupts off when a physical one comes ([`xtask::bochs::WITHOUT_WORD`]), and for a guest that is alone few do.
@@ -87,6 +93,11 @@ pub(crate) fn vt_x(lab: &Lab, name: &str) -> Verdict {
     }
     let used = pass(lab, name, ("VT-x", cpu), QUICK, &off)?;
     ensure!(!all || used == "none", "there are others: {used}");
+    if all || OF_EVENTS.iter().any(|word| off.contains(word)) {
+        for probe in OF_NMIS {
+            pass(lab, name, ("VT-x", cpu), &[*probe], &off)?;
+        }
+    }
     Ok(())
 }
 

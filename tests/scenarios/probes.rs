@@ -25,6 +25,35 @@ pub(crate) fn all(lab: &Lab, name: &str) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
+/// The probes that send NMIs: on Bochs each by itself, as it has one blocking of virtual NMIs for all the guests of a CPU.
+pub(crate) fn nmis(lab: &Lab, name: &str) -> Verdict {
+    let all = ["apic", "task-switch", "vectors"];
+    let runs: &[&[&str]] =
+        if lab.machine() == Kind::Bochs { &[&["apic"], &["task-switch"]] } else { &[&all] };
+    for probes in runs {
+        let mut config = String::from("[machine]\nconsole = \"all\"\n");
+        for probe in *probes {
+            config += &format!(
+                r#"
+                [[domain]]
+                name = "{probe}"
+                memory = "4M"
+                kernel = "@probe/{probe}"
+                on_reboot = "destroy"
+                "#
+            );
+        }
+        let mut run = lab.boot(name, &config)?.start()?;
+        for probe in *probes {
+            let line = run.expect(From::Guest(probe), BOOT, r"^probe \S+: (ok|FAIL .*)$")?;
+            ensure!(line.group(1) == "ok", "{probe}: {}", line.group(0));
+        }
+        run.end(STEP, Outcome::Clean)?;
+        lifecycle::all_memory_came_back(&run)?;
+    }
+    Ok(())
+}
+
 /// A probe that sets breakpoints, by itself.
 pub(crate) fn breakpoints(lab: &Lab, name: &str) -> Verdict {
     let config = r#"

@@ -146,9 +146,11 @@ fn common() {
     held_back();
     priorities();
     nesting();
-    nmis();
-    nmi_return_faults();
-    nmi_behind_a_step();
+    if number("nmis", 1) != 0 {
+        nmis();
+        nmi_return_faults();
+        nmi_behind_a_step();
+    }
 }
 
 fn to_self(vector: u8) {

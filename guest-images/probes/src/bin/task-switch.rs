@@ -271,6 +271,9 @@ fn interrupts(paged: Paged) {
     let end = go(paged, &send);
     check_seen("an interrupt", &end, 1, true);
     check!(!apic::in_service(DEVICE), "the interrupt's task has ended it");
+    if number("nmis", 1) == 0 {
+        return;
+    }
 
     // The task's IRET lets the next NMI in.
     prepare(paged, tasks_return);
