@@ -68,6 +68,10 @@ impl GuestMemory for Guarded<'_> {
         self.0.write(gpa, data)
     }
 
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool {
+        self.0.is_ram(gpa, len)
+    }
+
     fn compare_exchange_u32(&self, gpa: Gpa, current: u32, new: u32) -> Result<bool, MemoryError> {
         self.0.compare_exchange_u32(gpa, current, new)
     }

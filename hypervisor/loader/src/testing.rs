@@ -101,6 +101,10 @@ impl GuestMemory for StrictMemory {
         Ok(())
     }
 
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool {
+        gpa.as_u64().checked_add(len).is_some_and(|end| end <= self.inner.borrow().bytes.len() as u64)
+    }
+
     fn fill_zero(&self, gpa: Gpa, len: u64) -> Result<(), MemoryError> {
         self.note(gpa.as_u64(), len);
         let start = gpa.as_u64() as usize;

@@ -35,6 +35,9 @@ pub trait GuestMemory {
     /// [`MemoryError`] where some byte is not RAM; a prefix may have been written.
     fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError>;
 
+    /// Whether the `len` bytes at `gpa` are RAM, all of them.
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool;
+
     /// Fills `len` bytes of guest memory at `gpa` with zeros.
     ///
     /// # Errors
@@ -72,7 +75,7 @@ pub trait GuestMemory {
     /// [`MemoryError`] where the byte is not RAM.
     fn swap_u8(&self, gpa: Gpa, new: u8) -> Result<u8, MemoryError>;
 
-    /// Reads a little-endian 16-bit word.
+    /// Reads a little-endian 16-bit word; one access when it is aligned.
     ///
     /// # Errors
     /// As [`GuestMemory::read`].
@@ -100,6 +103,14 @@ pub trait GuestMemory {
         let mut b = [0; 8];
         self.read(gpa, &mut b)?;
         Ok(u64::from_le_bytes(b))
+    }
+
+    /// Writes a little-endian 16-bit word; one access when it is aligned.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::write`].
+    fn write_u16(&self, gpa: Gpa, value: u16) -> Result<(), MemoryError> {
+        self.write(gpa, &value.to_le_bytes())
     }
 
     /// Writes a little-endian 32-bit word; one access when it is aligned.
@@ -168,6 +179,10 @@ impl GuestMemory for SliceMemory<'_> {
         Ok(())
     }
 
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool {
+        usize::try_from(len).is_ok_and(|len| self.range(gpa, len).is_ok())
+    }
+
     fn compare_exchange_u32(&self, gpa: Gpa, current: u32, new: u32) -> Result<bool, MemoryError> {
         self.exchange(gpa, current.to_le_bytes(), new.to_le_bytes())
     }
@@ -199,6 +214,10 @@ mod tests {
         assert!(mem.compare_exchange_u32(Gpa::new(2), 0, 1).is_err());
         assert_eq!((mem.swap_u8(Gpa::new(8), 3), mem.swap_u8(Gpa::new(8), 5)), (Ok(9), Ok(3)));
         assert!(mem.swap_u8(Gpa::new(16), 1).is_err() && mem.swap_u8(Gpa::new(u64::MAX), 1).is_err());
+        assert!(mem.is_ram(Gpa::new(0), 16) && mem.is_ram(Gpa::new(16), 0));
+        assert!(!mem.is_ram(Gpa::new(1), 16) && !mem.is_ram(Gpa::new(1), u64::MAX));
+        assert!(mem.write_u16(Gpa::new(14), 0xabcd).is_ok() && mem.write_u16(Gpa::new(15), 0).is_err());
+        assert_eq!(mem.read_u16(Gpa::new(14)), Ok(0xabcd));
         assert_eq!(mem.fill_zero(Gpa::new(0), 16), Ok(()));
         assert_eq!(mem.read_u64(Gpa::new(8)), Ok(0));
     }

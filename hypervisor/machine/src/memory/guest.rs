@@ -241,6 +241,16 @@ impl GuestMemory for GuestRam {
         result
     }
 
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool {
+        let mut done = 0;
+        while done < len {
+            // Extents are few, and each turn ends one.
+            let Some((_, room)) = gpa.checked_add(done).and_then(|at| self.find(at)) else { return false };
+            done = done.saturating_add(room);
+        }
+        true
+    }
+
     fn fill_zero(&self, gpa: Gpa, len: u64) -> Result<(), MemoryError> {
         let mut done = 0;
         while done < len {
@@ -280,6 +290,15 @@ impl GuestMemory for GuestRam {
         let old = byte.swap(new, Ordering::SeqCst);
         self.written(gpa, 1);
         Ok(old)
+    }
+
+    #[inline]
+    fn write_u16(&self, gpa: Gpa, value: u16) -> Result<(), MemoryError> {
+        let Some((at, 2..)) = self.find(gpa) else { return self.write(gpa, &value.to_le_bytes()) };
+        // SAFETY: two bytes of the guest's RAM.
+        unsafe { store_u16(at, value) };
+        self.written(gpa, 2);
+        Ok(())
     }
 
     #[inline]
@@ -377,6 +396,7 @@ macro_rules! store {
     };
 }
 
+store!(store_u16, u16, "mov word ptr [{0}], {1:x}");
 store!(store_u32, u32, "mov dword ptr [{0}], {1:e}");
 store!(store_u64, u64, "mov qword ptr [{0}], {1}");
 
