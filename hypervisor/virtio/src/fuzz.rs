@@ -108,7 +108,7 @@ fn play(data: &[u8]) -> Status {
         check(&channel, &before, effect);
         if let Some(entropy) = &mut entropy {
             let mut filled = 0;
-            let served = entropy.serve(&channel, effect, &memory, &mut |bytes| {
+            let served = entropy.serve(&channel, &memory, &mut |bytes| {
                 filled += 1;
                 bytes.fill(0xa5);
                 bytes.len()
