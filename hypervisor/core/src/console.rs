@@ -7,9 +7,9 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_console::{LINE_BYTES, Mux, log_prefix};
+use caisson_locks::{Mutex, Rank};
 use caisson_machine::{clock, cpu, memory, screen, serial};
 use caisson_types::DomainId;
-use spin::Mutex;
 
 pub(crate) use caisson_console::Shown;
 
@@ -19,7 +19,7 @@ const INPUT_STEP: usize = 64;
 const PATIENCE: u64 = 5;
 
 /// `None` until there is a heap.
-static MUX: Mutex<Option<Mux>> = Mutex::new(None);
+static MUX: Mutex<Option<Mux>> = Mutex::new(Rank::Console, None);
 /// When the next table is due.
 static TABLE_DUE: AtomicU64 = AtomicU64::new(u64::MAX);
 

@@ -32,12 +32,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use caisson_boot::BootInfo;
 use caisson_domain::{Ended, KillReason, VirtualCpu};
 use caisson_hwvirt::{Backend, Vcpu, WriteTrace};
+use caisson_locks::{Mutex, Rank};
 use caisson_machine::clock::Clock;
 use caisson_machine::cpu;
 use caisson_machine::memory::{DomainMarks, DomainTables};
 use caisson_stage2::{Error, Format, Permissions, Stage2, Trace, WriteLog};
 use caisson_types::{Gpa, PAGE_SIZE, PageSize};
-use spin::Mutex;
 
 use crate::guests::{Live, Tables};
 use crate::scheduler::System;
@@ -145,7 +145,7 @@ impl Tracking {
             round: AtomicU32::new(0),
             logs: AtomicBool::new(false),
             protects: AtomicBool::new(false),
-            state: Mutex::new(State { step: Step::Off, waits, trace, reading, told }),
+            state: Mutex::new(Rank::Tracking, State { step: Step::Off, waits, trace, reading, told }),
         }
     }
 }

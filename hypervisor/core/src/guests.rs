@@ -14,6 +14,7 @@ use caisson_domain::{
 };
 use caisson_firmware::GuestLayout;
 use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
+use caisson_locks::{Mutex, Rank};
 use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
@@ -22,8 +23,6 @@ use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Pa
 use caisson_smp::Place;
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
-
-use spin::Mutex;
 
 use crate::console;
 use crate::dirty::Tracking;
@@ -75,7 +74,7 @@ pub(crate) struct Task<V> {
 impl<V: Vcpu> Task<V> {
     fn new(vcpu: VirtualCpu<V>) -> Self {
         Self {
-            vcpu: Mutex::new(vcpu),
+            vcpu: Mutex::new(Rank::Vcpu, vcpu),
             place: Place::new(0),
             account: VcpuAccount::new(cpu::tsc(), Activity::Blocked),
             round: AtomicU32::new(0),
@@ -271,7 +270,7 @@ impl Maker {
         Ok(Live {
             vcpus_left: AtomicUsize::new(made.len()),
             tasks: made.into_iter().map(Task::new).collect(),
-            tables: Mutex::new(tables),
+            tables: Mutex::new(Rank::Stage2, tables),
             tracking: Tracking::new(),
             domain,
             guest,

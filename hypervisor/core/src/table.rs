@@ -6,11 +6,13 @@ use alloc::vec::Vec;
 use caisson_accounts::CpuTimes;
 use caisson_console::{DomainSnapshot, Snapshot, VcpuSnapshot};
 use caisson_hwvirt::Backend;
+use caisson_locks::Mutex;
 use caisson_machine::{cpu, memory};
 use caisson_stage2::Format;
 use caisson_types::PAGE_SIZE;
 
 use crate::console;
+use crate::guests::Guest;
 use crate::scheduler::System;
 use crate::trace::DomainName;
 
@@ -23,7 +25,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// All accounts as they are now.
     fn snapshot(&self) -> Snapshot {
-        let domain = |guest: &spin::Mutex<crate::guests::Guest<B, F>>| {
+        let domain = |guest: &Mutex<Guest<B, F>>| {
             let (record, id, live) = {
                 let guest = guest.lock();
                 (guest.record, guest.id, guest.live.clone())
@@ -70,7 +72,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// The guests by name, for the trace.
     pub(crate) fn names(&self) -> Vec<DomainName> {
-        let name = |guest: &spin::Mutex<crate::guests::Guest<B, F>>| {
+        let name = |guest: &Mutex<Guest<B, F>>| {
             let guest = guest.lock();
             DomainName { id: guest.id, vcpus: guest.record.vcpus() as u16, name: guest.name().to_string() }
         };

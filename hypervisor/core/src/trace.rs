@@ -7,10 +7,11 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use caisson_boot::BootInfo;
+use caisson_locks::{Mutex, Rank};
 use caisson_machine::{clock, cpu, percpu};
 use caisson_trace::{Dump, Event, Line, MAX_EVENTS, NoMemory, Ring};
 use caisson_types::VcpuId;
-use spin::{Mutex, Once};
+use spin::Once;
 
 pub(crate) use caisson_trace::{DomainName, NOBODY, What, Why};
 
@@ -22,7 +23,7 @@ const EVENTS: usize = 8192;
 /// By CPU; empty until [`start`] finds that a trace is wanted.
 static RINGS: Once<Box<[Ring]>> = Once::new();
 /// The dump that is on its way.
-static DUMP: Mutex<Option<Progress>> = Mutex::new(None);
+static DUMP: Mutex<Option<Progress>> = Mutex::new(Rank::Dump, None);
 
 /// A dump, and the line of it that had no room yet.
 struct Progress {

@@ -7,9 +7,9 @@ use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
 use caisson_hwvirt::ExitClass;
 use caisson_irqchip::{ApicMap, InterruptMessage, Mailbox, Routing, TriggerMode, VcpuSet};
+use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
-use spin::{Mutex, MutexGuard};
 
 use crate::clock::DomainClock;
 
@@ -124,7 +124,7 @@ impl<M> Domain<M> {
             wall_clock: setup.wall_clock,
             paging,
             chipset_deadline: AtomicU64::new(chipset.next_deadline().as_nanos()),
-            chipset: Mutex::new(chipset),
+            chipset: Mutex::new(Rank::Chipset, chipset),
             tsc_adjusts: (0..setup.vcpus).map(|_| AtomicU64::new(0)).collect(),
             tscs_equal: AtomicBool::new(true),
             apics: ApicMap::new(setup.vcpus),
@@ -134,6 +134,7 @@ impl<M> Domain<M> {
 
     /// The chipset, for as long as one operation on it takes: [`Domain::settle`] ends it.
     #[inline]
+    #[cfg_attr(debug_assertions, track_caller)]
     pub fn chipset(&self) -> MutexGuard<'_, Chipset> {
         self.chipset.lock()
     }

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayString;
 use caisson_boot::ApStart;
+use caisson_locks::{Mutex, Rank};
 use caisson_types::Hpa;
 
 use crate::clock::Clock;
@@ -69,9 +70,9 @@ mod stage {
 /// How far the CPU is that is being started, which also says whose it is.
 struct Start {
     cpu: &'static PerCpu,
-    tables: spin::Mutex<Option<ApTables>>,
+    tables: Mutex<Option<ApTables>>,
     stage: AtomicU32,
-    why: spin::Mutex<Reason>,
+    why: Mutex<Reason>,
     /// The question of [`compare_tsc`], and the answer.
     asked: AtomicU32,
     answered: AtomicU32,
@@ -106,9 +107,9 @@ pub unsafe fn start(
     let tables = ApTables::new().ok_or(ApError::OutOfMemory)?;
     let start: &'static Start = alloc::boxed::Box::leak(alloc::boxed::Box::new(Start {
         cpu: percpu::create(apic_id),
-        tables: spin::Mutex::new(Some(tables)),
+        tables: Mutex::new(Rank::Start, Some(tables)),
         stage: AtomicU32::new(stage::STARTING),
-        why: spin::Mutex::new(Reason::new()),
+        why: Mutex::new(Rank::Start, Reason::new()),
         asked: AtomicU32::new(0),
         answered: AtomicU32::new(0),
         answer: AtomicU64::new(0),

@@ -113,6 +113,8 @@ const EXCEPTIONS: [&str; 22] = [
 
 fn record(cause: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
     x86_64::instructions::interrupts::disable();
+    // Locks are broken open below, whatever this CPU held.
+    caisson_locks::stop_checking();
     let this = percpu::current().index();
     match CRASHING.compare_exchange(NO_CPU, this, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => apic::stop_others(),

@@ -2,8 +2,8 @@
 
 use core::ptr;
 
+use caisson_locks::{Mutex, Rank};
 use caisson_types::{Hpa, PAGE_SIZE};
-use spin::Mutex;
 
 use crate::{memory, paging};
 
@@ -12,7 +12,7 @@ const WINDOW: u64 = 0xffff_c000_0000_0000;
 /// The window's size in bytes.
 const WINDOW_BYTES: u64 = 1 << 30;
 
-static NEXT: Mutex<u64> = Mutex::new(WINDOW);
+static NEXT: Mutex<u64> = Mutex::new(Rank::Window, WINDOW);
 
 /// A device's registers.
 #[derive(Clone, Copy, Debug)]

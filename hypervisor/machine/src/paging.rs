@@ -10,8 +10,8 @@
 //! Nothing is both writable and executable, and the low half is empty.
 
 use caisson_boot::{Image, KERNEL_BASE, Range};
+use caisson_locks::{Mutex, Rank};
 use caisson_types::Hpa;
-use spin::Mutex;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags, Efer, EferFlags};
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame, Size1GiB,
@@ -169,7 +169,7 @@ pub(crate) unsafe fn map_data_page(
 }
 
 /// Held while the tables in use are changed: pages that were absent appear, which no CPU has cached.
-static CHANGING: Mutex<()> = Mutex::new(());
+static CHANGING: Mutex<()> = Mutex::new(Rank::Paging, ());
 
 /// Maps an absent page in the tables in use, which all CPUs share.
 ///

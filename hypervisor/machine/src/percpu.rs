@@ -1,6 +1,6 @@
 //! What belongs to one physical CPU. GS points to it: the first word is its own address, so that one load finds it.
 //!
-//! Private to the CPU: the exit history, and which domain it ran last. Others see its number and its local APIC's id, and
+//! Private to the CPU: the exit history, which domain it ran last, and which locks it holds. Others see its number and its local APIC's id, and
 //! write the pending word: bits first, then an interrupt ([`crate::ipi`]) that has the CPU look at them.
 
 use alloc::boxed::Box;
@@ -8,6 +8,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arrayvec::ArrayVec;
+use caisson_locks::Held;
 use caisson_smp::Pending;
 use caisson_types::{DomainId, VcpuId};
 
@@ -52,6 +53,8 @@ pub struct PerCpu {
     /// The TSC at the last one.
     exited: AtomicU64,
     exits: [Slot; KEPT_EXITS],
+    /// The locks that it holds.
+    held: Held,
     remote: Remote,
 }
 
@@ -76,6 +79,7 @@ impl PerCpu {
             exited: AtomicU64::new(0),
             exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
                 KEPT_EXITS],
+            held: Held::new(),
             remote: Remote { pending: Pending::new(), apic_id: AtomicU32::new(apic_id) },
         }
     }
@@ -113,6 +117,8 @@ pub unsafe fn init() {
     // SAFETY: promised by the caller.
     unsafe { load(&BOOT_CPU) };
     publish(&BOOT_CPU);
+    // From here on the order of locks is checked.
+    caisson_locks::find_held_by(|| &current().held);
 }
 
 /// Points GS of this CPU to its data.

@@ -4,9 +4,9 @@
 //! top: reading a frame buffer back to scroll it is slower than any reader.
 
 use caisson_boot::{BOOT_MAPPED_END, Screen as Info, ScreenKind};
+use caisson_locks::{Mutex, Rank};
 use caisson_types::Hpa;
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
-use spin::Mutex;
 
 use crate::device::Registers;
 
@@ -28,7 +28,7 @@ struct Screen {
 // SAFETY: the screen is device memory that only this structure writes.
 unsafe impl Send for Screen {}
 
-static SCREEN: Mutex<Option<Screen>> = Mutex::new(None);
+static SCREEN: Mutex<Option<Screen>> = Mutex::new(Rank::Screen, None);
 
 /// Bytes of a frame buffer's pixel: three or four, of 8 bits a colour each.
 fn pixel_bytes(info: &Info) -> usize {
@@ -69,11 +69,13 @@ pub unsafe fn init(info: Info) {
 /// # Safety
 /// Once, after the real page tables are active.
 pub unsafe fn remap() {
+    let Some(info) = SCREEN.lock().as_ref().map(|screen| screen.info) else { return };
+    let bytes = u64::from(info.pitch) * u64::from(info.height);
+    // SAFETY: the loader says that the frame buffer is there; nobody else uses it.
+    let registers = unsafe { Registers::map(Hpa::new(info.address), bytes) };
     let mut slot = SCREEN.lock();
     let Some(screen) = slot.as_mut() else { return };
-    let bytes = u64::from(screen.info.pitch) * u64::from(screen.info.height);
-    // SAFETY: the loader says that the frame buffer is there; nobody else uses it.
-    match unsafe { Registers::map(Hpa::new(screen.info.address), bytes) } {
+    match registers {
         Some(registers) => {
             let is_new = screen.base.is_null();
             screen.base = registers.as_mut_ptr();
@@ -100,7 +102,7 @@ pub fn write(bytes: &[u8]) {
 /// No other code may use the screen afterwards.
 pub unsafe fn force_unlock() {
     // SAFETY: promised by the caller.
-    unsafe { SCREEN.force_unlock() };
+    unsafe { SCREEN.unranked().force_unlock() };
 }
 
 impl Screen {

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::Mutex;
+use caisson_locks::{Mutex, Rank};
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::{IER, LSR};
 use uart_16550::{BaudRate, Config, Uart16550};
@@ -17,7 +17,7 @@ pub const COM1_IRQ: u8 = 4;
 /// Whether the UART interrupts when it can take more.
 static SENDING: AtomicBool = AtomicBool::new(false);
 /// `None` until [`init`], where there is no UART, and once it has stopped sending.
-static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(Rank::Serial, None);
 
 /// Sets COM1 to 115200 baud, 8N1, if it is there.
 pub fn init() {
@@ -102,5 +102,5 @@ pub fn enable_receive_interrupt() {
 /// No other code may use the line afterwards.
 pub unsafe fn force_unlock() {
     // SAFETY: promised by the caller; the UART has no state in memory that could be half-written.
-    unsafe { PORT.force_unlock() };
+    unsafe { PORT.unranked().force_unlock() };
 }

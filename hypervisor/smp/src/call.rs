@@ -2,10 +2,10 @@
 //!
 //! One call is under way at a time. Who waits for its turn answers the call under way, so that two CPUs that call each
 //! other both get done. Who is called answers between a guest's exit and the next entry, or where it idles. So a caller
-//! must hold no lock that another CPU may wait for.
+//! must hold no lock that another CPU may wait for: its own lock has the first rank of all, so that holding any is found out.
 
 use crate::pending::{self, Pending};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, constructor, spin_loop};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, Rank, constructor, spin_loop};
 
 /// A CPU that can be called.
 pub trait Callee {
@@ -28,7 +28,7 @@ impl<T: Copy> Calls<T> {
     constructor! {
         /// No call.
         pub fn new() -> Self {
-            Self { what: Mutex::new(None), left: AtomicU32::new(0), busy: AtomicBool::new(false) }
+            Self { what: Mutex::new(Rank::Call, None), left: AtomicU32::new(0), busy: AtomicBool::new(false) }
         }
     }
 

@@ -11,17 +11,20 @@ pub(crate) use loom::{
     thread::yield_now as spin_loop,
 };
 
+pub(crate) use caisson_locks::Rank;
+
 /// A lock that is held for a few instructions.
 #[cfg(not(all(test, loom)))]
-pub(crate) struct Mutex<T>(spin::Mutex<T>);
+pub(crate) struct Mutex<T>(caisson_locks::Mutex<T>);
 
 #[cfg(not(all(test, loom)))]
 impl<T> Mutex<T> {
-    pub(crate) const fn new(value: T) -> Self {
-        Self(spin::Mutex::new(value))
+    pub(crate) const fn new(rank: Rank, value: T) -> Self {
+        Self(caisson_locks::Mutex::new(rank, value))
     }
 
-    pub(crate) fn lock(&self) -> spin::MutexGuard<'_, T> {
+    #[cfg_attr(debug_assertions, track_caller)]
+    pub(crate) fn lock(&self) -> caisson_locks::MutexGuard<'_, T> {
         self.0.lock()
     }
 }
@@ -32,7 +35,7 @@ pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
 
 #[cfg(all(test, loom))]
 impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Self {
+    pub(crate) fn new(_: Rank, value: T) -> Self {
         Self(loom::sync::Mutex::new(value))
     }
 

@@ -25,6 +25,7 @@ use caisson_accounts::CpuAccount;
 use caisson_config::Blob;
 use caisson_console::Top;
 use caisson_hwvirt::Backend;
+use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_machine::clock::{self, Clock};
 use caisson_machine::percpu;
 use caisson_machine::power::{self, RunResult};
@@ -33,7 +34,7 @@ use caisson_sched::PolicyKind;
 use caisson_smp::Place;
 use caisson_stage2::Format;
 use caisson_types::{DomainId, PAGE_SIZE};
-use spin::{Mutex, MutexGuard, Once};
+use spin::Once;
 
 use crate::console;
 use crate::dirty::Meter;
@@ -59,9 +60,10 @@ impl<B: Backend, F: Format> Cpu<B, F> {
     fn new(index: u32, pools: &[Pool], shares: &[Share], entities: usize) -> Option<Self> {
         let pool = pools.iter().position(|pool| pool.shared.members().contains(&index))?;
         let queue = Queue::new(&pools[pool], index, entities, shares);
-        Some(Self { index, pool, queue: Mutex::new(queue), account: CpuAccount::new() })
+        Some(Self { index, pool, queue: Mutex::new(Rank::Queue, queue), account: CpuAccount::new() })
     }
 
+    #[cfg_attr(debug_assertions, track_caller)]
     fn lock(&self) -> MutexGuard<'_, Queue<B, F>> {
         self.queue.lock()
     }
@@ -112,7 +114,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let guests: Box<[_]> = blob
             .domains()
             .enumerate()
-            .map(|(index, record)| Mutex::new(Guest::new(record, DomainId(index as u16 + 1))))
+            .map(|(index, record)| Mutex::new(Rank::Guest, Guest::new(record, DomainId(index as u16 + 1))))
             .collect();
         // Every vCPU, and a chore for each guest.
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
@@ -132,7 +134,7 @@ impl<B: Backend, F: Format> System<B, F> {
             meter: Once::new(),
             drilled: AtomicBool::new(false),
             free_before: AtomicU64::new(0),
-            top: Mutex::new(Top::new()),
+            top: Mutex::new(Rank::Table, Top::new()),
             heap_before,
         }
     }

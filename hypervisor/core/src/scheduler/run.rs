@@ -216,8 +216,8 @@ impl<B: Backend, F: Format> System<B, F> {
             beacon,
             || self.pull(this, Key::NEVER),
             || {
-                let deadline = this.lock().deadline().min(self.console_deadline());
-                match deadline {
+                let deadline = this.lock().deadline();
+                match deadline.min(self.console_deadline()) {
                     NEVER => self.clock.disarm(),
                     deadline => self.clock.arm(deadline),
                 }

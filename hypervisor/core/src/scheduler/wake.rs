@@ -3,11 +3,11 @@
 use alloc::sync::Arc;
 
 use caisson_hwvirt::Backend;
+use caisson_locks::MutexGuard;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::{cpu, ipi};
 use caisson_smp::{self as smp, Cpus as _, Place, Queue as _};
 use caisson_stage2::Format;
-use spin::MutexGuard;
 
 use super::queue::Queue;
 use super::{Cpu, System, Work};

@@ -71,7 +71,8 @@ impl<T: FromZeros> Drop for PageBox<T> {
 fn free(block: FrameBlock) {
     // SAFETY: the block is the caller's, who gives it up.
     unsafe { scrub(block.start(), block.bytes()) };
-    if let Err(error) = frames().free(block) {
+    let freed = frames().free(block);
+    if let Err(error) = freed {
         log::error!("a frame could not be freed: {error}");
     }
 }

@@ -3,8 +3,8 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
 
+use caisson_locks::{Mutex, Rank};
 use linked_list_allocator::Heap;
-use spin::Mutex;
 
 struct LockedHeap(Mutex<Heap>);
 
@@ -23,7 +23,7 @@ unsafe impl GlobalAlloc for LockedHeap {
 }
 
 #[cfg_attr(target_os = "none", global_allocator)]
-static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
+static HEAP: LockedHeap = LockedHeap(Mutex::new(Rank::Heap, Heap::empty()));
 
 /// Whether there is a heap yet: nothing may be allocated before.
 pub fn is_there() -> bool {

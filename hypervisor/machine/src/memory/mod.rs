@@ -14,8 +14,8 @@ mod stack;
 use caisson_boot::TRAMPOLINE_END;
 use caisson_boot::{BOOT_MAPPED_END, BootInfo, Image, KERNEL_BASE, Range};
 use caisson_frames::{FrameAllocator, FrameMeta, Owner, SetupError, ZonePlan, heap_order, table_bytes};
+use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_types::{Hpa, PAGE_SIZE};
-use spin::{Mutex, MutexGuard};
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{PhysFrame, Size4KiB};
 
@@ -35,7 +35,7 @@ const LONG_SCRUB: u64 = 8 << 30;
 /// RAM that Caisson needs beside guests', in bytes.
 const MINIMUM: u64 = 16 << 20;
 
-static FRAMES: Mutex<Option<FrameAllocator<'static>>> = Mutex::new(None);
+static FRAMES: Mutex<Option<FrameAllocator<'static>>> = Mutex::new(Rank::Frames, None);
 
 /// What stands between the machine's RAM and Caisson.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +78,7 @@ pub fn direct(at: Hpa) -> *mut u8 {
 ///
 /// # Panics
 /// Before [`init`]: a bug of Caisson's.
+#[cfg_attr(debug_assertions, track_caller)]
 pub fn frames() -> impl core::ops::DerefMut<Target = FrameAllocator<'static>> {
     struct Guard(MutexGuard<'static, Option<FrameAllocator<'static>>>);
     impl core::ops::Deref for Guard {

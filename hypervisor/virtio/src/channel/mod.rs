@@ -26,7 +26,7 @@ mod tests;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use spin::{Mutex, MutexGuard};
+use caisson_locks::{Mutex, MutexGuard, Rank};
 
 use crate::{Description, DescriptionError};
 use state::State;
@@ -124,7 +124,7 @@ impl Channel {
             pending: AtomicU64::new(0),
             interrupts: AtomicU32::new(0),
             attached: AtomicBool::new(false),
-            state: Mutex::new(State::new(description)),
+            state: Mutex::new(Rank::Channel, State::new(description)),
         })
     }
 
@@ -141,6 +141,7 @@ impl Channel {
         self.state().is_waiting()
     }
 
+    #[cfg_attr(debug_assertions, track_caller)]
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }

@@ -1,0 +1,83 @@
+//! The ranks.
+
+/// Declares the ranks: each with what its locks protect, who takes them, and what that CPU may hold then.
+macro_rules! ranks {
+    ($($(#[doc = $line:literal])+ $name:ident,)+) => {
+        /// Where a lock stands in the order: a CPU that holds one takes only locks that come after it here.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        #[repr(u8)]
+        pub enum Rank {
+            $($(#[doc = $line])+ $name,)+
+        }
+
+        impl Rank {
+            /// All of them, in order.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// What its locks protect, who takes them, and what that CPU holds then; as docs/locking.md has it.
+            #[must_use]
+            pub fn why(self) -> &'static [&'static str] {
+                match self {
+                    $(Self::$name => &[$($line),+],)+
+                }
+            }
+        }
+    };
+}
+
+ranks! {
+    /// What one CPU has all others do (`smp::Calls`).
+    /// The caller and the called, with no lock held: the caller waits for CPUs that may wait for any lock.
+    Call,
+    /// What the table of where the time goes showed last.
+    /// The serial line's CPU when a table is due, with no lock held; it asks all guest records.
+    Table,
+    /// How far the tracking of a domain's writes has come.
+    /// A CPU at the guest's chores, with no lock held; it changes stage-2 tables, and asks the record for the name.
+    Tracking,
+    /// A vCPU's registers and control block.
+    /// The CPU that runs it, for a whole turn, with no lock held: all that an exit does is done inside.
+    Vcpu,
+    /// A guest's record: what exists of it, how it ended, what is to be done for it.
+    /// Who makes, ends, restarts or looks the guest up; at the guest's end inside `Vcpu`, for its name inside `Tracking`.
+    Guest,
+    /// A domain's stage-2 tables.
+    /// A CPU whose guest wrote to a page that is tracked, inside `Vcpu`; chores, inside `Tracking`.
+    Stage2,
+    /// A domain's chipset.
+    /// Who answers an exit, inside `Vcpu`; who loads the guest's image, inside `Guest` at the start; who brings input.
+    Chipset,
+    /// The state of a virtio device's transport.
+    /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's; nothing is taken inside.
+    Channel,
+    /// A CPU's run queue, for one decision.
+    /// Who wakes, blocks, moves or picks; for a wake-up inside `Vcpu` and `Chipset`, for chores inside `Guest`.
+    Queue,
+    /// The trace's way to the serial line.
+    /// The serial line's CPU, with no lock held; it gives lines to the console.
+    Dump,
+    /// The part of the window for device registers that is in use.
+    /// The boot CPU at the start, with no lock held; it maps pages.
+    Window,
+    /// The host's page tables.
+    /// Who maps device registers, inside `Window`, or another CPU's stack; tables come out of `Frames`.
+    Paging,
+    /// The frame allocator.
+    /// Who makes or ends a guest, inside `Guest`; who needs a table, inside `Stage2` or `Paging`.
+    Frames,
+    /// What the boot CPU gives to a CPU that it starts, and what that one answers.
+    /// Both, with no lock held.
+    Start,
+    /// The consoles: who is shown, and what waits for the serial line.
+    /// Whoever logs, inside anything above; who moves bytes of the serial line.
+    Console,
+    /// The serial line's UART.
+    /// Who has something for the line, inside `Console`; at the start without it.
+    Serial,
+    /// The screen.
+    /// Whoever logs, inside anything above but `Console` and `Serial`.
+    Screen,
+    /// The heap.
+    /// Whoever allocates or frees, inside anything.
+    Heap,
+}
