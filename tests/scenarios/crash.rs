@@ -56,6 +56,18 @@ pub(crate) fn stack(lab: &Lab, name: &str) -> Verdict {
     rest(&mut run)
 }
 
+/// Two locks are taken in the wrong order, though nobody else wants them.
+pub(crate) fn locks(lab: &Lab, name: &str) -> Verdict {
+    let mut run = crashing(lab, name, "locks")?;
+    run.expect(From::Raw, BOOT, "^==== Caisson crashed: panicked at .*checked.rs:")?;
+    run.expect(
+        From::Raw,
+        STEP,
+        "^lock order: Guest is taken at .*drill.rs:[0-9:]* while Queue is held since .*drill.rs:[0-9:]*: ",
+    )?;
+    rest(&mut run)
+}
+
 /// Without an exit device the record stays on the screen of a halted machine.
 pub(crate) fn on_screen(lab: &Lab, name: &str) -> Verdict {
     Tiny::default().print("started").save(lab, name, "kernel")?;

@@ -157,6 +157,7 @@ fn main() -> ExitCode {
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),
         ("crash-stack", crash::stack),
+        ("crash-locks", crash::locks),
         ("crash-screen", crash::on_screen),
         ("slow-reader", serial::slow_reader),
         ("refusal-memory", refusals::memory),

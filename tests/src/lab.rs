@@ -7,7 +7,9 @@ use std::{
 
 use caisson_config::source::{ConfigText, parse_toml};
 use xtask::{
-    bochs, config,
+    bochs,
+    cargo::Profile,
+    config,
     emulator::{Kind, Running},
     error::Context as _,
     images::Images,
@@ -33,13 +35,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds Caisson, to be run on QEMU.
+    /// Builds Caisson, to be run on QEMU, with all that debug builds check.
     ///
     /// # Errors
     /// What the compiler says.
     pub fn open() -> Verdict<Self> {
         let workspace = Workspace::find();
-        let images = Images::new(workspace.clone());
+        let images = Images::new(workspace.clone()).with_profile(Profile::Checked);
         let caisson = images.caisson()?;
         Ok(Self { workspace, images, caisson, machine: Kind::Qemu })
     }

@@ -33,15 +33,39 @@ pub fn command(workspace: &Workspace) -> Command {
     command
 }
 
-/// Builds the executables of a bare-metal package in release mode; gives their paths.
+/// How a bare-metal package is built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// For use.
+    #[default]
+    Release,
+    /// As for use, but with debug assertions and checks for overflow: for tests.
+    Checked,
+}
+
+impl Profile {
+    /// Its name in the workspace's manifest.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Checked => "checked",
+        }
+    }
+}
+
+/// Builds the executables of a bare-metal package; gives their paths.
 ///
 /// # Errors
 /// What the compiler says, or that the target cannot be had.
-pub fn build_bare_metal(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
+pub fn build_bare_metal(workspace: &Workspace, package: &str, profile: Profile) -> Result<Vec<PathBuf>> {
     tools::ensure_rust_target()?;
-    let step = Step::start(&format!("build {package}"));
+    let step = Step::start(&match profile {
+        Profile::Release => format!("build {package}"),
+        Profile::Checked => format!("build {package}, {}", profile.name()),
+    });
     let mut build = command(workspace);
-    build.args(["build", "--release", "--target", tools::TARGET, "--package", package]);
+    build.args(["build", "--profile", profile.name(), "--target", tools::TARGET, "--package", package]);
     build.arg("--message-format=json-render-diagnostics");
     // Flags for the host's programs would take the place of those that the bare-metal target is configured with.
     for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {

@@ -9,7 +9,7 @@ use std::{
 use caisson_config::{Blob, LoaderKind, source::ConfigText};
 
 use crate::{
-    cargo,
+    cargo::{self, Profile},
     error::{Context, Error, Result},
     initrd,
     iso::{Iso, Script},
@@ -21,13 +21,21 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Images {
     workspace: Workspace,
+    /// How Caisson is built; guests are built for use in any case.
+    profile: Profile,
 }
 
 impl Images {
     /// Images of this workspace.
     #[must_use]
     pub fn new(workspace: Workspace) -> Self {
-        Self { workspace }
+        Self { workspace, profile: Profile::Release }
+    }
+
+    /// The same with Caisson built in another way.
+    #[must_use]
+    pub fn with_profile(self, profile: Profile) -> Self {
+        Self { profile, ..self }
     }
 
     /// The workspace they are of.
@@ -36,12 +44,12 @@ impl Images {
         &self.workspace
     }
 
-    /// Caisson's ELF image, a multiboot2 kernel; built in release mode.
+    /// Caisson's ELF image, a multiboot2 kernel; built in release mode, unless told otherwise.
     ///
     /// # Errors
     /// What the compiler says.
     pub fn caisson(&self) -> Result<PathBuf> {
-        let executables = cargo::build_bare_metal(&self.workspace, cargo::CAISSON)?;
+        let executables = cargo::build_bare_metal(&self.workspace, cargo::CAISSON, self.profile)?;
         named(&executables, cargo::CAISSON)
     }
 
@@ -55,7 +63,8 @@ impl Images {
             "@linux" => packages::linux(&self.workspace),
             "@initrd" => initrd::linux(&self.workspace, None),
             "@initrd-stamp" => {
-                let stamp = named(&cargo::build_bare_metal(&self.workspace, cargo::STAMP)?, "stamp")?;
+                let built = cargo::build_bare_metal(&self.workspace, cargo::STAMP, Profile::Release)?;
+                let stamp = named(&built, "stamp")?;
                 initrd::linux(&self.workspace, Some(&stamp))
             }
             "@memtest" => packages::memtest(&self.workspace),
@@ -71,7 +80,7 @@ impl Images {
         if !packages.iter().any(|package| package.name == cargo::PROBES) {
             return Err(Error::Usage(format!("@probe/{name}: this source tree has no probe guests")));
         }
-        named(&cargo::build_bare_metal(&self.workspace, cargo::PROBES)?, name)
+        named(&cargo::build_bare_metal(&self.workspace, cargo::PROBES, Profile::Release)?, name)
     }
 
     /// Compiles `config`; paths in it count from `folder`.

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     accel,
-    cargo::{self, Package},
+    cargo::{self, Package, Profile},
     cli::{TestArgs, TestMachineArg},
     emulator::{self, Kind},
     error::{Context, Error, Result},
@@ -256,9 +256,11 @@ fn machine_tests(
         report.check("whole-machine tests", false);
         return Ok(());
     }
-    // Before the first test's clock runs: fetching and building take their time once.
+    // Before the first test's clock runs: fetching and building take their time once. Most scenarios boot the checked
+    // image, those of the front door the one for use.
     let images = Images::new(workspace.clone());
     images.caisson()?;
+    images.clone().with_profile(Profile::Checked).caisson()?;
     for name in ["@linux", "@initrd"] {
         images.provide(name)?;
     }
