@@ -4,19 +4,73 @@
 //! answer in RAX: the registers of KVM's hypercalls (Linux `Documentation/virt/kvm/x86/hypercalls.rst`). Outside of 64-bit
 //! mode they are EAX to ESI. Numbers below [`hypercall::FIRST`] are KVM's ([`kvm`]). A call that does not exist, or that
 //! CPUID does not announce, answers [`answer::NO_SUCH_CALL`]; one from user mode [`answer::NOT_PERMITTED`], as KVM does.
+//!
+//! Caisson's own calls have 63-bit numbers, so that only 64-bit mode reaches them. `docs/abi.md` lists them for who writes
+//! a guest; a test holds that page against [`Number`].
+//!
+//! | file | what |
+//! |---|---|
+//! | `number.rs` | the calls: number, name, arguments, privilege, errors |
+//! | `call.rs` | registers to a typed [`Call`], or the error to answer |
+//! | `batch.rs` | a list of calls in guest memory |
+//! | `events.rs` | the shared page of pending events, sources, the status of a port |
+//!
+//! Invariants. Decoding has no effect and cannot fail but by a [`CallError`]. Whether the caller may make a call is decided
+//! by its number alone, before an argument is looked at. Nothing here panics, allocates or loops longer than
+//! [`BATCH_MAX`].
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "fuzzing"))]
+extern crate alloc;
+
+mod batch;
+mod call;
+mod error;
+pub mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+mod number;
+
+pub use batch::{BATCH_ENTRY_BYTES, BATCH_MAX, Batch, List};
+pub use call::{Call, EventCall, Operation, decode};
+pub use error::{CallError, CallResult, answer_of};
+pub use number::{Number, Privileges};
+
 /// The version of this interface; CPUID leaf 0x40000101 EAX tells it as well.
 pub const VERSION: u64 = 1;
 
-/// Hypercall numbers.
+/// Hypercall numbers. [`Number`] says what each does.
 pub mod hypercall {
     /// The first of Caisson's own: `CAIS` in ASCII, above all of KVM's.
     pub const FIRST: u64 = 0x4341_4953_0000_0000;
-    /// Answers [`super::VERSION`]. No arguments. From 64-bit mode only: its number has 63 bits.
+    /// [`Number::Version`](super::Number::Version).
     pub const VERSION: u64 = FIRST;
+    /// [`Number::Batch`](super::Number::Batch).
+    pub const BATCH: u64 = FIRST + 1;
+    /// [`Number::EventAllocate`](super::Number::EventAllocate).
+    pub const EVENT_ALLOCATE: u64 = FIRST + 0x10;
+    /// [`Number::EventBind`](super::Number::EventBind).
+    pub const EVENT_BIND: u64 = FIRST + 0x11;
+    /// [`Number::EventClose`](super::Number::EventClose).
+    pub const EVENT_CLOSE: u64 = FIRST + 0x12;
+    /// [`Number::EventSend`](super::Number::EventSend).
+    pub const EVENT_SEND: u64 = FIRST + 0x13;
+    /// [`Number::EventMask`](super::Number::EventMask).
+    pub const EVENT_MASK: u64 = FIRST + 0x14;
+    /// [`Number::EventUnmask`](super::Number::EventUnmask).
+    pub const EVENT_UNMASK: u64 = FIRST + 0x15;
+    /// [`Number::EventStatus`](super::Number::EventStatus).
+    pub const EVENT_STATUS: u64 = FIRST + 0x16;
+    /// [`Number::EventBindControl`](super::Number::EventBindControl).
+    pub const EVENT_BIND_CONTROL: u64 = FIRST + 0x18;
+    /// [`Number::EventBindDomain`](super::Number::EventBindDomain).
+    pub const EVENT_BIND_DOMAIN: u64 = FIRST + 0x19;
+    /// [`Number::EventBindConsole`](super::Number::EventBindConsole).
+    pub const EVENT_BIND_CONSOLE: u64 = FIRST + 0x1a;
+    /// [`Number::EventBindChannel`](super::Number::EventBindChannel).
+    pub const EVENT_BIND_CHANNEL: u64 = FIRST + 0x1b;
 }
 
 /// Those of KVM's hypercalls that Caisson has.
@@ -34,12 +88,14 @@ pub mod kvm {
     pub const SCHED_YIELD: u64 = 11;
 }
 
-/// Answers that say no.
+/// Answers that say no to any hypercall. [`CallError`] has all that Caisson's own calls give.
 pub mod answer {
-    /// `-EPERM`: the call comes from user mode.
-    pub const NOT_PERMITTED: u64 = -1_i64 as u64;
+    use crate::CallError;
+
+    /// `-EPERM`: the call comes from user mode, or from a domain without the privilege for it.
+    pub const NOT_PERMITTED: u64 = CallError::NotPermitted.answer();
     /// `-EINVAL`: an argument is out of range.
-    pub const INVALID: u64 = -22_i64 as u64;
+    pub const INVALID: u64 = CallError::Invalid.answer();
     /// `-KVM_ENOSYS`: there is no such call.
-    pub const NO_SUCH_CALL: u64 = -1000_i64 as u64;
+    pub const NO_SUCH_CALL: u64 = CallError::NoSuchCall.answer();
 }

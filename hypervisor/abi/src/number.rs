@@ -1,0 +1,210 @@
+//! Caisson's own calls: number, name, arguments, privilege, errors. `docs/abi.md` has the same table in words.
+
+use bitflags::bitflags;
+
+use crate::error::CallError;
+use crate::hypercall;
+
+bitflags! {
+    /// What a domain may do beyond running: named, given by its configuration, and checked at each call. No domain has
+    /// one for its number's sake.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Privileges: u32 {
+        /// Has event ports, to which other domains with this privilege can be connected.
+        const EVENTS = 1 << 0;
+        /// Makes, watches and ends domains.
+        const CONTROL = 1 << 1;
+        /// Serves other domains' devices.
+        const IO_BACKEND = 1 << 2;
+    }
+}
+
+/// A call of Caisson's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Number {
+    /// Answers [`VERSION`](crate::VERSION).
+    Version,
+    /// Makes the calls of a list: [`List`](crate::List).
+    Batch,
+    /// Makes a port to which a domain may bind; answers its number.
+    EventAllocate,
+    /// Connects a new port to one that another domain has allocated for the caller; answers the new port's number.
+    EventBind,
+    /// Gives a port back; its peer is told.
+    EventClose,
+    /// Sends an event to the peer of a port.
+    EventSend,
+    /// Holds the events of a port back.
+    EventMask,
+    /// Lets the events of a port through again, those that came meanwhile as well.
+    EventUnmask,
+    /// What became of a port: [`PortStatus`](crate::events::PortStatus).
+    EventStatus,
+    /// Makes a port for [`Source::Control`](crate::events::Source::Control).
+    EventBindControl,
+    /// Makes a port for [`Source::DomainState`](crate::events::Source::DomainState).
+    EventBindDomain,
+    /// Makes a port for [`Source::Console`](crate::events::Source::Console).
+    EventBindConsole,
+    /// Makes a port for [`Source::Channel`](crate::events::Source::Channel).
+    EventBindChannel,
+}
+
+use CallError::{
+    BadPort, Fault, Invalid, NoPorts, NoSuchDomain, NotConnected, NotPermitted, PeerClosed, Refused, TooBig,
+};
+
+impl Number {
+    /// All of them, by number.
+    pub const ALL: [Self; 13] = [
+        Self::Version,
+        Self::Batch,
+        Self::EventAllocate,
+        Self::EventBind,
+        Self::EventClose,
+        Self::EventSend,
+        Self::EventMask,
+        Self::EventUnmask,
+        Self::EventStatus,
+        Self::EventBindControl,
+        Self::EventBindDomain,
+        Self::EventBindConsole,
+        Self::EventBindChannel,
+    ];
+
+    /// The call with this number.
+    #[inline]
+    #[must_use]
+    pub const fn of(value: u64) -> Option<Self> {
+        Some(match value {
+            hypercall::VERSION => Self::Version,
+            hypercall::BATCH => Self::Batch,
+            hypercall::EVENT_ALLOCATE => Self::EventAllocate,
+            hypercall::EVENT_BIND => Self::EventBind,
+            hypercall::EVENT_CLOSE => Self::EventClose,
+            hypercall::EVENT_SEND => Self::EventSend,
+            hypercall::EVENT_MASK => Self::EventMask,
+            hypercall::EVENT_UNMASK => Self::EventUnmask,
+            hypercall::EVENT_STATUS => Self::EventStatus,
+            hypercall::EVENT_BIND_CONTROL => Self::EventBindControl,
+            hypercall::EVENT_BIND_DOMAIN => Self::EventBindDomain,
+            hypercall::EVENT_BIND_CONSOLE => Self::EventBindConsole,
+            hypercall::EVENT_BIND_CHANNEL => Self::EventBindChannel,
+            _ => return None,
+        })
+    }
+
+    /// Its number, for RAX.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        match self {
+            Self::Version => hypercall::VERSION,
+            Self::Batch => hypercall::BATCH,
+            Self::EventAllocate => hypercall::EVENT_ALLOCATE,
+            Self::EventBind => hypercall::EVENT_BIND,
+            Self::EventClose => hypercall::EVENT_CLOSE,
+            Self::EventSend => hypercall::EVENT_SEND,
+            Self::EventMask => hypercall::EVENT_MASK,
+            Self::EventUnmask => hypercall::EVENT_UNMASK,
+            Self::EventStatus => hypercall::EVENT_STATUS,
+            Self::EventBindControl => hypercall::EVENT_BIND_CONTROL,
+            Self::EventBindDomain => hypercall::EVENT_BIND_DOMAIN,
+            Self::EventBindConsole => hypercall::EVENT_BIND_CONSOLE,
+            Self::EventBindChannel => hypercall::EVENT_BIND_CHANNEL,
+        }
+    }
+
+    /// Its name in documents and tools.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Batch => "batch",
+            Self::EventAllocate => "event_allocate",
+            Self::EventBind => "event_bind",
+            Self::EventClose => "event_close",
+            Self::EventSend => "event_send",
+            Self::EventMask => "event_mask",
+            Self::EventUnmask => "event_unmask",
+            Self::EventStatus => "event_status",
+            Self::EventBindControl => "event_bind_control",
+            Self::EventBindDomain => "event_bind_domain",
+            Self::EventBindConsole => "event_bind_console",
+            Self::EventBindChannel => "event_bind_channel",
+        }
+    }
+
+    /// What its arguments are called, in the order of the registers. Further registers are not looked at.
+    #[must_use]
+    pub const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Version | Self::EventBindControl => &[],
+            Self::Batch => &["list", "count"],
+            Self::EventAllocate | Self::EventBindDomain | Self::EventBindConsole => &["domain"],
+            Self::EventBind => &["domain", "port"],
+            Self::EventClose | Self::EventSend | Self::EventMask | Self::EventUnmask | Self::EventStatus => {
+                &["port"]
+            }
+            Self::EventBindChannel => &["channel", "queue"],
+        }
+    }
+
+    /// What the caller must have.
+    #[inline]
+    #[must_use]
+    pub const fn privileges(self) -> Privileges {
+        match self {
+            Self::Version | Self::Batch => Privileges::empty(),
+            Self::EventAllocate
+            | Self::EventBind
+            | Self::EventClose
+            | Self::EventSend
+            | Self::EventMask
+            | Self::EventUnmask
+            | Self::EventStatus => Privileges::EVENTS,
+            Self::EventBindControl | Self::EventBindDomain | Self::EventBindConsole => {
+                Privileges::EVENTS.union(Privileges::CONTROL)
+            }
+            Self::EventBindChannel => Privileges::EVENTS.union(Privileges::IO_BACKEND),
+        }
+    }
+
+    /// The errors that it can answer.
+    #[must_use]
+    pub const fn errors(self) -> &'static [CallError] {
+        match self {
+            Self::Version => &[],
+            Self::Batch => &[Invalid, TooBig, Fault],
+            Self::EventAllocate | Self::EventBindDomain | Self::EventBindConsole => {
+                &[NotPermitted, Invalid, NoSuchDomain, NoPorts]
+            }
+            Self::EventBind => &[NotPermitted, Invalid, NoSuchDomain, Refused, NoPorts],
+            Self::EventClose | Self::EventMask | Self::EventUnmask | Self::EventStatus => {
+                &[NotPermitted, Invalid, BadPort]
+            }
+            Self::EventSend => &[NotPermitted, Invalid, BadPort, NotConnected, PeerClosed],
+            Self::EventBindControl => &[NotPermitted, NoPorts],
+            Self::EventBindChannel => &[NotPermitted, Invalid, Refused, NoPorts],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_lead_to_their_calls_and_nothing_else_does() {
+        for number in Number::ALL {
+            assert_eq!(Number::of(number.value()), Some(number));
+            assert!(number.value() >= hypercall::FIRST && number.value() < hypercall::FIRST + 0x100);
+            assert!(number.arguments().len() <= 4);
+        }
+        assert!(Number::ALL.is_sorted_by(|one, next| one.value() < next.value()));
+        let known = (0..0x200).filter(|low| Number::of(hypercall::FIRST + low).is_some()).count();
+        assert_eq!(known, Number::ALL.len());
+        for value in [0, 5, 0x10, hypercall::FIRST - 1, u64::MAX, hypercall::FIRST | 1 << 63] {
+            assert_eq!(Number::of(value), None);
+        }
+    }
+}
