@@ -26,7 +26,8 @@ use crate::{
 const FUZZ_TIME: Duration = Duration::from_secs(3);
 
 /// The crates whose unit tests have models for `loom`, in modules named `loom_models`.
-const MODEL_CHECKED: [&str; 4] = ["caisson-irqchip", "caisson-accounts", "caisson-trace", "caisson-smp"];
+const MODEL_CHECKED: [&str; 5] =
+    ["caisson-irqchip", "caisson-accounts", "caisson-events", "caisson-trace", "caisson-smp"];
 
 /// What passed and what failed.
 #[derive(Debug, Default)]

@@ -50,6 +50,9 @@ ranks! {
     /// The state of a virtio device's transport.
     /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's; nothing is taken inside.
     Channel,
+    /// That a domain's event ports come or go.
+    /// Who makes or ends a guest, inside `Guest`; it waits for events that are under way, which wake their receiver.
+    Ports,
     /// A CPU's run queue, for one decision.
     /// Who wakes, blocks, moves or picks; for a wake-up inside `Vcpu` and `Chipset`, for chores inside `Guest`.
     Queue,
