@@ -33,6 +33,22 @@ pub(crate) fn other_cpu(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
+/// The stock kernel finds the virtio device that the firmware's tables tell of, and its drivers get random numbers from it.
+pub(crate) fn entropy(lab: &Lab, name: &str) -> Verdict {
+    let config = r#"
+        [[domain]]
+        name = "linux"
+        memory = "256M"
+        kernel = "@linux"
+        initrd = "@initrd"
+        entropy = true
+        cmdline = "console=ttyS0 panic=-1 caisson.test=cpu,entropy"
+    "#;
+    let mut run = lab.boot(name, config)?.start()?;
+    workload::check_entropy(&mut run, From::Raw)?;
+    run.end(STEP, Outcome::Clean)
+}
+
 /// Three vCPUs take turns on the machine's one CPU.
 pub(crate) fn smp(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab

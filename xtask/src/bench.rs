@@ -54,6 +54,9 @@ const EXITS: &[Exit] = &[
     Exit { name: "port", title: "port read", goal: Some(500), kvm: Some(1682), xen: Some(1175) },
     Exit { name: "msr", title: "MSR read", goal: None, kvm: Some(3145), xen: Some(5333) },
     Exit { name: "mmio", title: "MMIO read", goal: None, kvm: None, xen: None },
+    Exit { name: "virtio-notify", title: "virtio notification", goal: None, kvm: None, xen: None },
+    Exit { name: "virtio-notify-none", title: "… to nobody", goal: None, kvm: None, xen: None },
+    Exit { name: "virtio-interrupt", title: "virtio interrupt status", goal: None, kvm: None, xen: None },
 ];
 
 /// What the probe measures beside exits, by its name in the probe's lines.
@@ -124,7 +127,7 @@ fn exits(images: &Images, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
         let what = format!("exits need the probe guest bench, and there is no package {}", cargo::PROBES);
         return Err(Error::Failed(what));
     }
-    let printed = under_caisson(images, "exits", "vcpus = 2\nkernel = \"@probe/bench\"")?;
+    let printed = under_caisson(images, "exits", "vcpus = 2\nentropy = true\nkernel = \"@probe/bench\"")?;
     let measured = measurements(&printed);
     let figures = |name: &str| {
         measured.get(name).ok_or_else(|| Error::Tool {

@@ -1,4 +1,5 @@
-//! The Linux guest's initial RAM disk: busybox, the links to its applets, and `guest-images/linux/init`.
+//! The Linux guest's initial RAM disk: busybox, the links to its applets, the kernel's modules for virtio devices, and
+//! `guest-images/linux/init`.
 
 use std::{
     fs,
@@ -14,6 +15,9 @@ use crate::{
     process, stamp,
 };
 
+/// The modules for virtio devices, each behind those that it needs.
+const MODULES: [&str; 4] = ["virtio_ring.ko", "virtio.ko", "virtio_mmio.ko", "virtio-rng.ko"];
+
 /// Builds the RAM disk when its ingredients have changed; gives its path. `stamp` is one more program, for the boot
 /// benchmark.
 ///
@@ -25,30 +29,41 @@ pub fn linux(workspace: &Workspace, stamp: Option<&Path>) -> Result<PathBuf> {
     let busybox = fs::read(&busybox_path).cannot(|| format!("read {}", busybox_path.display()))?;
     let init = fs::read(&init_path).cannot(|| format!("read {}", init_path.display()))?;
     let name = if stamp.is_some() { "linux-initrd-stamp.cpio" } else { "linux-initrd.cpio" };
+    // The boot benchmark measures what it always has.
+    let modules = if stamp.is_some() { Vec::new() } else { packages::modules(workspace, &MODULES)? };
     let stamp = match stamp {
         Some(path) => fs::read(path).cannot(|| format!("read {}", path.display()))?,
         None => Vec::new(),
     };
     let output = workspace.dir("images")?.join(name);
-    let key = stamp::key([b"initrd 2".as_slice(), &busybox, &init, &stamp]);
+    let ingredients = [b"initrd 3".as_slice(), &busybox, &init, &stamp];
+    let key = stamp::key(ingredients.into_iter().chain(modules.iter().map(|(_, bytes)| bytes.as_slice())));
     let _lock = workspace.lock("initrd")?;
     if stamp::is_fresh(&output, &key) {
         return Ok(output);
     }
     let list = process::run(Command::new(&busybox_path).arg("--list"), "listing busybox's applets", None)?;
     let applets = String::from_utf8_lossy(&list);
-    fs::write(&output, pack(&busybox, &init, &stamp, applets.lines()))
+    fs::write(&output, pack(&busybox, &init, &stamp, &modules, applets.lines()))
         .cannot(|| format!("write {}", output.display()))?;
     stamp::set(&output, &key)?;
     Ok(output)
 }
 
-fn pack<'a>(busybox: &[u8], init: &[u8], stamp: &[u8], applets: impl Iterator<Item = &'a str>) -> Vec<u8> {
+fn pack<'a>(
+    busybox: &[u8],
+    init: &[u8],
+    stamp: &[u8],
+    modules: &[(String, Vec<u8>)],
+    applets: impl Iterator<Item = &'a str>,
+) -> Vec<u8> {
     let mut archive = Archive::new();
     for (name, mode) in [
         ("bin", 0o755),
         ("dev", 0o755),
         ("etc", 0o755),
+        ("lib", 0o755),
+        ("lib/modules", 0o755),
         ("proc", 0o555),
         ("root", 0o700),
         ("sys", 0o555),
@@ -65,6 +80,9 @@ fn pack<'a>(busybox: &[u8], init: &[u8], stamp: &[u8], applets: impl Iterator<It
     if !stamp.is_empty() {
         archive.file("bin/stamp", 0o755, stamp);
     }
+    for (name, bytes) in modules {
+        archive.file(&format!("lib/modules/{name}"), 0o644, bytes);
+    }
     archive.file("init", 0o755, init);
     archive.finish()
 }
@@ -75,9 +93,16 @@ mod tests {
 
     #[test]
     fn the_archive_holds_init_busybox_and_its_links() {
-        let bytes = pack(b"ELF", b"#!", &[], ["busybox", "ls", "sh"].into_iter());
+        let bytes = pack(
+            b"ELF",
+            b"#!",
+            &[],
+            &[("virtio.ko".to_owned(), b"MOD".to_vec())],
+            ["busybox", "ls", "sh"].into_iter(),
+        );
         let text = String::from_utf8_lossy(&bytes);
-        for name in ["dev/console\0", "bin/busybox\0", "bin/ls\0", "bin/sh\0", "init\0", "TRAILER!!!\0"] {
+        let names = ["dev/console\0", "bin/busybox\0", "bin/ls\0", "bin/sh\0", "lib/modules/virtio.ko\0"];
+        for name in names.into_iter().chain(["init\0", "TRAILER!!!\0"]) {
             assert_eq!(text.matches(name).count(), 1, "{name}");
         }
     }

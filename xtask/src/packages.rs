@@ -40,6 +40,38 @@ pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
     only_file(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
 }
 
+/// Modules of that kernel by their names (`virtio_mmio.ko`), in this order: those that its package has, uncompressed. Some
+/// distributions have them built in, or in another package.
+///
+/// # Errors
+/// When the package cannot be fetched or a file cannot be read.
+pub fn modules(workspace: &Workspace, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let kernel = linux(workspace)?;
+    let root = kernel.parent().and_then(Path::parent).unwrap_or(&kernel);
+    let mut found = Vec::new();
+    for name in names {
+        let path = ["lib/modules", "usr/lib/modules"].iter().find_map(|lib| find(&root.join(lib), name));
+        if let Some(path) = path {
+            found.push(((*name).to_owned(), fs::read(&path).cannot(|| format!("read {}", path.display()))?));
+        }
+    }
+    Ok(found)
+}
+
+/// A file by its name, in a directory or below it.
+fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    let mut below = Vec::new();
+    for entry in fs::read_dir(directory).ok()?.filter_map(std::result::Result::ok) {
+        // A symbolic link is neither: `build` leads out of the package.
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => below.push(entry.path()),
+            Ok(kind) if kind.is_file() && entry.file_name() == name => return Some(entry.path()),
+            _ => {}
+        }
+    }
+    below.iter().find_map(|directory| find(directory, name))
+}
+
 /// A statically linked busybox.
 ///
 /// # Errors
@@ -192,6 +224,14 @@ fn last_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_found_wherever_it_is() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(find(source, "packages.rs"), Some(source.join("src/packages.rs")));
+        assert_eq!(find(source, "src"), None, "no file");
+        assert_eq!(find(&source.join("none"), "packages.rs"), None);
+    }
 
     #[test]
     fn debians_kernel_is_found_behind_its_metapackage() {

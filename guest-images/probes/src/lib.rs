@@ -28,6 +28,7 @@ pub mod shared;
 pub mod smp;
 pub mod time;
 pub mod trap;
+pub mod virtio;
 
 use core::{arch::global_asm, ffi::CStr, panic::PanicInfo};
 

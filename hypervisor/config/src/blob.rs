@@ -455,7 +455,8 @@ fn check_codes(record: &DomainRecord) -> Result<(), (&'static str, Reason<'stati
     known("on_poweroff", record.on_poweroff, OnExitAction::from_code(record.on_poweroff).is_some())?;
     known("on_reboot", record.on_reboot, OnExitAction::from_code(record.on_reboot).is_some())?;
     known("on_crash", record.on_crash, OnExitAction::from_code(record.on_crash).is_some())?;
-    if record.reserved0 != 0 || record.reserved1 != 0 {
+    known("entropy", record.entropy, record.entropy <= 1)?;
+    if record.reserved1 != 0 {
         return Err(("reserved", Reason::NotZero));
     }
     Ok(())
@@ -543,6 +544,12 @@ impl<'a> Domain<'a> {
     #[must_use]
     pub fn console(&self) -> Console {
         Console::from_code(self.record.console).unwrap_or(Console::None)
+    }
+
+    /// Whether it has a source of random numbers, a virtio device.
+    #[must_use]
+    pub fn entropy(&self) -> bool {
+        self.record.entropy != 0
     }
 
     /// The number of the CPU pool that the domain runs in.

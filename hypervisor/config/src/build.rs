@@ -55,7 +55,7 @@ pub fn build(
             on_poweroff: domain.on_exit.poweroff.code(),
             on_reboot: domain.on_exit.reboot.code(),
             on_crash: domain.on_exit.crash.code(),
-            reserved0: 0,
+            entropy: u8::from(domain.entropy),
             max_restarts: U32::new(domain.max_restarts.unwrap_or(NO_RESTART_LIMIT)),
             kernel: count(files.add(&domain.kernel, Field::Domain(index, "kernel"))?),
             first_module: count(first_module),

@@ -56,7 +56,7 @@ pub(crate) struct DomainRecord {
     pub(crate) on_poweroff: u8,
     pub(crate) on_reboot: u8,
     pub(crate) on_crash: u8,
-    pub(crate) reserved0: u8,
+    pub(crate) entropy: u8,
     pub(crate) max_restarts: U32,
     pub(crate) kernel: U32,
     pub(crate) first_module: U32,

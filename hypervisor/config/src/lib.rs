@@ -44,7 +44,7 @@
 //! | 26 | u8 | loader: 0 by the image, 1 Linux bzImage, 2 PVH, 3 multiboot1 |
 //! | 27 | u8 | console: 0 none, 1 serial |
 //! | 28 | 3 × u8 | on power-off, on reboot, on crash: 0 destroy, 1 restart |
-//! | 31 | u8 | reserved |
+//! | 31 | u8 | 1: with a source of random numbers, 0: without |
 //! | 32 | u32 | restarts before the domain is destroyed after all; 0xffff_ffff for no limit |
 //! | 36 | u32 | payload of the kernel |
 //! | 40 | 2 × u32 | first module record, number of module records |

@@ -79,6 +79,9 @@ fn show_domain(
         domain.loader(),
         domain.console()
     )?;
+    if domain.entropy() {
+        f.write_str(", entropy")?;
+    }
     match domain.tsc_khz() {
         Some(khz) => writeln!(f, ", TSC {khz} kHz")?,
         None => writeln!(f)?,

@@ -22,6 +22,7 @@
 //! # modules = [{ file = "a.bin", cmdline = "a 1" }, "b.bin"]
 //! cmdline = "console=ttyS0" # default empty
 //! console = "serial"        # serial or none; default serial
+//! entropy = true            # a source of random numbers; default false
 //! on_poweroff = "destroy"   # destroy or restart; this is the default
 //! on_reboot = "restart"
 //! on_crash = "destroy"
@@ -101,6 +102,8 @@ pub struct DomainText {
     pub cmdline: String,
     /// `console`.
     pub console: Console,
+    /// `entropy`.
+    pub entropy: bool,
     /// `on_poweroff`, `on_reboot` and `on_crash`.
     pub on_exit: OnExit,
     /// `max_restarts`; `None` for no limit.

@@ -49,6 +49,7 @@ cpus = "2,8"
 period = "20ms"
 slice = "5ms"
 extra = false
+entropy = true
 "#;
 
 fn text(toml: &str) -> ConfigText {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
 use caisson_domain::{
-    CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtualCpu,
+    CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtioDevice, VirtualCpu,
 };
 use caisson_firmware::GuestLayout;
 use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
@@ -19,6 +19,7 @@ use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
 use caisson_machine::percpu;
+use caisson_machine::random::Random;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_smp::Place;
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
@@ -206,7 +207,8 @@ impl Maker {
         let guest_clock = domain_clock(backend, record.tsc_khz(), start, clock.tsc_hz)?;
         let vcpus = record.vcpus() as usize;
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
-        let layout = GuestLayout::new(record.memory(), &apic_ids);
+        let virtio = self.virtio(record);
+        let layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
         let ranges: Vec<_> = layout.backed().collect();
         let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
         let tables = self.tables::<F>(id, &memory, backend.apic_access_page()).map_err(MakeError::Tables)?;
@@ -234,6 +236,7 @@ impl Maker {
             wall_clock,
             vcpus,
             gigabyte_pages: self.features.gigabyte_pages,
+            virtio,
         });
         let setup = VcpuSetup {
             stage2_root: root,
@@ -277,6 +280,11 @@ impl Maker {
             has_console: record.console() == Console::Serial,
             ending: AtomicBool::new(false),
         })
+    }
+
+    /// The guest's virtio devices.
+    fn virtio(&self, record: &Record<'static>) -> &'static [VirtioDevice] {
+        if record.entropy() && Random::of(&self.features).is_some() { &[VirtioDevice::Entropy] } else { &[] }
     }
 
     /// The guest's stage-2 tables, twice where there is a page for its local APIC.

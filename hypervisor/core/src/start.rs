@@ -12,6 +12,7 @@ use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
+use caisson_machine::random::Random;
 use caisson_machine::{apic, clock, crash, gdt, memory, percpu, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
@@ -262,6 +263,11 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     trace::start(info);
     if let Err(error) = blob.check_cpus(percpu::count()) {
         refuse(format_args!("config: {error}"));
+    }
+    if Random::of(&features).is_none() {
+        for domain in blob.domains().filter(caisson_config::Domain::entropy) {
+            log::warn!("guest {}: gets no entropy: this CPU has neither RDSEED nor RDRAND", domain.name());
+        }
     }
     let system: &'static System<B, F> = Box::leak(Box::new(System::new(backend, maker, blob)));
     if system.start().is_err() {

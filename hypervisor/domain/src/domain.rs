@@ -12,6 +12,7 @@ use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
 
 use crate::clock::DomainClock;
+use crate::virtio::{VirtioDevice, VirtioDevices};
 
 /// The virtual local APIC's timer clock, in kHz: a tick is a nanosecond.
 pub const CPU_APIC_KHZ: u32 = 1_000_000;
@@ -39,6 +40,9 @@ pub trait Host {
     fn console(&mut self, byte: u8) -> bool;
     /// These vCPUs have something in their mailboxes and may have to be woken.
     fn wake(&mut self, vcpus: VcpuSet);
+    /// Fills `bytes` from their start with random ones, as many as the machine has at once; answers how many that is. Never
+    /// asked for more than 64.
+    fn random(&mut self, bytes: &mut [u8]) -> usize;
     /// The running vCPU's exit is of `class`, and is being answered: for whoever keeps accounts.
     #[inline]
     fn answering(&mut self, class: ExitClass) {
@@ -79,6 +83,8 @@ pub struct DomainSetup<M> {
     pub vcpus: usize,
     /// Host supports 1 GiB pages, which the guest's own tables may use as well.
     pub gigabyte_pages: bool,
+    /// Its virtio devices, at most [`caisson_firmware::MAX_VIRTIO`], in the order of the firmware's description.
+    pub virtio: &'static [VirtioDevice],
 }
 
 /// What a domain's vCPUs share.
@@ -102,6 +108,7 @@ pub struct Domain<M> {
     /// Whether all of these are equal.
     tscs_equal: AtomicBool,
     pub(crate) apics: ApicMap,
+    pub(crate) virtio: VirtioDevices,
     mailboxes: Box<[Mailbox]>,
 }
 
@@ -128,6 +135,7 @@ impl<M> Domain<M> {
             tsc_adjusts: (0..setup.vcpus).map(|_| AtomicU64::new(0)).collect(),
             tscs_equal: AtomicBool::new(true),
             apics: ApicMap::new(setup.vcpus),
+            virtio: VirtioDevices::new(setup.virtio),
             mailboxes: (0..setup.vcpus).map(|_| Mailbox::new()).collect(),
         }
     }

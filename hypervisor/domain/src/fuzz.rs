@@ -95,11 +95,12 @@ impl Source<'_> {
     /// An address: RAM, a device, nothing.
     fn address(&mut self) -> u64 {
         let offset = self.number(2);
-        match self.u8() % 8 {
+        match self.u8() % 10 {
             0..=2 => 0xfee0_0000 | offset & 0xff0,
             3 | 4 => 0xfec0_0000 | offset & 0x50,
             5 => 0xfee0_0ffc + (offset & 7),
             6 => offset,
+            7 | 8 => 0xfeb0_0000 | offset & 0x80fc,
             _ => self.value(),
         }
     }

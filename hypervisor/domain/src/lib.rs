@@ -33,8 +33,10 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod virtio;
 
 pub use build::{BuildError, Image, Module, load};
 pub use clock::{DomainClock, TscScale};
 pub use domain::{CPU_APIC_KHZ, Domain, DomainSetup, Host};
 pub use vcpu::{Ended, KillReason, Outcome, Readiness, RunState, VirtualCpu};
+pub use virtio::VirtioDevice;

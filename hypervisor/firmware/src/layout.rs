@@ -13,8 +13,25 @@ pub const IOAPIC_ADDRESS: u32 = 0xFEC0_0000;
 /// Guest-physical address of each local APIC's page after reset.
 pub const LOCAL_APIC_ADDRESS: u32 = 0xFEE0_0000;
 
+/// Guest-physical address of the first virtio device's page; the others' follow.
+pub const VIRTIO_ADDRESS: u32 = 0xFEB0_0000;
+
+/// The most virtio devices.
+pub const MAX_VIRTIO: usize = 32;
+
+/// The first pin of the I/O APIC that virtio devices have: behind those of the ISA bus.
+const VIRTIO_FIRST_PIN: u8 = 16;
+/// How many pins they share.
+const VIRTIO_PINS: u8 = 8;
+
+/// The pin of the I/O APIC, and so the global system interrupt, of the virtio device with this index.
+#[must_use]
+pub const fn virtio_pin(index: usize) -> u8 {
+    VIRTIO_FIRST_PIN + (index % VIRTIO_PINS as usize) as u8
+}
+
 /// The first address of devices that have a fixed place; the hole must start below.
-const FIXED_DEVICES: u64 = IOAPIC_ADDRESS as u64;
+const FIXED_DEVICES: u64 = VIRTIO_ADDRESS as u64;
 
 /// The least RAM of a guest: the first MiB, of which the lower 639 KiB are its own.
 const LEAST_RAM: u64 = 1 << 20;
@@ -31,6 +48,8 @@ pub struct GuestLayout<'a> {
     pub apic_ids: &'a [u32],
     /// The I/O APIC's id.
     pub ioapic_id: u8,
+    /// How many virtio devices it has, at most [`MAX_VIRTIO`].
+    pub virtio: usize,
 }
 
 /// Why a description is not one of a machine.
@@ -48,6 +67,8 @@ pub enum LayoutError {
     BadApicId(u32),
     /// The tables for so many vCPUs do not fit into the firmware's area.
     TooManyVcpus(usize),
+    /// There is no room for so many virtio devices.
+    TooManyDevices(usize),
 }
 
 impl fmt::Display for LayoutError {
@@ -66,15 +87,19 @@ impl fmt::Display for LayoutError {
             Self::NoVcpu => write!(f, "the guest has no vCPU: give it at least one"),
             Self::BadApicId(id) => write!(f, "APIC id {id:#x} is taken or means all CPUs: choose another"),
             Self::TooManyVcpus(count) => write!(f, "the firmware tables have no room for {count} vCPUs"),
+            Self::TooManyDevices(count) => {
+                write!(f, "{count} virtio devices are too many: give it at most {MAX_VIRTIO}")
+            }
         }
     }
 }
 
 impl<'a> GuestLayout<'a> {
-    /// A machine with `ram` bytes of RAM and a vCPU for each of `apic_ids`, with the usual hole and an I/O APIC of id 0.
+    /// A machine with `ram` bytes of RAM and a vCPU for each of `apic_ids`, with the usual hole, an I/O APIC of id 0, and no
+    /// virtio device.
     #[must_use]
     pub const fn new(ram: u64, apic_ids: &'a [u32]) -> Self {
-        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0 }
+        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0, virtio: 0 }
     }
 
     /// Checks the description.
@@ -93,6 +118,9 @@ impl<'a> GuestLayout<'a> {
         }
         if self.apic_ids.is_empty() {
             return Err(LayoutError::NoVcpu);
+        }
+        if self.virtio > MAX_VIRTIO {
+            return Err(LayoutError::TooManyDevices(self.virtio));
         }
         for (index, &id) in self.apic_ids.iter().enumerate() {
             if id == u32::MAX || self.apic_ids.iter().take(index).any(|&other| other == id) {
@@ -131,6 +159,7 @@ mod tests {
             (GuestLayout { apic_ids: &[], ..good }, LayoutError::NoVcpu),
             (GuestLayout { apic_ids: &[3, 4, 3], ..good }, LayoutError::BadApicId(3)),
             (GuestLayout { apic_ids: &[u32::MAX], ..good }, LayoutError::BadApicId(u32::MAX)),
+            (GuestLayout { virtio: 33, ..good }, LayoutError::TooManyDevices(33)),
         ];
         for (layout, error) in cases {
             assert_eq!(layout.check(), Err(error));

@@ -27,6 +27,9 @@ mod map;
 mod mp;
 mod tables;
 
-pub use layout::{DEFAULT_HOLE, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError};
+pub use layout::{
+    DEFAULT_HOLE, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError, MAX_VIRTIO, VIRTIO_ADDRESS,
+    virtio_pin,
+};
 pub use map::MemoryMap;
 pub use tables::{Blob, InstallError, RSDP, Tables, build, install};

@@ -47,8 +47,11 @@ ranks! {
     /// A domain's chipset.
     /// Who answers an exit, inside `Vcpu`; who loads the guest's image, inside `Guest` at the start; who brings input.
     Chipset,
+    /// A virtio device's backend that is Caisson's own.
+    /// Who answers the guest's access, inside `Vcpu` and with no `Chipset`; it asks the transport.
+    Backend,
     /// The state of a virtio device's transport.
-    /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's; nothing is taken inside.
+    /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's, inside `Backend`; nothing is taken inside.
     Channel,
     /// That a domain's event ports come or go.
     /// Who makes or ends a guest, inside `Guest`; it waits for events that are under way, which wake their receiver.

@@ -229,6 +229,10 @@ pub struct Features {
     pub rdtscp: bool,
     /// The TSC runs at one rate in every power state.
     pub invariant_tsc: bool,
+    /// RDRAND.
+    pub rdrand: bool,
+    /// RDSEED.
+    pub rdseed: bool,
     /// Physical-address bits.
     pub physical_bits: u8,
 }
@@ -241,6 +245,7 @@ impl Features {
         let max_extended = cpuid(0x8000_0000, 0).eax;
         let basic = cpuid(1, 0);
         let extended = |leaf| if max_extended >= leaf { cpuid(leaf, 0) } else { Cpuid::default() };
+        let structured = if max_leaf >= 7 { cpuid(7, 0) } else { Cpuid::default() };
         let extended_1 = extended(0x8000_0001);
         let bits = extended(0x8000_0008).eax as u8;
         Self {
@@ -254,6 +259,8 @@ impl Features {
             vmx: basic.ecx & 1 << 5 != 0,
             rdtscp: extended_1.edx & 1 << 27 != 0,
             invariant_tsc: extended(0x8000_0007).edx & 1 << 8 != 0,
+            rdrand: basic.ecx & 1 << 30 != 0,
+            rdseed: structured.ebx & 1 << 18 != 0,
             physical_bits: if bits == 0 { 36 } else { bits },
         }
     }

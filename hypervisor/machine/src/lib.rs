@@ -31,6 +31,7 @@ pub mod paging;
 pub mod percpu;
 pub mod pic;
 pub mod power;
+pub mod random;
 pub mod screen;
 pub mod serial;
 // On a host there are no stubs that call it: only the tests of other modules run there.

@@ -34,6 +34,12 @@ impl Entropy {
         writable: &[],
     };
 
+    /// Such a device after power-on, without its backend.
+    #[must_use]
+    pub fn channel() -> Channel {
+        Channel::checked(&Self::DESCRIPTION)
+    }
+
     /// A backend that has seen nothing of its device yet.
     #[must_use]
     pub const fn new() -> Self {
@@ -166,6 +172,12 @@ mod tests {
             });
             bytes.len()
         })
+    }
+
+    #[test]
+    fn it_is_a_device() {
+        assert_eq!(Entropy::DESCRIPTION.check(), Ok(()));
+        assert_eq!(Entropy::channel().read(register::DEVICE_ID, 4), 4);
     }
 
     #[test]

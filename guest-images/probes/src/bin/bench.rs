@@ -15,7 +15,9 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use caisson_probes::{Frame, Shared, apic, argument, cpu, number, probe, smp, time, trap, write_serial};
+use caisson_probes::{
+    Frame, Shared, apic, argument, cpu, number, probe, smp, time, trap, virtio, write_serial,
+};
 
 probe!("bench", run);
 
@@ -95,6 +97,7 @@ fn run() {
     let apart = argument("what") == Some("ipi");
     if !apart {
         exits(vmmcall);
+        virtio_exits();
         apic::enable_x2();
         x2apic();
         user_hypercall(vmmcall);
@@ -289,6 +292,16 @@ fn exits(vmmcall: bool) {
     measure!("mmio", "mov eax, [ecx + 0x30]", 0, apic::PAGE as u64, 0);
     measure!("mmio-write", "mov [ecx + 0xb0], eax", 0, apic::PAGE as u64, 0);
     measure!("mmio-none", "mov eax, [ecx]", 0, 0xd000_0000, 0);
+}
+
+/// A notification of a queue with nothing in it, to a backend in Caisson, and what an interrupt handler asks for.
+fn virtio_exits() {
+    virtio::start();
+    let page = virtio::PAGE as u64;
+    measure!("virtio-notify", "mov [ecx + 0x50], eax", 0, page, 0);
+    measure!("virtio-notify-none", "mov [ecx + 0x50], eax", 1, page, 0);
+    measure!("virtio-interrupt", "mov eax, [ecx + 0x60]", 0, page, 0);
+    virtio::write(virtio::register::STATUS, 0);
 }
 
 fn x2apic() {

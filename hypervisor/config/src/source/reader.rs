@@ -61,7 +61,7 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 24] = [
+const DOMAIN_KEYS: [&str; 25] = [
     "name",
     "memory",
     "vcpus",
@@ -72,6 +72,7 @@ const DOMAIN_KEYS: [&str; 24] = [
     "modules",
     "cmdline",
     "console",
+    "entropy",
     "on_poweroff",
     "on_reboot",
     "on_crash",
@@ -210,6 +211,7 @@ impl Reader<'_> {
             modules: self.modules(&table, index)?,
             cmdline: self.string(&table, "cmdline", at("cmdline"))?.unwrap_or_default(),
             console: console.unwrap_or(Console::Serial),
+            entropy: self.flag(&table, "entropy", at("entropy"))?.unwrap_or(false),
             on_exit,
             max_restarts: self.restarts(&table, at("max_restarts"))?,
             pool: self.string(&table, "pool", at("pool"))?.unwrap_or_else(|| DEFAULT_POOL.to_owned()),

@@ -28,7 +28,7 @@ fn what_goes_in_comes_out() {
     assert_eq!(first.cmdline(), "console=ttyS0 äöü");
     assert_eq!(first.on_exit().poweroff, OnExitAction::Restart);
     assert_eq!(first.on_exit().reboot, OnExitAction::Destroy);
-    assert_eq!(first.max_restarts(), Some(3));
+    assert_eq!((first.max_restarts(), first.entropy(), domains[1].entropy()), (Some(3), false, true));
     assert_eq!(first.kernel().data(), vec![0x5A; 5000]);
     let second = domains[1];
     assert_eq!(second.max_restarts(), None);
@@ -75,7 +75,7 @@ fn a_blob_can_be_shown() {
         "    kernel @linux (5000 bytes): console=ttyS0 äöü",
         "    module more.cpio (9 bytes)",
         "    on poweroff restart, on reboot destroy, on crash restart, at most 3 restarts",
-        "domain[1] second: 1M of memory, 1 vCPU, loader auto, console serial",
+        "domain[1] second: 1M of memory, 1 vCPU, loader auto, console serial, entropy",
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in\n{shown}");
     }
@@ -159,7 +159,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 28, &[2], Field::Domain(0, "on_poweroff")),
         (DOMAIN + 29, &[2], Field::Domain(0, "on_reboot")),
         (DOMAIN + 30, &[2], Field::Domain(0, "on_crash")),
-        (DOMAIN + 31, &[1], Field::Domain(0, "reserved")),
+        (DOMAIN + 31, &[2], Field::Domain(0, "entropy")),
         (DOMAIN + 36, &[4], Field::Domain(0, "kernel")),
         (DOMAIN + 40, &[1], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[0xFF; 4], Field::Domain(0, "modules")),
@@ -310,6 +310,7 @@ fn domain() -> impl Strategy<Value = DomainText> {
                     modules,
                     cmdline,
                     console: if serial { Console::Serial } else { Console::None },
+                    entropy: vcpus % 2 == 0,
                     on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
                     max_restarts,
                     pool: "rt".into(),
@@ -373,6 +374,7 @@ proptest! {
             prop_assert_eq!(domain.cmdline(), &wanted.cmdline);
             prop_assert_eq!(domain.console(), wanted.console);
             prop_assert_eq!(domain.on_exit(), wanted.on_exit);
+            prop_assert_eq!(domain.entropy(), wanted.entropy);
             prop_assert_eq!(domain.max_restarts(), wanted.max_restarts);
             prop_assert_eq!(domain.contract(), wanted.contract);
             prop_assert_eq!(domain.cpus().to_string(), wanted.cpus.as_str());

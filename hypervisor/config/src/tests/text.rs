@@ -25,6 +25,7 @@ fn every_setting_is_understood() {
     let first = &config.domains[0];
     assert_eq!((first.memory, first.vcpus, first.loader), (512 << 20, 2, LoaderKind::Linux));
     assert_eq!((first.console, first.max_restarts), (Console::None, Some(3)));
+    assert!(!first.entropy && config.domains[1].entropy);
     assert_eq!(first.modules[1].file, "more.cpio");
     let second = &config.domains[1];
     assert_eq!((second.memory, second.vcpus, second.loader), (1 << 20, 1, LoaderKind::Auto));

@@ -9,6 +9,7 @@ use caisson_irqchip::VcpuSet;
 use caisson_machine::clock::Clock;
 use caisson_machine::memory::GuestRam;
 use caisson_machine::percpu::{self, pending};
+use caisson_machine::random::Random;
 use caisson_machine::{cpu, ipi, power};
 use caisson_sched::{Key, NEVER};
 use caisson_smp::{self as smp, Queue as _};
@@ -50,6 +51,10 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
 
     fn console(&mut self, byte: u8) -> bool {
         !self.live.has_console || console::guest_output(self.live.domain.id, byte)
+    }
+
+    fn random(&mut self, bytes: &mut [u8]) -> usize {
+        Random::of(&self.system.maker.features).map_or(0, |source| source.fill(bytes))
     }
 
     #[inline]

@@ -1,4 +1,5 @@
-//! Accesses to guest-physical addresses without RAM: the local APIC's page, the I/O APIC's, and nothing.
+//! Accesses to guest-physical addresses without RAM: the local APIC's page, the I/O APIC's, those of virtio devices, and
+//! nothing.
 
 use caisson_emulate::{Done, MmioBus, StepError, step};
 use caisson_firmware::IOAPIC_ADDRESS;
@@ -43,9 +44,10 @@ impl<V: Vcpu> VirtualCpu<V> {
             effects: &mut effects,
             used: 0,
             chipset_touched: false,
+            virtio_touched: 0,
         };
         let done = step(&mut self.hw, &domain.memory, &mut bus, fault, &domain.paging);
-        let (used, chipset_touched) = (bus.used, bus.chipset_touched);
+        let Devices { used, chipset_touched, virtio_touched, .. } = bus;
         self.notice_request();
         for effect in effects.iter().take(used) {
             self.apic_effect(domain, host, *effect);
@@ -55,6 +57,9 @@ impl<V: Vcpu> VirtualCpu<V> {
             let wake = self.settle(domain, &mut chipset);
             drop(chipset);
             host.wake(wake);
+        }
+        if virtio_touched != 0 {
+            domain.serve_virtio(host, virtio_touched);
         }
         match done {
             Ok(Done::Completed) => {
@@ -164,6 +169,8 @@ struct Devices<'a, M> {
     effects: &'a mut [Effect; MAX_EFFECTS],
     used: usize,
     chipset_touched: bool,
+    /// The virtio devices for which something is left to do, a bit each.
+    virtio_touched: u32,
 }
 
 impl<M> Devices<'_, M> {
@@ -188,13 +195,16 @@ impl<M> Devices<'_, M> {
     }
 }
 
-impl<M> MmioBus for Devices<'_, M> {
+impl<M: GuestMemory> MmioBus for Devices<'_, M> {
     fn read(&mut self, gpa: Gpa, size: u8) -> u64 {
         if let Some(offset) = self.apic_offset(gpa) {
             return u64::from(self.apic.mmio_read(offset, size, self.now));
         }
         if let Some(offset) = Self::ioapic_offset(gpa) {
             return u64::from(self.domain.chipset().ioapic_mmio_read(offset, size));
+        }
+        if let Some(value) = self.domain.virtio.read(gpa, size) {
+            return value;
         }
         u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
     }
@@ -206,6 +216,8 @@ impl<M> MmioBus for Devices<'_, M> {
         } else if let Some(offset) = Self::ioapic_offset(gpa) {
             self.domain.chipset().ioapic_mmio_write(offset, value as u32, self.now);
             self.chipset_touched = true;
+        } else {
+            self.virtio_touched |= self.domain.virtio.write(gpa, size, value, &self.domain.memory);
         }
     }
 }

@@ -17,6 +17,7 @@ mod smp;
 mod steal;
 mod task;
 mod time;
+mod virtio;
 mod virtual_apic;
 
 use alloc::vec;

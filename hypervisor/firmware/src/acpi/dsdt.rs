@@ -5,7 +5,9 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use acpi_tables::aml::{Device, EISAName, IO, Name, Package, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use caisson_devices::chipset::{COM1, COM1_IRQ, PIT_IRQ, RTC_IRQ};
@@ -13,10 +15,13 @@ use caisson_devices::{pm, reset};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes_of};
 use crate::GuestLayout;
+use crate::layout::{VIRTIO_ADDRESS, virtio_pin};
 
 /// With this revision integers have 64 bits.
 const REVISION: u8 = 2;
 const HEADER: u32 = 36;
+/// Bytes of a virtio device's registers.
+const PAGE: u32 = 0x1000;
 
 /// An ISA interrupt: edge-triggered, active high, not shared (section 6.4.2.1, the short form).
 struct Irq(u8);
@@ -53,6 +58,25 @@ fn processor(uid: u32) -> Vec<u8> {
     ))
 }
 
+/// A virtio device, by the id under which Linux looks for virtio-mmio: its page, and a level-triggered interrupt that it
+/// may share.
+fn virtio(index: usize) -> Vec<u8> {
+    let address = VIRTIO_ADDRESS + PAGE * index as u32;
+    let page = Memory32Fixed::new(true, address, PAGE);
+    let interrupt = Interrupt::new(true, false, false, true, u32::from(virtio_pin(index)));
+    let resources: Vec<&dyn Aml> = vec![&page, &interrupt];
+    bytes_of(&Device::new(
+        format!("VR{index:02X}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &(index as u32)),
+            // Memory is coherent (section 6.2.17).
+            &Name::new("_CCA".into(), &1u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
+        ],
+    ))
+}
+
 fn system_bus(layout: &GuestLayout<'_>) -> Vec<u8> {
     let mut devices = device("COM1", "PNP0501", vec![&ports(COM1, 8), &Irq(COM1_IRQ)]);
     devices.extend(device(
@@ -69,6 +93,9 @@ fn system_bus(layout: &GuestLayout<'_>) -> Vec<u8> {
         "PNP0C02",
         vec![&ports(0x92, 1), &ports(pm::SMI_CMD, 2), &ports(pm::BASE, 0x30), &ports(reset::CONTROL, 1)],
     ));
+    for index in 0..layout.virtio {
+        devices.extend(virtio(index));
+    }
     for uid in (0u32..).take(layout.apic_ids.len()) {
         devices.extend(processor(uid));
     }

@@ -115,6 +115,26 @@ fn hundreds_of_cpus_fit_and_too_many_are_refused() {
     assert_eq!(build(&GuestLayout::new(128 << 20, &many)), Err(LayoutError::TooManyVcpus(4000)));
 }
 
+/// A Memory32Fixed and an Extended Interrupt descriptor for each device (ACPI 6.5, sections 6.4.3.4 and 6.4.3.6).
+#[test]
+fn the_dsdt_names_the_virtio_devices() {
+    let layout = GuestLayout { virtio: 10, ..GuestLayout::new(128 << 20, &[0]) };
+    let tables = check(&layout);
+    let dsdt = &named(&tables, "DSDT").bytes;
+    let count = |needle: &[u8]| dsdt.windows(needle.len()).filter(|window| *window == needle).count();
+    assert_eq!((count(b"LNRO0005"), count(b"VR00"), count(b"VR09"), count(b"VR0A")), (10, 1, 1, 0));
+    for index in 0..10u32 {
+        let mut page = Vec::from([0x86, 9, 0, 1]);
+        page.extend((0xFEB0_0000 + 0x1000 * index).to_le_bytes());
+        page.extend(0x1000u32.to_le_bytes());
+        // Consumer, level-triggered, active high, shared.
+        page.extend([0x89, 6, 0, 0b0_1001, 1, (16 + index % 8) as u8, 0, 0, 0]);
+        assert_eq!(count(&page), 1, "device {index}");
+    }
+    let none = check(&GuestLayout::new(128 << 20, &ids(1)));
+    assert!(!named(&none, "DSDT").bytes.windows(8).any(|window| window == b"LNRO0005"));
+}
+
 #[test]
 fn installing_writes_every_piece() {
     let mut ram = alloc::vec![0xAA; 2 << 20];
@@ -138,10 +158,10 @@ fn installing_writes_every_piece() {
 proptest! {
     #[test]
     fn every_machine_has_sound_tables(
-        pages in 512u64..1 << 22, hole in 512u64..0xFEC01, cpus in proptest::collection::btree_set(any::<u32>(), 1..40), ioapic_id in 0u8..16,
+        pages in 512u64..1 << 22, hole in 512u64..0xFEB01, virtio in 0..=crate::MAX_VIRTIO, cpus in proptest::collection::btree_set(any::<u32>(), 1..40), ioapic_id in 0u8..16,
     ) {
         let apic_ids: Vec<u32> = cpus.into_iter().filter(|&id| id != u32::MAX).chain([]).collect();
         prop_assume!(!apic_ids.is_empty());
-        check(&GuestLayout { ram: pages * 4096, hole: hole * 4096, apic_ids: &apic_ids, ioapic_id });
+        check(&GuestLayout { ram: pages * 4096, hole: hole * 4096, apic_ids: &apic_ids, ioapic_id, virtio });
     }
 }

@@ -119,13 +119,18 @@ impl Channel {
     /// [`DescriptionError`] for a description of no device.
     pub fn new(description: &Description<'_>) -> Result<Self, DescriptionError> {
         description.check()?;
-        Ok(Self {
+        Ok(Self::checked(description))
+    }
+
+    /// The same of a description that has been checked.
+    pub(crate) fn checked(description: &Description<'_>) -> Self {
+        Self {
             live: AtomicU64::new(0),
             pending: AtomicU64::new(0),
             interrupts: AtomicU32::new(0),
             attached: AtomicBool::new(false),
             state: Mutex::new(Rank::Channel, State::new(description)),
-        })
+        }
     }
 
     /// Whether the device asserts its interrupt line.
