@@ -57,7 +57,7 @@ fn work() -> ! {
         if let Some(crew) = CREW.get() {
             crew.work();
         }
-        ipi::serve(this);
+        ipi::serve(this, || {});
         if this.pending().take(pending::RESCHEDULE) == 0 {
             cpu::wait_for_interrupt();
         }

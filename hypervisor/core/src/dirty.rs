@@ -14,20 +14,18 @@
 //! - What the guest writes is told as the CPU can ([`WriteTrace`]): by a log of the pages whose dirty bits it sets, by the
 //!   dirty bits, or by a fault of the first write.
 //!
-//! # Rounds
+//! # Other CPUs
 //!
-//! After each change of the tables a *round* has every CPU that holds a vCPU of the domain empty its log and flush its
-//! translations before it enters the guest again: [`Live::catch_up`]. A vCPU that is on no CPU needs nothing: its log was
-//! emptied when it left, and it catches up when it is loaded. Loading says first that the vCPU is on a CPU, and looks for the
-//! round then; a round begins first, and looks who is on a CPU then. Both orders are sequentially consistent: one of the two
-//! sees the other.
+//! After each change of the tables every CPU that holds a vCPU of the domain empties its log and flushes its translations
+//! before it enters the guest again, and before what has changed counts: [`Live::flush_everywhere`]. A vCPU that is on no CPU
+//! needs nothing: its log was emptied when it left, and it flushes when it is loaded.
 //!
 //! All of this is work of the guest's [chores](crate::life): at its expense, a chunk of its memory at a time.
 
 use alloc::string::String;
 use core::fmt::Write;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use caisson_boot::BootInfo;
 use caisson_domain::{Ended, KillReason, VirtualCpu};
@@ -40,7 +38,7 @@ use caisson_stage2::{Error, Format, Permissions, Stage2, Trace, WriteLog};
 use caisson_types::{Gpa, PAGE_SIZE, PageSize};
 
 use crate::guests::{Live, Tables};
-use crate::scheduler::System;
+use crate::scheduler::{System, serve_between_steps};
 
 /// How many runs of pages are told one by one.
 const RUNS: usize = 16;
@@ -81,8 +79,6 @@ impl Meter {
 pub(crate) enum Progress {
     /// There is more to do.
     More,
-    /// Others have to do something first.
-    Later,
     /// There is nothing to do before this TSC.
     Rest(u64),
 }
@@ -119,8 +115,6 @@ enum Reading {
 
 struct State {
     step: Step,
-    /// A round is under way.
-    waits: bool,
     trace: WriteTrace,
     reading: Reading,
     told: u32,
@@ -128,8 +122,6 @@ struct State {
 
 /// What a domain's tracking has come to.
 pub(crate) struct Tracking {
-    /// The round that every vCPU has to catch up with before it is entered.
-    round: AtomicU32,
     /// CPUs log.
     logs: AtomicBool,
     /// Pages are write-protected.
@@ -140,12 +132,11 @@ pub(crate) struct Tracking {
 impl Tracking {
     /// None.
     pub(crate) fn new() -> Self {
-        let (waits, trace, reading, told) = (false, WriteTrace::None, Reading::New, 0);
+        let (trace, reading, told) = (WriteTrace::None, Reading::New, 0);
         Self {
-            round: AtomicU32::new(0),
             logs: AtomicBool::new(false),
             protects: AtomicBool::new(false),
-            state: Mutex::new(Rank::Tracking, State { step: Step::Off, waits, trace, reading, told }),
+            state: Mutex::new(Rank::Tracking, State { step: Step::Off, trace, reading, told }),
         }
     }
 }
@@ -156,21 +147,10 @@ impl<B: Backend, F: Format> Live<B, F> {
         vcpu.hw.take_written(|gpa| self.domain.memory.written(gpa, PAGE_SIZE));
     }
 
-    /// A vCPU that is on this CPU does what the last round asks for, if it has not.
-    #[inline]
-    pub(crate) fn catch_up(&self, index: usize) {
-        // Behind the vCPU's being on this CPU.
-        fence(Ordering::SeqCst);
-        let round = self.tracking.round.load(Ordering::Acquire);
-        if let Some(task) = self.tasks.get(index)
-            && task.round.load(Ordering::Relaxed) != round
-        {
-            let mut vcpu = task.vcpu.lock();
-            self.empty_log(&mut vcpu);
-            vcpu.hw.set_write_log(self.tracking.logs.load(Ordering::Relaxed));
-            vcpu.hw.flush_tlb();
-            task.round.store(round, Ordering::Release);
-        }
+    /// The same, and has the CPU log from now on what the vCPU writes, or no longer.
+    pub(crate) fn settle_log(&self, vcpu: &mut VirtualCpu<B::Vcpu>) {
+        self.empty_log(vcpu);
+        vcpu.hw.set_write_log(self.tracking.logs.load(Ordering::Relaxed));
     }
 
     /// A vCPU has written a page that stage 2 protects, as is right where that is how writes are told.
@@ -207,57 +187,33 @@ impl<B: Backend, F: Format> Live<B, F> {
         self.tracking.logs.store(state.trace == WriteTrace::Log, Ordering::Release);
         self.tracking.protects.store(state.trace == WriteTrace::None, Ordering::Release);
         state.step = Step::Clean(0);
-        self.begin_round(system, state);
+        self.flush_everywhere(&None);
         true
     }
 
     /// Begins a harvest.
-    fn harvest(&self, system: &System<B, F>, state: &mut State) {
+    fn harvest(&self, state: &mut State) {
         state.step = Step::Collect(0);
         if state.trace == WriteTrace::Log {
             // What the CPUs have logged so far belongs to it.
-            self.begin_round(system, state);
+            self.flush_everywhere(&None);
         }
     }
 
     /// Begins to leave the domain alone again.
-    fn stop_tracking(&self, system: &System<B, F>, state: &mut State) {
+    fn stop_tracking(&self, state: &mut State) {
         self.tracking.logs.store(false, Ordering::Release);
         state.step = Step::Join(0);
-        self.begin_round(system, state);
-    }
-
-    fn begin_round(&self, system: &System<B, F>, state: &mut State) {
-        self.tracking.round.fetch_add(1, Ordering::AcqRel);
-        state.waits = true;
-        fence(Ordering::SeqCst);
-        for task in &self.tasks {
-            if let Some(cpu) = task.place.holder() {
-                system.unload_from(cpu);
-            }
-        }
-    }
-
-    /// Whether every vCPU has caught up, or will before it is entered.
-    fn is_settled(&self) -> bool {
-        let round = self.tracking.round.load(Ordering::Relaxed);
-        self.tasks
-            .iter()
-            .all(|task| task.place.holder().is_none() || task.round.load(Ordering::Acquire) == round)
+        self.flush_everywhere(&None);
     }
 
     /// Goes on with what was begun, until the TSC is at `until`. [`Progress::Rest`] when it is done.
     ///
     /// # Errors
     /// No memory for smaller leaves.
-    fn track(&self, system: &System<B, F>, state: &mut State, until: u64) -> Result<Progress, Error> {
+    fn track(&self, state: &mut State, until: u64) -> Result<Progress, Error> {
         loop {
-            if state.waits {
-                if !self.is_settled() {
-                    return Ok(Progress::Later);
-                }
-                state.waits = false;
-            }
+            serve_between_steps();
             let (Step::Clean(chunk) | Step::Collect(chunk) | Step::Join(chunk)) = state.step else {
                 if state.step == Step::Release {
                     let frames = &mut DomainTables(self.domain.id);
@@ -275,7 +231,7 @@ impl<B: Backend, F: Format> Live<B, F> {
                     Step::Join(_) => Step::Release,
                     _ => Step::On,
                 };
-                self.begin_round(system, state);
+                self.flush_everywhere(&None);
                 continue;
             }
             if cpu::tsc() >= until {
@@ -284,7 +240,7 @@ impl<B: Backend, F: Format> Live<B, F> {
         }
     }
 
-    /// Does one chunk. The flushes are the next round's.
+    /// Does one chunk. The flush comes behind the last one.
     fn work_on(&self, state: &mut State, chunk: usize) -> Result<(), Error> {
         let Some(log) = self.domain.memory.log() else { return Ok(()) };
         let mut tables = self.tables.lock();
@@ -390,7 +346,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let mut state = live.tracking.state.lock();
         let state = &mut *state;
         loop {
-            match live.track(self, state, until) {
+            match live.track(state, until) {
                 Ok(Progress::Rest(_)) => {}
                 Ok(progress) => return progress,
                 Err(error) => {
@@ -399,7 +355,7 @@ impl<B: Backend, F: Format> System<B, F> {
                     match state.step {
                         // Joining needs no memory; what is left is as right, if slower.
                         Step::Join(_) => state.step = Step::Off,
-                        _ => live.stop_tracking(self, state),
+                        _ => live.stop_tracking(state),
                     }
                     continue;
                 }
@@ -410,7 +366,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 Reading::Until(next, _) if now < next => return Progress::Rest(next),
                 Reading::Until(_, since) => {
                     state.reading = Reading::Harvest(since);
-                    live.harvest(self, state);
+                    live.harvest(state);
                 }
                 Reading::New if state.step == Step::Off => {
                     if !live.start_tracking(self, state) {
@@ -425,7 +381,7 @@ impl<B: Backend, F: Format> System<B, F> {
                     state.reading = Reading::Until(now.saturating_add(meter.period), now);
                     if meter.times.is_some_and(|times| state.told >= times) {
                         state.reading = Reading::Over;
-                        live.stop_tracking(self, state);
+                        live.stop_tracking(state);
                     }
                 }
             }

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
@@ -21,7 +21,7 @@ use caisson_machine::memory::{DomainTables, GuestRam};
 use caisson_machine::percpu;
 use caisson_machine::random::Random;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
-use caisson_smp::Place;
+use caisson_smp::{Changes, Place, Seen};
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
 
@@ -29,6 +29,7 @@ use crate::console;
 use crate::dirty::Tracking;
 use crate::life::Phase;
 use crate::logger::EVENT;
+use crate::scheduler::serve_between_steps;
 
 /// Where a local APIC is after reset.
 const APIC: Gpa = Gpa::new(caisson_irqchip::APIC_DEFAULT_BASE);
@@ -68,8 +69,8 @@ pub(crate) struct Task<V> {
     pub(crate) place: Place,
     /// Where its time goes: written by the CPU that runs it, and by who wakes it, under its queue's lock.
     pub(crate) account: VcpuAccount,
-    /// The last round of the domain's [tracking](crate::dirty) that it has caught up with.
-    pub(crate) round: AtomicU32,
+    /// The last change of its domain's stage-2 tables for which it has flushed.
+    pub(crate) seen: Seen,
 }
 
 impl<V: Vcpu> Task<V> {
@@ -78,7 +79,7 @@ impl<V: Vcpu> Task<V> {
             vcpu: Mutex::new(Rank::Vcpu, vcpu),
             place: Place::new(0),
             account: VcpuAccount::new(cpu::tsc(), Activity::Blocked),
-            round: AtomicU32::new(0),
+            seen: Seen::new(),
         }
     }
 }
@@ -89,6 +90,8 @@ impl<V: Vcpu> Task<V> {
 pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tasks: Box<[Task<B::Vcpu>]>,
     pub(crate) tables: Mutex<Tables<F>>,
+    /// How often they have lost something that CPUs may have cached ([`Live::flush_everywhere`]).
+    pub(crate) changes: Changes,
     /// Which pages it writes, where somebody wants to know.
     pub(crate) tracking: Tracking,
     /// What the vCPUs share.
@@ -211,6 +214,7 @@ impl Maker {
         let layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
         let ranges: Vec<_> = layout.backed().collect();
         let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        serve_between_steps();
         let tables = self.tables::<F>(id, &memory, backend.apic_access_page()).map_err(MakeError::Tables)?;
         let (root, apic_root) = (tables.plain.root(), tables.with_apic.as_ref().map(Stage2::root));
         let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
@@ -247,6 +251,7 @@ impl Maker {
         };
         let mut made = Vec::with_capacity(vcpus);
         for index in 0..vcpus {
+            serve_between_steps();
             let id = VcpuId { domain: id, index: index as u16 };
             let hw = backend.create_vcpu(id, &setup).map_err(MakeError::Hardware)?;
             made.push(VirtualCpu::new(hw, id, &domain));
@@ -274,6 +279,7 @@ impl Maker {
             vcpus_left: AtomicUsize::new(made.len()),
             tasks: made.into_iter().map(Task::new).collect(),
             tables: Mutex::new(Rank::Stage2, tables),
+            changes: Changes::new(),
             tracking: Tracking::new(),
             domain,
             guest,

@@ -17,7 +17,7 @@ use caisson_stage2::Format;
 
 use crate::dirty::Progress;
 use crate::guests::Live;
-use crate::scheduler::System;
+use crate::scheduler::{System, serve_between_steps};
 
 /// What is to be done for a guest beside running it.
 pub(crate) enum Phase {
@@ -83,7 +83,6 @@ impl<B: Backend, F: Format> System<B, F> {
                 drop(guest);
                 match live.map_or(Progress::Rest(u64::MAX), |live| self.watch_writes(&live, until)) {
                     Progress::More => Chore::More,
-                    Progress::Later => Chore::Later,
                     Progress::Rest(deadline) => {
                         // It may have ended meanwhile; who says so wakes the chores afterwards.
                         let guest = self.guests[index].lock();
@@ -113,6 +112,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 drop(guest);
                 let mut done = memory.scrub_step();
                 while !done && cpu::tsc() < until {
+                    serve_between_steps();
                     done = memory.scrub_step();
                 }
                 let mut guest = self.guests[index].lock();

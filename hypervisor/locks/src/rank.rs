@@ -26,15 +26,15 @@ macro_rules! ranks {
 }
 
 ranks! {
-    /// What one CPU has all others do (`smp::Calls`).
-    /// The caller and the called, with no lock held: the caller waits for CPUs that may wait for any lock.
+    /// How far the tracking of a domain's writes has come.
+    /// The one CPU at the guest's chores, with no lock held; it calls others, changes stage-2 tables, and asks the record for the name.
+    Tracking,
+    /// What one CPU has others do (`smp::Calls`).
+    /// The caller, who waits for CPUs that may wait for any lock, and the called: inside none but the caller's `Tracking`.
     Call,
     /// What the table of where the time goes showed last.
     /// The serial line's CPU when a table is due, with no lock held; it asks all guest records.
     Table,
-    /// How far the tracking of a domain's writes has come.
-    /// A CPU at the guest's chores, with no lock held; it changes stage-2 tables, and asks the record for the name.
-    Tracking,
     /// A vCPU's registers and control block.
     /// The CPU that runs it, for a whole turn, with no lock held: all that an exit does is done inside.
     Vcpu,

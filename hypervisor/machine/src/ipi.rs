@@ -1,4 +1,4 @@
-//! One CPU's word to another: look at what you run ([`poke`]), or do this now ([`call`]). The protocols are
+//! One CPU's word to another: look at what you run ([`poke`]), or leave your guest now ([`call`]). The protocols are
 //! [`caisson_smp`]'s; here are the interrupts.
 
 #[cfg(doc)]
@@ -24,20 +24,21 @@ impl Callee for &PerCpu {
     }
 }
 
-static CALLS: Calls<fn()> = Calls::new();
+static CALLS: Calls<()> = Calls::new();
 
-/// Has every other CPU for whose number `wanted` is true call `function`, and returns when all have. Each has then been out
-/// of its guest since.
+/// Has every other CPU for whose number `wanted` is true leave its guest and settle what it holds ([`serve`]), and returns when
+/// all have. `settle` does the same here, when another CPU wants it meanwhile.
 ///
-/// The function runs with interrupts off between a guest's exit and the next entry, or where the CPU idles: it must not
-/// wait for a lock that a caller may hold, and a caller must hold none that another CPU may wait for.
-pub fn call(wanted: impl Fn(u32) -> bool, function: fn()) {
+/// The caller must hold no lock that another CPU may wait for.
+pub fn call(wanted: impl Fn(u32) -> bool, mut settle: impl FnMut()) {
     let this = percpu::current();
     let others = percpu::all().filter(|cpu| cpu.index() != this.index() && wanted(cpu.index()));
-    CALLS.call(function, this.pending(), others, |function| function());
+    CALLS.call((), this.pending(), others, |()| settle());
 }
 
-/// Calls what another CPU asks for, if one does: when [`pending::CALL`] is set.
-pub fn serve(this: &PerCpu) {
-    CALLS.serve(this.pending(), |function| function());
+/// Settles by `settle` what this CPU holds, if another one calls: when [`pending::CALL`] is set. In no guest, with interrupts
+/// off, and between the steps of whatever takes long; `settle` must not wait for a lock that a caller may hold.
+#[inline]
+pub fn serve(this: &PerCpu, settle: impl FnOnce()) {
+    CALLS.serve(this.pending(), |()| settle());
 }

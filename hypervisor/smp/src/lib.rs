@@ -37,4 +37,4 @@ pub use call::{Callee, Calls};
 pub use handover::{Cpus, Queue, Woken, block, idle, offer, take_over, wake, withdraw};
 pub use pending::Pending;
 pub use place::Place;
-pub use shoot::{Cached, shoot_down};
+pub use shoot::{Changes, Seen, shoot_down};

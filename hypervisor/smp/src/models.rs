@@ -428,32 +428,39 @@ mod loom_models {
         end_against_all(false);
     }
 
-    /// A vCPU with a letter box.
-    struct Letters {
-        letter: AtomicU32,
+    /// What two CPUs know of a domain of one vCPU.
+    struct Shot {
+        changes: Changes,
+        seen: Seen,
         place: Place,
-        letter_first: bool,
     }
 
-    impl Cached for Letters {
-        fn post_flush(&self) {
-            if self.letter_first {
-                self.letter.fetch_or(1, Ordering::AcqRel);
-            }
+    impl Shot {
+        fn new() -> Self {
+            Self { changes: Changes::new(), seen: Seen::new(), place: Place::new(1) }
         }
 
-        fn is_held_by(&self, cpu: u32) -> bool {
-            self.place.holder() == Some(cpu)
+        /// CPU 0 has the one that holds the vCPU leave its guest.
+        fn shoot(&self, machine: &Machine, calls: &Calls<()>) {
+            shoot_down(
+                &self.changes,
+                |cpu| self.place.holder() == Some(cpu),
+                |wanted| {
+                    let others = (1..machine.cpus.len() as u32).filter(|&cpu| wanted(cpu));
+                    let others = others.map(|cpu| &machine.cpus[cpu as usize]);
+                    calls.call((), &machine.cpus[0].pending, others, |()| {});
+                },
+            );
         }
     }
 
     /// CPU 1 takes a vCPU up, with old translations cached, and runs it twice, while CPU 0 changes the tables and frees what
     /// they led to.
-    fn shoot_against_entry(letter_first: bool, called: bool) {
+    fn shoot_against_entry(looks: bool, settles: bool, called: bool) {
         model(move || {
             let machine = Arc::new(Machine::new(2, 0));
             let calls = Arc::new(Calls::new());
-            let vcpu = Arc::new(Letters { letter: AtomicU32::new(0), place: Place::new(1), letter_first });
+            let vcpu = Arc::new(Shot::new());
             let table = Arc::new(AtomicU32::new(1));
             let (freed, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
             let other = {
@@ -462,12 +469,17 @@ mod loom_models {
                 thread::spawn(move || {
                     let this = &machine.cpus[1].pending;
                     let cached = Cell::new(Some(1));
+                    let catch_up = || vcpu.changes.catch_up(&vcpu.seen, || cached.set(None));
                     vcpu.place.hold(1);
+                    if looks {
+                        catch_up();
+                    }
                     for _ in 0..2 {
-                        calls.serve(this, |()| {});
-                        if vcpu.letter.swap(0, Ordering::AcqRel) != 0 {
-                            cached.set(None);
-                        }
+                        calls.serve(this, |()| {
+                            if settles {
+                                catch_up();
+                            }
+                        });
                         if this.look() != 0 {
                             continue;
                         }
@@ -483,14 +495,11 @@ mod loom_models {
                 })
             };
             table.store(2, Ordering::Relaxed);
-            shoot_down(&*vcpu, |wanted| {
-                let others = machine
-                    .cpus
-                    .iter()
-                    .enumerate()
-                    .filter(|&(cpu, _)| cpu != 0 && called && wanted(cpu as u32));
-                calls.call((), &machine.cpus[0].pending, others.map(|(_, cpu)| cpu), |()| {});
-            });
+            if called {
+                vcpu.shoot(&machine, &calls);
+            } else {
+                shoot_down(&vcpu.changes, |_| false, |_| {});
+            }
             freed.store(true, Ordering::Relaxed);
             done.store(true, Ordering::Release);
             other.join().unwrap();
@@ -499,18 +508,24 @@ mod loom_models {
 
     #[test]
     fn loom_a_shoot_down_leaves_no_old_translation() {
-        shoot_against_entry(true, true);
+        shoot_against_entry(true, true, true);
     }
 
     #[test]
     #[should_panic(expected = "old translation")]
-    fn loom_without_the_letter_an_old_translation_is_used() {
-        shoot_against_entry(false, true);
+    fn loom_without_the_look_an_old_translation_is_used() {
+        shoot_against_entry(false, true, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "old translation")]
+    fn loom_without_catching_up_an_old_translation_is_used() {
+        shoot_against_entry(true, false, true);
     }
 
     #[test]
     #[should_panic(expected = "old translation")]
     fn loom_without_the_call_an_old_translation_is_used() {
-        shoot_against_entry(true, false);
+        shoot_against_entry(true, true, false);
     }
 }

@@ -65,8 +65,8 @@ impl Place {
         }
     }
 
-    /// `cpu`, the calling one, holds it from now on. Before it runs it must look at its mail, which it does behind this:
-    /// see [`shoot_down`](crate::shoot_down).
+    /// `cpu`, the calling one, holds it from now on. Before it runs it catches up with its domain's changes, which it does
+    /// behind this: see [`shoot_down`](crate::shoot_down).
     pub fn hold(&self, cpu: u32) {
         self.holder.store(cpu, Ordering::Relaxed);
         fence(Ordering::SeqCst);

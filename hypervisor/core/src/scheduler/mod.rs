@@ -14,6 +14,7 @@ mod balance;
 mod contract;
 mod queue;
 mod run;
+mod shoot;
 mod wake;
 mod watch;
 
@@ -44,6 +45,7 @@ use crate::trace;
 use contract::{Pool, Share};
 use queue::Queue;
 pub(crate) use queue::Work;
+pub(crate) use shoot::serve_between_steps;
 
 /// A physical CPU, as the others see it.
 pub(crate) struct Cpu<B: Backend, F: Format> {

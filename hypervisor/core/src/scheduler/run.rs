@@ -19,6 +19,7 @@ use caisson_types::{DomainId, Instant, PAGE_SIZE};
 
 use super::System;
 use super::queue::{Turn, Work};
+use super::shoot::{serve_between_steps, settle};
 use super::watch::Watch;
 use crate::console;
 use crate::guests::Live;
@@ -158,7 +159,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn host_work(&self, loaded: &mut Loaded<B, F>) {
         let this = percpu::current();
         if this.pending().look() != 0 {
-            ipi::serve(this);
+            ipi::serve(this, || settle(loaded));
             let work = this.pending().take(!pending::CALL);
             if work & pending::SERIAL != 0 {
                 console::poll();
@@ -174,12 +175,8 @@ impl<B: Backend, F: Format> System<B, F> {
                 log::warn!("the machine raised an NMI that nobody asked for");
             }
         }
-        if let Some((live, index)) = loaded {
-            if live.is_ending() {
-                self.unload(loaded);
-            } else {
-                live.catch_up(*index);
-            }
+        if loaded.as_ref().is_some_and(|(live, _)| live.is_ending()) {
+            self.unload(loaded);
         }
         if this.index() == SERIAL_CPU {
             if console::has_input() {
@@ -343,6 +340,7 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Works on a guest's chores.
     fn chore_turn(&self, guest: usize, until: u64) {
         let this = self.this();
+        serve_between_steps();
         match self.chore(guest, until) {
             Chore::More => {}
             Chore::Later => this.lock().give_way(cpu::tsc()),
