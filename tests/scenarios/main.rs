@@ -155,6 +155,8 @@ fn main() -> ExitCode {
         ("dirty-exact", dirty::exact),
         ("dirty-bits", dirty::exact),
         ("dirty-protected", dirty::exact),
+        ("dirty-on-2-cpus", dirty::on_two),
+        ("dirty-linux-on-2-cpus", dirty::linux_on_two),
         ("memtest", memtest::memtest),
         ("crash-panic", crash::panic),
         ("crash-fault", crash::fault),
