@@ -235,7 +235,7 @@ pub trait Vcpu: VcpuState {
     /// Sets the guest's XCR0, which has been checked.
     fn set_xcr0(&mut self, value: u64);
 
-    /// After [`Exit::EntryFailure`]: which check the entry failed, where that can be told.
+    /// At the guest's end: which check its last entry failed, where it did and that can be told.
     fn refusal(&self) -> Option<Refusal> {
         None
     }

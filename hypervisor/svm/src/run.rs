@@ -3,19 +3,28 @@
 use core::arch::asm;
 
 use caisson_hwvirt::svm::{RawExit, decode};
-use caisson_hwvirt::{Event, Exit, InterruptWindow, Vcpu};
+use caisson_hwvirt::{Event, Exit, InterruptWindow, Refusal, Vcpu};
 use caisson_machine::cpu::write_msr;
 use caisson_machine::percpu;
 use caisson_x86::msr;
 use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
 
 use crate::event::DEBUG_EXCEPTION;
-use crate::vcpu::{INTERCEPTED_DR, SvmVcpu};
+use crate::vcpu::{INTERCEPTED_DR, SvmVcpu, V_INTR_MASKING};
 
 /// PRED_CMD.IBPB.
 const PREDICTION_BARRIER: u64 = 1;
 /// V_TPR of the virtual-interrupt word.
 const V_TPR: u64 = 0xff;
+
+/// Whether a CPU has left the guest twice for one entry, by the virtual-interrupt word of its VMCB: the second time it has
+/// stored its own state in the place of the guest's. V_INTR_MASKING is set when the VMCB is made, and no correct CPU changes it.
+fn own_state(virtual_interrupt: u64) -> Option<Refusal> {
+    (virtual_interrupt & V_INTR_MASKING == 0).then_some(Refusal {
+        check: "V_INTR_MASKING is always set: the CPU has put its own state in the place of the guest's, as QEMU's first CPU may",
+        value: virtual_interrupt,
+    })
+}
 
 impl SvmVcpu {
     /// Gives the vCPU an id of the generation in force, if it has none.
@@ -239,11 +248,28 @@ impl Vcpu for SvmVcpu {
         self.set_carried_msr(msr, value)
     }
 
+    fn refusal(&self) -> Option<Refusal> {
+        own_state(self.vmcb.virtual_interrupt())
+    }
+
     fn xcr0(&self) -> u64 {
         self.context.xcr0()
     }
 
     fn set_xcr0(&mut self, value: u64) {
         self.context.set_xcr0(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_cpu_is_told_from_a_guests() {
+        assert_eq!(own_state(V_INTR_MASKING | 0x0f), None);
+        assert!(own_state(0).unwrap().to_string().ends_with("(value 0x0)"));
     }
 }
