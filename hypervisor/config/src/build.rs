@@ -10,7 +10,8 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::PAYLOAD_ALIGN;
-use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG, seal};
+use crate::blob::check::seal;
+use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG};
 use crate::error::Field;
 use crate::layout::{
     DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, PoolRecord,

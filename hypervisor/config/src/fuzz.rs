@@ -3,7 +3,8 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use crate::blob::{Blob, seal};
+use crate::blob::Blob;
+use crate::blob::check::seal;
 use crate::layout::{HEADER_SHA256, Header};
 use crate::rules::MachineLimits;
 
