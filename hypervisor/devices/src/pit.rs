@@ -5,10 +5,11 @@
 //!
 //! **Ticks that come late.** A guest that counts timer interrupts loses time when two of them fall together while
 //! it is not looking. So each rising edge of counter 0's output is a debt that [`Pit::advance`] pays, one at a call.
-//! Payments are at least half a period and [`MIN_GAP`] nanoseconds apart: the guest sees at most twice the rate that
-//! it asked for until it has caught up. At most [`MAX_OWED`] ticks are owed, the rest are forgotten, as is the whole
-//! debt when the guest programs the counter anew or cannot see its ticks. A rate whose period is under twice
-//! [`MIN_GAP`] is thinned out and nothing is owed, so that no guest can make its host spend its time on ticks.
+//! Payments are at least [`MIN_GAP`] nanoseconds apart, and the more is owed the closer: half a period with two ticks
+//! owed, a third with three, and never less than an eighth. So the guest sees at most [`HASTE`] times the rate that it asked for,
+//! and counts right in the long run as long as it has an eighth of a CPU. At most [`MAX_OWED`] ticks are owed, the rest are
+//! forgotten, as is the whole debt when the guest programs the counter anew or cannot see its ticks. A rate whose period is
+//! under twice [`MIN_GAP`] is thinned out and nothing is owed, so that no guest can make its host spend its time on ticks.
 //!
 //! Manual: Intel 8254 data sheet (231164), "Operational Description" and "Mode Definitions". Port 0x61: Intel ICH
 //! data sheets, "NMI Status and Control".
@@ -28,6 +29,9 @@ pub const MIN_GAP: u64 = 50_000;
 
 /// The most ticks that are owed to a guest.
 pub const MAX_OWED: u32 = 128;
+
+/// How many times the rate that it asked for a guest sees at most while it catches up.
+pub const HASTE: u64 = 8;
 
 const RATE: Rate = Rate::new(FREQUENCY);
 
@@ -168,8 +172,8 @@ impl Pit {
         }
         let give = self.owed > 0 && now >= self.earliest;
         if give {
+            self.earliest = now + MIN_GAP.max(self.period() / u64::from(self.owed).clamp(2, HASTE));
             self.owed -= 1;
-            self.earliest = now + MIN_GAP.max(self.period() / 2);
         }
         self.plan();
         give
