@@ -218,6 +218,11 @@ pub trait Vcpu: VcpuState {
     /// Takes the same off this CPU.
     fn switch_out(&mut self);
 
+    /// A turn begins, for whose end the host's timer is set in so many `ticks` of its TSC; `u64::MAX` for none. A CPU on which
+    /// that might not end the guest's run ends it by itself soon after.
+    #[inline]
+    fn begin_turn(&mut self, _ticks: u64) {}
+
     /// Answers [`Exit::Debug`]: loads the guest's debug registers, which then no longer exit until the vCPU leaves this
     /// CPU. The instruction is executed again.
     fn load_debug_registers(&mut self);

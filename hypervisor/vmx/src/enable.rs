@@ -18,6 +18,7 @@ use caisson_x86::{Cr4, msr};
 use spin::Once;
 
 use crate::apic;
+use crate::backstop::Backstop;
 use crate::caps::Controls;
 use crate::vcpu::{TSC_FRACTION_BITS, VmxVcpu};
 use crate::vmcs::Cpu;
@@ -26,8 +27,6 @@ use crate::vpid;
 /// IA32_FEATURE_CONTROL (SDM vol. 3, section 24.7): locked until reset; VMX outside SMX.
 const FEATURE_LOCK: u64 = 1 << 0;
 const FEATURE_VMX: u64 = 1 << 2;
-/// How often a second of its time a guest is stopped by the preemption timer, to give the host a chance.
-const TICKS_PER_SECOND: u64 = 500;
 
 /// One CPU's state that every exit loads there; it does not change after start.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +63,8 @@ pub(crate) struct Shared {
     pub(crate) prediction_barrier: bool,
     /// RDX after reset: the CPU's signature (leaf 1 EAX).
     pub(crate) signature: u32,
-    /// What the preemption timer counts down from.
-    pub(crate) preemption_ticks: u32,
+    /// How the preemption timer is set.
+    pub(crate) backstop: Backstop,
     pub(crate) physical_bits: u8,
     /// What belongs to each CPU that VMX is on on, by its number.
     cpus: Box<[Once<&'static Cpu>]>,
@@ -143,7 +142,6 @@ impl Vmx {
         };
         let msr_bitmap = msr_bitmap(policy.passthrough.iter().copied())?;
         let leaf_7 = if cpu.max_leaf >= 7 { cpuid(7, 0).edx } else { 0 };
-        let ticks = (clock::get().tsc_hz / TICKS_PER_SECOND) >> caps.misc.preemption_timer_shift();
         let shared = Shared {
             features,
             caps,
@@ -154,7 +152,7 @@ impl Vmx {
             carried: Carried { rdtscp, ..carried },
             prediction_barrier: leaf_7 & 1 << 26 != 0,
             signature: cpuid(1, 0).eax,
-            preemption_ticks: ticks.clamp(1, u64::from(u32::MAX)) as u32,
+            backstop: Backstop::new(clock::get().tsc_hz, caps.misc.preemption_timer_shift()),
             physical_bits: cpu.physical_bits,
             cpus: (0..MAX_CPUS).map(|_| Once::new()).collect(),
         };

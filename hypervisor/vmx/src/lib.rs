@@ -24,6 +24,7 @@
 extern crate alloc;
 
 mod apic;
+mod backstop;
 mod caps;
 mod context;
 mod control;

@@ -264,7 +264,7 @@ impl VmxVcpu {
             }
             ExitReason::NMI_WINDOW => self.want_nmi_window(false),
             ExitReason::PREEMPTION_TIMER => {
-                self.vmcs.write(field::PREEMPTION_TIMER, self.shared.preemption_ticks);
+                self.vmcs.write(field::PREEMPTION_TIMER, self.backstop);
             }
             _ => {}
         }
@@ -476,6 +476,16 @@ impl Vcpu for VmxVcpu {
         if self.context.debug_loaded() && self.vmcs.get(Register::Dr7) & 0xff == 0 {
             self.context.release_debug();
             self.place_debug_exits();
+        }
+    }
+
+    fn begin_turn(&mut self, ticks: u64) {
+        if self.shared.features.contains(VmxFeatures::PREEMPTION_TIMER) {
+            // What is left is saved at each exit where the CPU can do that; otherwise each entry starts anew.
+            let (first, again) = self.shared.backstop.of_turn(ticks);
+            self.vmcs.make_current();
+            self.vmcs.write(field::PREEMPTION_TIMER, first);
+            self.backstop = again;
         }
     }
 

@@ -79,6 +79,8 @@ pub struct VmxVcpu {
     pub(crate) window: InterruptWindow,
     /// The core waits for the end of the blocking of NMIs.
     pub(crate) nmi_window: bool,
+    /// What the preemption timer is set to when it has fired.
+    pub(crate) backstop: u32,
     /// What the next entry delivers.
     pub(crate) injection: Option<Injection>,
     /// The last exit.
@@ -125,6 +127,7 @@ impl VmxVcpu {
             log,
             window: InterruptWindow::Closed,
             nmi_window: false,
+            backstop: 1,
             injection: None,
             reason: ExitReason(u32::MAX),
             exits: 0,
@@ -159,10 +162,6 @@ impl VmxVcpu {
         }
         if let Some(page) = &shared.apic_access {
             vmcs.write(field::APIC_ACCESS, page.hpa().as_u64());
-        }
-        if features.contains(VmxFeatures::PREEMPTION_TIMER) {
-            // What is left is saved at each exit where the CPU can do that; otherwise each entry starts anew.
-            vmcs.write(field::PREEMPTION_TIMER, shared.preemption_ticks);
         }
         if features.contains(VmxFeatures::PAUSE_LOOP) {
             vmcs.write(field::PAUSE_LOOP_GAP, PAUSE_LOOP.0);

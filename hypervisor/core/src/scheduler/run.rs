@@ -374,6 +374,7 @@ fn run_vcpu<B: Backend, F: Format>(
 ) -> Stop {
     let pending = percpu::current().pending();
     let domain = &live.domain;
+    vcpu.hw.begin_turn(if until == NEVER { NEVER } else { until.saturating_sub(cpu::tsc()) });
     own_timer(vcpu, domain, host, clock, until);
     loop {
         match vcpu.prepare(domain, host) {
