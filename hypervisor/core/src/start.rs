@@ -69,7 +69,7 @@ pub(crate) fn main(info: BootInfo) -> ! {
         clock.reference
     );
     let blob = configuration(&info, &machine.features, free);
-    apply_settings(&blob);
+    set_log_level(&blob);
     run(&info, machine, &blob)
 }
 
@@ -154,9 +154,8 @@ fn configuration(info: &BootInfo, features: &Features, free: u64) -> Blob<'stati
     blob
 }
 
-fn apply_settings(blob: &Blob<'static>) {
-    let settings = blob.machine();
-    log::set_max_level(match settings.log_level {
+fn set_log_level(blob: &Blob<'static>) {
+    log::set_max_level(match blob.machine().log_level {
         LogLevel::Off => LevelFilter::Off,
         LogLevel::Error => LevelFilter::Error,
         LogLevel::Warn => LevelFilter::Warn,
@@ -164,7 +163,11 @@ fn apply_settings(blob: &Blob<'static>) {
         LogLevel::Debug => LevelFilter::Debug,
         LogLevel::Trace => LevelFilter::Trace,
     });
-    console::show(match settings.console {
+}
+
+/// Shows what the configuration asks for, from here on: what Caisson has said of the machine so far has been seen.
+fn select_console(blob: &Blob<'static>) {
+    console::show(match blob.machine().console {
         SelectedConsole::All => Shown::All,
         SelectedConsole::Log => Shown::Log,
         SelectedConsole::Domain(index) => Shown::Guest(DomainId(index as u16 + 1)),
@@ -261,6 +264,7 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     // SAFETY: on the boot CPU, once, with interrupts off; the start-up code lies where `bring_up` put it.
     unsafe { cpus::start(backend, &platform, trampoline, &features, clock, most) };
     trace::start(info);
+    select_console(blob);
     if let Err(error) = blob.check_cpus(percpu::count()) {
         refuse(format_args!("config: {error}"));
     }
