@@ -34,6 +34,27 @@ pub(crate) fn weights(lab: &Lab, name: &str) -> Verdict {
     run.end(STEP, Outcome::Clean)
 }
 
+/// Twice the weights 1:2:4 give shares 1:2:4 of two CPUs, wherever each runs. Bochs runs its CPUs in step.
+pub(crate) fn weights_on_two(lab: &Lab, name: &str) -> Verdict {
+    let weights =
+        [("one-a", 100), ("two-a", 200), ("four-a", 400), ("one-b", 100), ("two-b", 200), ("four-b", 400)];
+    let guests = weights.map(|(name, weight)| share(name, 3200, &format!("weight = {weight}")));
+    let mut run = lab.boot(name, &format!("{SHOW_ALL}{}", guests.concat()))?.cpus(2).start()?;
+    let mut shares = Vec::new();
+    for (guest, weight) in weights {
+        shares.push((guest, weight, had(&mut run, guest)?));
+    }
+    // What changing hands costs is taken off all of them.
+    let all: u32 = shares.iter().map(|(.., had)| had).sum();
+    println!("  {name}: {shares:?}, {all} of 20000 in all");
+    ensure!(all >= 19_000, "all had {all} of 20000");
+    for (guest, weight, had) in shares {
+        let due = all * weight / 1400;
+        ensure!(had.abs_diff(due) * 100 <= due * 2, "{guest} had {had}, not {due} of {all}");
+    }
+    run.end(STEP, Outcome::Clean)
+}
+
 /// A capped guest gets its cap and no more, also where nobody else wants the CPU, and a neighbour gets the rest.
 pub(crate) fn cap(lab: &Lab, name: &str) -> Verdict {
     // The neighbour ends first: for the last part of its time the capped one is alone.

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod capabilities;
+mod clock;
 mod contracts;
 mod crash;
 mod dirty;
@@ -33,6 +34,7 @@ const ON_BOCHS: &[&str] = &[
     "linux-entropy",
     "smp-on-2-cpus",
     "smp-ends",
+    "clock-drift",
     "spinning",
     "probes",
     "probe-nmis",
@@ -47,6 +49,8 @@ const ON_BOCHS: &[&str] = &[
 /// capabilities, and CPUs of Intel's that do not do.
 const ONLY_ON_BOCHS: &[&str] = &[
     "five-on-two-cpus",
+    "contract-weights-on-2-cpus",
+    "reboot-loop-on-2-cpus",
     "without-all",
     "without-vpid",
     "without-preemption-timer",
@@ -96,7 +100,9 @@ fn main() -> ExitCode {
         ("linux-smp-on-all-cpus", linux::smp_on_all),
         ("linux-other-cpu", linux::other_cpu),
         ("table-and-trace", accounts::table_and_trace),
+        ("clock-drift", clock::drift),
         ("contract-weights", contracts::weights),
+        ("contract-weights-on-2-cpus", contracts::weights_on_two),
         ("contract-cap", contracts::cap),
         ("contract-reservation", contracts::reservation),
         ("contract-steal", contracts::steal),
@@ -116,6 +122,7 @@ fn main() -> ExitCode {
         ("smp-ends", smp::ends),
         ("five-on-two-cpus", smp::five_on_two),
         ("reboot-loop", smp::reboots),
+        ("reboot-loop-on-2-cpus", smp::reboots_on_two),
         ("hundred-asleep", smp::hundred_asleep),
         ("hundred-started", smp::hundred_started),
         ("probes", probes::all),

@@ -99,9 +99,9 @@ pub struct Machine {
     pub boot: Boot,
     /// What starts the loader.
     pub firmware: Firmware,
-    /// One instruction is one nanosecond, and every run is the same to the byte (TCG, one CPU). Memory is touched
-    /// beforehand, which keeps the host's first-touch costs out.
-    pub exact: bool,
+    /// With a number: an instruction takes 2 to the power of that nanoseconds, and every run is the same to the byte (TCG, one
+    /// CPU). Memory is touched beforehand, which keeps the host's first-touch costs out.
+    pub exact: Option<u32>,
     /// More arguments for QEMU, after all others.
     pub extra: Vec<OsString>,
     /// Where this run keeps its files: QEMU's messages, UEFI's variables.
@@ -119,7 +119,7 @@ impl Machine {
             memory_mib,
             boot,
             firmware: Firmware::Bios,
-            exact: false,
+            exact: None,
             extra: Vec::new(),
             directory,
         }
@@ -136,8 +136,15 @@ impl Machine {
         }
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         add(&["-device", EXIT_DEVICE]);
-        if self.exact {
-            add(&["-icount", "shift=0,sleep=off", "-seed", "1", "-rtc", "base=2026-01-01,clock=vm"]);
+        if let Some(shift) = self.exact {
+            add(&[
+                "-icount",
+                &format!("shift={shift},sleep=off"),
+                "-seed",
+                "1",
+                "-rtc",
+                "base=2026-01-01,clock=vm",
+            ]);
             add(&["-object", &format!("memory-backend-ram,id=ram,size={memory}M,prealloc=on")]);
             add(&["-machine", "memory-backend=ram"]);
         }
@@ -304,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_exact_machine_counts_instructions() {
-        let line = line(&Machine { exact: true, ..machine() }, None);
+        let line = line(&Machine { exact: Some(0), ..machine() }, None);
         for part in [
             "-icount shift=0,sleep=off",
             "-seed 1",

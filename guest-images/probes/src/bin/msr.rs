@@ -7,7 +7,7 @@
 
 use caisson_probes::trap::vector::{GP, UD};
 use caisson_probes::{
-    Regs, Shared, Trap, check, check_eq, check_in, cpu, probe, random::Random, run, say, time,
+    Regs, Shared, Trap, check, check_eq, check_in, cpu, kvm_clock, probe, random::Random, run, say, time,
 };
 
 probe!("msr", run_probe);
@@ -20,7 +20,7 @@ fn run_probe() {
     pat_and_mtrrs();
     system_calls();
     tsc();
-    kvm_clock();
+    kvm_time();
     counters();
     extended_state();
     control_registers();
@@ -175,42 +175,25 @@ fn tsc() {
 #[derive(Clone, Copy)]
 struct Clock([u32; 8]);
 
-static CLOCK: Shared<Clock> = Shared::new(Clock([0; 8]));
 static WALL: Shared<Clock> = Shared::new(Clock([0; 8]));
 
-fn kvm_now() -> u64 {
-    kvm_at(cpu::tsc())
-}
-
-/// KVM's system time in nanoseconds when the TSC was `tsc`, by the published formula.
-fn kvm_at(tsc: u64) -> u64 {
-    let Clock([version, _, tsc_low, tsc_high, time_low, time_high, multiplier, flags]) = CLOCK.get();
-    check_eq!(version & 1, 0, "version of the KVM clock");
-    let at = u64::from(tsc_high) << 32 | u64::from(tsc_low);
-    let base = u64::from(time_high) << 32 | u64::from(time_low);
-    let shift = flags as i8;
-    let delta = tsc - at;
-    let shifted = if shift < 0 { delta >> -shift } else { delta << shift };
-    base + ((u128::from(shifted) * u128::from(multiplier)) >> 32) as u64
-}
-
-fn kvm_clock() {
+fn kvm_time() {
     const WALL_CLOCK: u32 = 0x4b56_4d00;
-    const SYSTEM_TIME: u32 = 0x4b56_4d01;
-    cpu::wrmsr(SYSTEM_TIME, CLOCK.address() as u64 | 1);
-    check_eq!(cpu::rdmsr(SYSTEM_TIME), CLOCK.address() as u64 | 1, "KVM system time");
-    check!(CLOCK.get().0[0] > 0, "the KVM clock has been written");
-    check_eq!(CLOCK.get().0[7] >> 8 & 1, 1, "the KVM clock says that it is stable");
+    const SYSTEM_TIME: u32 = kvm_clock::SYSTEM_TIME;
+    let named = kvm_clock::start();
+    check_eq!(cpu::rdmsr(SYSTEM_TIME), named, "KVM system time");
+    check!(kvm_clock::version() > 0, "the KVM clock has been written");
+    check!(kvm_clock::is_stable(), "the KVM clock says that it is stable");
     let mut last = 0;
     for _ in 0..10_000 {
-        let now = kvm_now();
+        let now = kvm_clock::at(cpu::tsc());
         check!(now >= last, "the KVM clock is monotone");
         last = now;
     }
     let (start, pm) = time::both();
     time::spin(50_000);
     let (end, pm_end) = time::both();
-    let elapsed = kvm_at(end) - kvm_at(start);
+    let elapsed = kvm_clock::at(end) - kvm_clock::at(start);
     let expected = u64::from(pm_end.wrapping_sub(pm)) * 1_000_000_000 / time::PM_HZ;
     check_in!(elapsed, expected * 99 / 100..=expected * 101 / 100, "nanoseconds by the KVM clock");
     cpu::wrmsr(WALL_CLOCK, WALL.address() as u64);
