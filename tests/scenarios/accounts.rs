@@ -85,7 +85,7 @@ fn table(run: &mut Run) -> Verdict {
 }
 
 /// The last trace that was written so far.
-fn traced(run: &Run) -> Verdict<Trace> {
+pub(crate) fn traced(run: &Run) -> Verdict<Trace> {
     let mut reader = Reader::new();
     run.lines(From::Raw).for_each(|line| reader.line(&line.text));
     reader.finish().map_err(|error| Failure::new(error.to_string()))

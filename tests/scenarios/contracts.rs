@@ -1,10 +1,18 @@
 //! What the configuration promises of the CPU is what guests get, by their own progress: shares by weight, caps,
 //! reservations, and what a stock kernel is told of the time that others had.
 
-use caisson_tests::{From, Lab, Run, Verdict, ensure};
-use xtask::outcome::Outcome;
+use caisson_tests::{Failure, From, Lab, Run, Verdict, ensure};
+use caisson_trace::Trace;
+use caisson_types::VcpuId;
+use xtask::{
+    outcome::Outcome,
+    trace::timeline::{State, Timeline},
+};
 
-use crate::workload::{BOOT, STEP};
+use crate::{
+    accounts,
+    workload::{BOOT, STEP},
+};
 
 /// A probe that measures its share for so long, with these lines in its configuration.
 fn share(name: &str, milliseconds: u32, lines: &str) -> String {
@@ -32,6 +40,66 @@ pub(crate) fn weights(lab: &Lab, name: &str) -> Verdict {
         ensure!(had.abs_diff(due) * 100 <= due * 2, "{guest} had {had} of 10000, not {due}");
     }
     run.end(STEP, Outcome::Clean)
+}
+
+/// How many ns of the trace a guest's only vCPU has run on each of two CPUs.
+fn places(trace: &Trace, timeline: &Timeline, guest: &str) -> Verdict<[u64; 2]> {
+    let domain = trace.domains.iter().find(|domain| domain.name == guest);
+    let Some(id) = domain.map(|domain| VcpuId { domain: domain.id, index: 0 }) else {
+        return Err(Failure::new(format!("the trace does not know {guest}")));
+    };
+    let mut places = [0; 2];
+    for (span, state) in timeline.vcpus.get(&id).map(|track| &*track.states).unwrap_or_default() {
+        if let State::Running(cpu) = state
+            && let Some(time) = places.get_mut(*cpu)
+        {
+            *time += span.len();
+        }
+    }
+    println!("  {guest}: {} us on CPU 0, {} us on CPU 1", places[0] / 1000, places[1] / 1000);
+    Ok(places)
+}
+
+/// Guests that may run on one CPU never run on the other, also where that idles; those that prefer one leave it only for others
+/// that want the same.
+pub(crate) fn affinity(lab: &Lab, name: &str) -> Verdict {
+    let traced = |guests: &[String]| -> Verdict<(Trace, Timeline)> {
+        let mut run = lab
+            .boot(name, &format!("{SHOW_ALL}{}", guests.concat()))?
+            .cpus(2)
+            .words("trace=32768")
+            .start()?;
+        run.end(BOOT, Outcome::Clean)?;
+        let trace = accounts::traced(&run)?;
+        let timeline = Timeline::of(&trace);
+        Ok((trace, timeline))
+    };
+    // Two are bound to CPU 1, and CPU 0 has nobody for the last part of the time.
+    let (trace, timeline) = traced(&[
+        share("bound-a", 400, "cpus = \"1\""),
+        share("bound-b", 400, "cpus = \"1\""),
+        share("free", 100, ""),
+    ])?;
+    for guest in ["bound-a", "bound-b"] {
+        let [elsewhere, home] = places(&trace, &timeline, guest)?;
+        ensure!(elsewhere == 0 && home > 0, "{guest} ran {elsewhere} ns on CPU 0, {home} ns on CPU 1");
+    }
+    // Each stays where it would rather be.
+    let (trace, timeline) =
+        traced(&[share("left", 300, "prefer = \"0\""), share("right", 300, "prefer = \"1\"")])?;
+    for (guest, home) in [("left", 0), ("right", 1)] {
+        let places = places(&trace, &timeline, guest)?;
+        let all: u64 = places.iter().sum();
+        let there = places.get(home).copied().unwrap_or(0);
+        ensure!(there * 100 >= all * 95, "{guest} ran {there} ns of {all} on CPU {home}");
+    }
+    // Both would rather be on CPU 1: one of them takes the other.
+    let (trace, timeline) =
+        traced(&[share("one", 300, "prefer = \"1\""), share("two", 300, "prefer = \"1\"")])?;
+    let (one, two) = (places(&trace, &timeline, "one")?, places(&trace, &timeline, "two")?);
+    let (left, right) = (one[0] + two[0], one[1] + two[1]);
+    ensure!(left * 4 >= right, "nobody left the CPU that both prefer: {left} ns and {right} ns");
+    Ok(())
 }
 
 /// Twice the weights 1:2:4 give shares 1:2:4 of two CPUs, wherever each runs. Bochs runs its CPUs in step.

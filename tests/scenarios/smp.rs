@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use caisson_tests::{Boot, From, Lab, Run, Verdict, ensure};
-use xtask::{emulator::Kind, outcome::Outcome};
+use xtask::{
+    emulator::Kind,
+    outcome::Outcome,
+    trace::timeline::{Span, Timeline, Work},
+};
 
 use crate::{
-    lifecycle, screen,
+    accounts, lifecycle, screen,
     workload::{self, BOOT, STEP},
 };
 
@@ -91,7 +95,7 @@ pub(crate) fn five_on_two(lab: &Lab, name: &str) -> Verdict {
              cmdline = \"batches=8000\"\n"
         );
     }
-    let mut run = start(lab.boot(name, &config)?, 2)?;
+    let mut run = start(lab.boot(name, &config)?.as_used()?, 2)?;
     let mut took = Vec::new();
     let mut slowdown = 0.0;
     for i in 0..GUESTS {
@@ -257,6 +261,32 @@ pub(crate) fn hundred_asleep(lab: &Lab, name: &str) -> Verdict {
         run.expect(From::Guest(&format!("idle-{i}")), STEP, "^probe idle: ok$")?;
     }
     run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
+/// While a hundred guests sleep the CPU takes no ticks, and no guest exits: it halts for as long as its timer can count, and any
+/// interrupt would end that.
+pub(crate) fn hundred_idle(lab: &Lab, name: &str) -> Verdict {
+    const SECONDS: u64 = 20;
+    /// What the local APIC's timer of QEMU can count, in ns.
+    const LONGEST: u64 = 1 << 32;
+    let mut run = lab.boot(name, &hundred(SECONDS as u32 * 1000))?.exact().words("trace=32768").start()?;
+    run.end(BOOT, Outcome::Clean)?;
+    let trace = accounts::traced(&run)?;
+    ensure!(trace.complete && trace.missing == 0, "lines of the trace are missing: {}", trace.missing);
+    let timeline = Timeline::of(&trace);
+    // All were made, and asleep, within the first second.
+    let asleep = Span { from: 1_000_000_000, to: (SECONDS - 1) * 1_000_000_000 };
+    let work = timeline.cpus.iter().flat_map(|cpu| &cpu.work);
+    let halts: Vec<Span> =
+        work.filter(|(_, work)| *work == Work::Idle).filter_map(|(span, _)| span.cut(asleep)).collect();
+    let halted: u64 = halts.iter().map(|span| span.len()).sum();
+    println!("  {name}: halted for {halted} of {} ns, in {} pieces", asleep.len(), halts.len());
+    ensure!(halts.len() as u64 <= asleep.len() / LONGEST + 1, "it woke {} times", halts.len());
+    ensure!(asleep.len() - halted <= asleep.len() / 100_000, "it was awake for {} ns", asleep.len() - halted);
+    let exits = timeline.vcpus.values().flat_map(|vcpu| &vcpu.exits);
+    let meanwhile = exits.filter(|exit| exit.span.cut(asleep).is_some()).count();
+    ensure!(timeline.vcpus.len() == 100 && meanwhile == 0, "{meanwhile} exits meanwhile");
     lifecycle::all_memory_came_back(&run)
 }
 

@@ -254,6 +254,15 @@ impl Boot<'_> {
         Ok(self)
     }
 
+    /// Boots Caisson as it is built for use, without what debug builds check: where it is measured what Caisson costs.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    pub fn as_used(mut self) -> Verdict<Self> {
+        self.caisson = Images::new(self.lab.workspace.clone()).caisson()?;
+        Ok(self)
+    }
+
     /// Has Bochs start with a BIOS made of its own.
     ///
     /// # Errors

@@ -100,8 +100,8 @@ fn run_probe() {
     let first_deadline = DUE.get();
     cpu::wrmsr(TSC_DEADLINE, DUE.get());
     work_until(start + length / 2);
-    settle("deadlines", &DEADLINES, || (cpu::tsc() - first_deadline) / ticks(PERIOD) + 1);
-    let deadlines = DEADLINES.count.get();
+    let (deadlines, _) =
+        settle("deadlines", &DEADLINES, || (cpu::tsc() - first_deadline) / ticks(PERIOD) + 1);
     apic::write(LVT_TIMER, MASKED);
     cpu::take_interrupts();
 
@@ -119,7 +119,7 @@ fn run_probe() {
         (u128::from(cpu::tsc() - pit_start) * u128::from(PIT_HZ) / u128::from(time::tsc_hz())) as u64
             / PIT_COUNT
     };
-    settle("ticks of the 8254", &TICKS, pit_due);
+    let (pit_ticks, pit_due) = settle("ticks of the 8254", &TICKS, pit_due);
     let (end, pm_end) = time::both();
     let second_end = rtc_seconds();
     let elapsed = end - start;
@@ -127,7 +127,7 @@ fn run_probe() {
     say!("KVM clock: {} ns", kvm_clock::at(end) - kvm_clock::at(start));
     say!("PM timer: {} ticks", pm_end.wrapping_sub(pm_start));
     say!("RTC: {} s, {} interrupts", (second_end + 86_400 - second_start) % 86_400, SECONDS.count.get());
-    say!("8254: {} ticks, ten in {} us", TICKS.count.get(), TICKS.densest());
+    say!("8254: {} of {} ticks, ten in {} us", pit_ticks, pit_due, TICKS.densest());
     say!("deadlines: {}, {} too many, ten in {} us", deadlines, EXTRA.get(), DEADLINES.densest());
     say!("periods: {} of {}, ten in {} us", PERIODS.count.get(), periods_due, PERIODS.densest());
     let seconds = microseconds(elapsed) / 1_000_000;
@@ -154,10 +154,16 @@ fn work_until(end: u64) {
     cpu::cli();
 }
 
-/// Waits until all that are due, but for one that is on its way, have come. What is late has a second.
-fn settle(what: &str, source: &Source, due: impl Fn() -> u64) {
-    let all_came = || source.count.get() + 1 >= due();
-    check!(time::wait(1000, all_came), "{}: all that are due: {} of {}", what, source.count.get(), due());
+/// Waits until all that are due, but for one that is on its way, have come; what is late has a second. How many came, and how
+/// many were due then.
+fn settle(what: &str, source: &Source, due: impl Fn() -> u64) -> (u64, u64) {
+    let mut both = (0, 0);
+    let came = time::wait(1000, || {
+        both = (source.count.get(), due());
+        both.0 + 1 >= both.1
+    });
+    check!(came, "{}: all that are due: {} of {}", what, both.0, both.1);
+    both
 }
 
 fn on_tick(_: &mut Frame) {
