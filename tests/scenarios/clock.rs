@@ -77,9 +77,9 @@ pub(crate) fn drift(lab: &Lab, name: &str) -> Verdict {
     }
     ensure!(deadlines.number(2) <= twice, "{} interrupts too many of deadlines", deadlines.number(2));
     ensure!(periods.number(1) <= periods.number(2) + twice, "more periods than there are");
-    // In the first half of the time; one may have been on its way when they were counted.
+    // In the first half of the time, but for a round of turns before it. That none was lost since the guest has checked.
     ensure!(
-        deadlines.number(1) + 1.0 >= f64::from(seconds) / 2.0 * 250.0,
+        deadlines.number(1) + 10.0 >= f64::from(seconds) / 2.0 * 250.0,
         "{} deadlines",
         deadlines.number(1)
     );
