@@ -1,0 +1,239 @@
+//! A machine with functions made of registers, which checks what reaches it; and random domains.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::{Address, Bus, ConfigSpace, Hardware, LineMode, Message, Source, scan};
+
+/// A function's configuration space: what reads, and which bits can be written.
+#[derive(Clone, Debug)]
+pub struct Registers {
+    /// Values.
+    pub words: [u32; 1024],
+    /// Bits that can be written.
+    pub writable: [u32; 1024],
+}
+
+/// The machine.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Its functions.
+    pub functions: BTreeMap<Address, Registers>,
+    /// Memory of functions that was written.
+    pub memory: BTreeMap<u64, u32>,
+    /// The interrupts that were asked for, last message.
+    pub routes: BTreeMap<Source, Message>,
+    /// Writes to ports so far.
+    pub ports: Vec<(u16, u32)>,
+    /// Writes to configuration space so far.
+    pub writes: Vec<(Address, u16, u8, u32)>,
+}
+
+/// What [`Machine::route`] answers, so that a test recognises it.
+pub const HOST: Message = Message { address: 0xfee0_1000, data: 0x55 };
+
+impl ConfigSpace for Machine {
+    fn read(&mut self, at: Address, offset: u16, size: u8) -> u32 {
+        assert!(offset.is_multiple_of(size.into()) && offset < 4096, "{offset:#x} of {size}");
+        let word =
+            self.functions.get(&at).map_or(u32::MAX, |function| function.words[usize::from(offset / 4)]);
+        let word = word >> (8 * (offset & 3));
+        if size == 4 { word } else { word & ((1 << (8 * size)) - 1) }
+    }
+
+    fn write(&mut self, at: Address, offset: u16, size: u8, value: u32) {
+        assert!(offset.is_multiple_of(size.into()) && offset < 4096, "{offset:#x} of {size}");
+        self.writes.push((at, offset, size, value));
+        let Some(function) = self.functions.get_mut(&at) else { return };
+        let shift = 8 * u32::from(offset & 3);
+        let mask = (u32::MAX >> (32 - 8 * u32::from(size))) << shift;
+        let word = usize::from(offset / 4);
+        let mask = mask & function.writable[word];
+        function.words[word] = function.words[word] & !mask | value << shift & mask;
+    }
+}
+
+impl Hardware for Machine {
+    fn route(&mut self, source: Source, message: Message) -> Option<Message> {
+        self.routes.insert(source, message);
+        (message.data & 0xff != 0xff).then_some(HOST)
+    }
+
+    fn set_line(&mut self, _: u8, _: Option<LineMode>) {}
+
+    fn end_line(&mut self, _: u8) {}
+
+    fn read_port(&mut self, port: u16, size: u8) -> u32 {
+        assert!((0xc000..=0xc020 - u16::from(size)).contains(&port), "{port:#x} is not the network card's");
+        u32::from(port)
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u32) {
+        assert_eq!(self.read_port(port, size), u32::from(port));
+        self.ports.push((port, value));
+    }
+
+    fn read_memory(&mut self, hpa: u64, size: u8) -> u64 {
+        assert!(hpa.is_multiple_of(size.into()));
+        u64::from(self.memory.get(&hpa).copied().unwrap_or(0))
+    }
+
+    fn write_memory(&mut self, hpa: u64, size: u8, value: u64) {
+        assert!(hpa.is_multiple_of(size.into()));
+        self.memory.insert(hpa, value as u32);
+    }
+}
+
+/// Where the [`machine`]'s disk is.
+pub const DISK: Address = Address::new(0, 0, 4, 0);
+/// Its host bridge.
+pub const HOST_BRIDGE: Address = Address::new(0, 0, 0, 0);
+/// Its bridge to bus 1.
+pub const BRIDGE: Address = Address::new(0, 0, 2, 0);
+/// The network card behind that.
+pub const NETWORK: Address = Address::new(0, 1, 0, 0);
+/// Its memory-mapped configuration space.
+pub const ECAM: u64 = 0xb000_0000;
+/// Host-physical address of the disk's registers; its MSI-X table is 0x2000 further on.
+pub const DISK_MEMORY: u64 = 0xfebd_0000;
+
+fn function(words: &[(u16, u32, u32)]) -> Registers {
+    let mut registers = Registers { words: [0; 1024], writable: [0; 1024] };
+    for &(offset, value, writable) in words {
+        registers.words[usize::from(offset / 4)] = value;
+        registers.writable[usize::from(offset / 4)] = writable;
+    }
+    registers
+}
+
+/// A machine with a host bridge; a disk with MSI-X, PCI Express and address translation; a bridge; and a network card with
+/// MSI behind that.
+#[must_use]
+pub fn machine() -> Machine {
+    let mut machine = Machine::default();
+    let host_bridge =
+        [(0, 0x29c0_8086, 0), (4, 0, 0xffff), (8, 0x0600_0000, 0), (0x60, 0xb000_0001, u32::MAX)];
+    machine.functions.insert(HOST_BRIDGE, function(&host_bridge));
+    let disk = [
+        (0, 0x0010_1b36, 0),
+        (4, 0x0010_0007, 0x0407),
+        (8, 0x0108_0202, 0),
+        (0x10, DISK_MEMORY as u32 | 4, 0xffff_c000),
+        (0x14, 0, u32::MAX),
+        (0x30, 0, 0xffff_0000),
+        (0x34, 0x40, 0),
+        (0x3c, 0x0100, 0xff),
+        // MSI-X: 65 messages, in the first register's memory at 0x2000.
+        (0x40, 0x0040_8011, 0xc000_0000),
+        (0x44, 0x2000, 0),
+        (0x48, 0x3000, 0),
+        (0x80, 0x0002_0010, 0),
+        (0x88, 0, 0xffff),
+        // Address translation services, and behind them a serial number.
+        (0x100, 0x1401_000f, 0),
+        (0x104, 0, u32::MAX),
+        (0x140, 0x0001_0003, 0),
+        (0x144, 0x1234_5678, 0),
+    ];
+    machine.functions.insert(DISK, function(&disk));
+    let bridge = [
+        (0, 0x000c_1b36, 0),
+        (4, 0x0000_0007, 0x0407),
+        (8, 0x0604_0000, 0),
+        (0xc, 0x0001_0000, 0),
+        (0x18, 0x0001_0100, 0x00ff_ffff),
+        (0x20, 0xfea0_fea0, 0xfff0_fff0),
+        (0x3c, 0, 0x0043_00ff),
+    ];
+    machine.functions.insert(BRIDGE, function(&bridge));
+    let network = [
+        (0, 0x10d3_8086, 0),
+        (4, 0x0010_0003, 0x0407),
+        (8, 0x0200_0000, 0),
+        (0x10, 0xfea0_0000, 0xfffe_0000),
+        (0x14, 0xc001, 0xffe0),
+        (0x34, 0xd0, 0),
+        (0x3c, 0x0100, 0xff),
+        // MSI with 64 bits and four messages.
+        (0xd0, 0x0084_0005, 0x0071_0000),
+        (0xd4, 0, !3),
+        (0xd8, 0, u32::MAX),
+        (0xdc, 0, 0xffff),
+    ];
+    machine.functions.insert(NETWORK, function(&network));
+    machine
+}
+
+/// A domain's bus with all of the [`machine`]'s functions.
+#[must_use]
+pub fn bus(machine: &mut Machine) -> Bus {
+    let mut bus = Bus::new(scan(machine, 0, 0, 255));
+    bus.add_window(ECAM, 0, 0, 255);
+    bus.add_own();
+    bus
+}
+
+/// Lets a domain do what `input` says, byte by byte, and checks what must never happen: a base address register that moves, a
+/// message of the domain's own in the hardware, writes to the chipset.
+pub fn drive(input: &[u8]) {
+    let mut machine = machine();
+    let homes = registers(&machine);
+    let mut bus = bus(&mut machine);
+    let host_bridge = machine.functions[&HOST_BRIDGE].clone();
+    for bytes in input.chunks_exact(8) {
+        let [op, a, b, c, v0, v1, v2, v3] = *bytes else { continue };
+        let value = u32::from_le_bytes([v0, v1, v2, v3]);
+        let size = 1 << (op >> 2 & 3);
+        let own = Address::new(0, 0, 30, 0);
+        let mut at = [HOST_BRIDGE, DISK, BRIDGE, NETWORK, own][usize::from(a % 5)];
+        at.routing ^= u16::from(a >> 6) << 3;
+        let offset = u64::from(b) | u64::from(c & 15) << 8;
+        let gpa = match op >> 4 & 1 {
+            0 => ECAM + u64::from(at.routing) * 4096 + offset,
+            _ => DISK_MEMORY + 0x2000 + offset,
+        };
+        match op & 3 {
+            0 => {
+                let _ = bus.read_memory(&mut machine, gpa, size);
+            }
+            1 => bus.write_memory(&mut machine, gpa, size, u64::from(value) * 0x1_0000_0001),
+            2 => {
+                let address = 1 << 31 | u32::from(at.routing) << 8 | u32::from(b);
+                assert!(bus.write_port(&mut machine, 0xcf8, 4, address));
+                let _ = bus.read_port(&mut machine, 0xcf8 + u16::from(c & 7), size.min(4));
+                let _ = bus.read_port(&mut machine, 0xbff0 | u16::from(c & 63), size.min(4));
+            }
+            _ => {
+                assert!(bus.write_port(&mut machine, 0xcf8, 4, value | 1 << 31));
+                let _ = bus.write_port(&mut machine, 0xcf8 + u16::from(c & 7), size.min(4), value);
+                let _ = bus.write_port(&mut machine, 0xbff0 + u16::from(c & 63), size.min(4), value);
+            }
+        }
+        check(&machine, &homes, &host_bridge);
+    }
+    bus.quiesce(&mut machine);
+    assert_eq!(machine.functions[&DISK].words[1] & 4, 0, "the disk reaches no memory any more");
+}
+
+/// Base address registers and bus numbers.
+fn registers(machine: &Machine) -> BTreeMap<Address, Vec<u32>> {
+    machine.functions.iter().map(|(&at, function)| (at, function.words[4..12].to_vec())).collect()
+}
+
+fn check(machine: &Machine, homes: &BTreeMap<Address, Vec<u32>>, host_bridge: &Registers) {
+    assert_eq!(&registers(machine), homes, "registers have moved");
+    assert_eq!(machine.functions[&HOST_BRIDGE].words, host_bridge.words, "the chipset was written");
+    let network = &machine.functions[&NETWORK].words;
+    if network[0xd0 / 4] >> 16 & 1 != 0 {
+        let message = (u64::from(network[0xd4 / 4]) | u64::from(network[0xd8 / 4]) << 32, network[0xdc / 4]);
+        assert_eq!(message, (HOST.address, HOST.data), "MSI that is not the host's");
+        assert_eq!(network[0xd0 / 4] >> 20 & 7, 0, "several messages");
+    }
+    for entry in 0..65 {
+        let word = |at| machine.memory.get(&(DISK_MEMORY + 0x2000 + entry * 16 + at)).copied();
+        if word(12) == Some(0) {
+            let expected = (Some(HOST.address as u32), Some(0), Some(HOST.data));
+            assert_eq!((word(0), word(4), word(8)), expected, "MSI-X that is not the host's");
+        }
+    }
+}
