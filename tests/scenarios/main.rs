@@ -11,6 +11,7 @@ mod contracts;
 mod crash;
 mod dirty;
 mod front_door;
+mod functions;
 mod lifecycle;
 mod linux;
 mod memtest;
@@ -93,6 +94,9 @@ fn main() -> ExitCode {
         ("lifecycle-ends", lifecycle::ends),
         ("lifecycle-reboot", lifecycle::reboot),
         ("linux", linux::alone),
+        ("functions", functions::messages),
+        ("functions-lines", functions::lines),
+        ("functions-restart", functions::restart),
         ("spinning", probes::spinning),
         ("linux-smp", linux::smp),
         ("linux-entropy", linux::entropy),

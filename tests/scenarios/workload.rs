@@ -81,8 +81,27 @@ fn files(run: &mut Run, from: From<'_>) -> Verdict {
     Ok(())
 }
 
+/// A disk of `bytes` whose first sector says `first`: what is written to it can be read again, and it interrupts by `kind`
+/// of interrupt (`caisson.test=disk`).
+pub(crate) fn disk(run: &mut Run, from: From<'_>, (bytes, first): (u64, &str), kind: &str) -> Verdict {
+    run.expect(from, BOOT, "caisson-guest: user space is up")?;
+    let found = fields(run, from, "disk")?;
+    let is = |fields: &BTreeMap<String, String>, name: &str, value: &str| {
+        fields.get(name).is_some_and(|found| found == value)
+    };
+    ensure!(is(&found, "bytes", &bytes.to_string()) && is(&found, "first", first), "another disk: {found:?}");
+    let written = fields(run, from, "disk")?;
+    let expected = hash_of_lines("what is written is there", 8 << 20);
+    ensure!(is(&written, "written", &expected), "not {expected}: {written:?}");
+    ensure!(is(&written, "read", &expected), "what is read is not what was written: {written:?}");
+    let interrupts = written.get("interrupts").and_then(|count| count.parse::<u64>().ok());
+    ensure!(interrupts > Some(8), "the disk does not interrupt: {written:?}");
+    ensure!(written.get("kind").is_some_and(|found| found.starts_with(kind)), "not by {kind}: {written:?}");
+    Ok(())
+}
+
 /// All is done, and nothing was found wrong.
-fn end(run: &mut Run, from: From<'_>) -> Verdict {
+pub(crate) fn end(run: &mut Run, from: From<'_>) -> Verdict {
     run.expect(from, STEP, "caisson-test: done")?;
     run.expect(from, STEP, "reboot: Power down")?;
     run.never(from, COMPLAINTS)

@@ -72,7 +72,7 @@ pub fn build(
             // `check` has found it.
             pool: U16::new(config.pool_of(domain).unwrap_or(0) as u16),
             extra: u8::from(reserved.is_none_or(|time| time.extra)),
-            reserved1: 0,
+            devices: domain.devices.code(),
             tsc_khz: U32::new(domain.tsc_khz.unwrap_or(0)),
         };
         tables.domains.push(record);

@@ -174,6 +174,8 @@ pub enum Reason<'a> {
         /// The index of the first domain that has it.
         first: usize,
     },
+    /// The machine's devices have another owner: the domain with this index.
+    SecondOwner(usize),
     /// An amount of memory that is not a whole number of pages.
     MemoryNotPages(u64),
     /// Less memory than a guest needs.
@@ -351,6 +353,9 @@ impl Reason<'_> {
             }
             Self::DuplicateName { name, first } => {
                 write!(f, "{name:?} is the name of domain[{first}] already; choose another name")
+            }
+            Self::SecondOwner(first) => {
+                write!(f, "domain[{first}] owns the machine's devices already; leave the line out of one of the two")
             }
             Self::MemoryNotPages(bytes) => {
                 write!(f, "{} is not a whole number of 4K pages; write e.g. \"512M\"", Size(bytes))

@@ -71,7 +71,7 @@ pub(crate) struct DomainRecord {
     pub(crate) slice: U32,
     pub(crate) pool: U16,
     pub(crate) extra: u8,
-    pub(crate) reserved1: u8,
+    pub(crate) devices: u8,
     pub(crate) tsc_khz: U32,
 }
 

@@ -56,7 +56,7 @@
 //! | 80 | 2 × u32 | period and slice of the reservation in µs, or 0 |
 //! | 88 | u16 | pool |
 //! | 90 | u8 | extra time beside the reservation: 0 no, 1 yes |
-//! | 91 | u8 | reserved |
+//! | 91 | u8 | PCI functions of the machine that it owns: 0 none, 1 all |
 //! | 92 | u32 | kHz of the TSC; 0 for the host's |
 //!
 //! | pool record at | type | field |
@@ -122,7 +122,7 @@ pub use rules::{
 };
 pub use schedule::CAP_WINDOW;
 pub use settings::{
-    Console, Contract, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    Console, Contract, Devices, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
     SelectedConsole,
 };
 pub use show::{Show, show};

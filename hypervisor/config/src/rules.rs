@@ -2,7 +2,7 @@
 //! apply these very functions, so that both refuse the same things in the same words.
 
 use crate::error::{BlobError, Field, Reason};
-use crate::settings::SelectedConsole;
+use crate::settings::{Devices, SelectedConsole};
 
 /// The longest name of a domain, in bytes.
 pub const MAX_NAME: usize = 31;
@@ -63,6 +63,17 @@ pub(crate) fn check_unique<'a>(names: &(impl Iterator<Item = &'a str> + Clone)) 
         }
     }
     Ok(())
+}
+
+/// Checks that no two domains own the machine's devices.
+pub(crate) fn check_owner<'a>(domains: impl Iterator<Item = Devices>) -> Result<(), BlobError<'a>> {
+    let mut owners = (0..).zip(domains).filter(|(_, devices)| *devices != Devices::None);
+    match (owners.next(), owners.next()) {
+        (Some((first, _)), Some((index, _))) => {
+            Err(BlobError::new(Field::Domain(index, "devices"), Reason::SecondOwner(first)))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn check_name(name: &str) -> Result<(), Reason<'_>> {

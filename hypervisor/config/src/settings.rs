@@ -63,6 +63,16 @@ choice! {
 }
 
 choice! {
+    /// Which of the machine's PCI functions a domain owns.
+    Devices {
+        /// None.
+        None = 0, "none";
+        /// All of them.
+        All = 1, "all";
+    }
+}
+
+choice! {
     /// Where a domain's first serial port leads.
     Console {
         /// Nowhere: what the guest writes is dropped.

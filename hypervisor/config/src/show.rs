@@ -82,6 +82,9 @@ fn show_domain(
     if domain.entropy() {
         f.write_str(", entropy")?;
     }
+    if domain.owns_devices() {
+        f.write_str(", the machine's PCI functions")?;
+    }
     match domain.tsc_khz() {
         Some(khz) => writeln!(f, ", TSC {khz} kHz")?,
         None => writeln!(f)?,

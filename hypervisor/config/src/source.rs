@@ -22,6 +22,7 @@
 //! # modules = [{ file = "a.bin", cmdline = "a 1" }, "b.bin"]
 //! cmdline = "console=ttyS0" # default empty
 //! console = "serial"        # serial or none; default serial
+//! devices = "all"           # the machine's PCI functions that it owns: all or none; default none
 //! entropy = true            # a source of random numbers; default false
 //! on_poweroff = "destroy"   # destroy or restart; this is the default
 //! on_reboot = "restart"
@@ -52,7 +53,7 @@ use core::fmt;
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
-use crate::settings::{Console, Contract, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
+use crate::settings::{Console, Contract, Devices, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
 
 /// A configuration as the text gives it, checked as far as that is possible without its files.
 ///
@@ -102,6 +103,8 @@ pub struct DomainText {
     pub cmdline: String,
     /// `console`.
     pub console: Console,
+    /// `devices`.
+    pub devices: Devices,
     /// `entropy`.
     pub entropy: bool,
     /// `on_poweroff`, `on_reboot` and `on_crash`.
@@ -254,6 +257,7 @@ impl ConfigText {
             }
         }
         rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))?;
+        rules::check_owner(self.domains.iter().map(|domain| domain.devices))?;
         self.contracts().check(None)
     }
 

@@ -50,6 +50,7 @@ period = "20ms"
 slice = "5ms"
 extra = false
 entropy = true
+devices = "all"
 "#;
 
 fn text(toml: &str) -> ConfigText {

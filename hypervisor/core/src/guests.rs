@@ -12,12 +12,13 @@ use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
 use caisson_domain::{
     CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtioDevice, VirtualCpu,
 };
-use caisson_firmware::GuestLayout;
+use caisson_firmware::{GuestLayout, RealMachine};
 use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
 use caisson_machine::memory::{DomainTables, GuestRam};
+use caisson_machine::pci::Access;
 use caisson_machine::percpu;
 use caisson_machine::random::Random;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
@@ -27,6 +28,7 @@ use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
 
 use crate::console;
 use crate::dirty::Tracking;
+use crate::functions::Devices;
 use crate::life::Phase;
 use crate::logger::EVENT;
 use crate::scheduler::serve_between_steps;
@@ -96,6 +98,8 @@ pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tracking: Tracking,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
+    /// What Caisson accesses of its functions for it, if it owns any.
+    pub(crate) access: Option<Access>,
     /// Its number in the configuration.
     pub(crate) guest: usize,
     /// Its serial line is shown.
@@ -156,6 +160,8 @@ pub(crate) enum MakeError {
     Tables(Stage2Error),
     /// A TSC frequency, in kHz, that this CPU cannot give it; the host's.
     Tsc(u32, u64),
+    /// No room to map its functions' registers.
+    NoWindow,
     /// Its kernel, by the name that the configuration has for it, or firmware tables.
     Build(&'static str, caisson_domain::BuildError),
 }
@@ -173,6 +179,7 @@ impl fmt::Display for MakeError {
                 "tsc_khz: this CPU cannot scale its TSC of {host} kHz to {khz}, or `without=` forbids it: leave the line out, \
                  or use a CPU with TSC scaling"
             ),
+            Self::NoWindow => f.write_str("devices: their registers do not fit into Caisson's address space"),
             Self::Build(kernel, error) => write!(f, "kernel {kernel:?}: {error}"),
         }
     }
@@ -194,6 +201,8 @@ pub(crate) struct Maker {
     pub(crate) started: (u64, u64),
     /// The host's microcode revision, as RDMSR gives it.
     pub(crate) microcode: u64,
+    /// The machine's functions, where a guest owns them.
+    pub(crate) devices: Option<Devices>,
 }
 
 impl Maker {
@@ -210,22 +219,42 @@ impl Maker {
         let guest_clock = domain_clock(backend, record.tsc_khz(), start, clock.tsc_hz)?;
         let vcpus = record.vcpus() as usize;
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
-        let virtio = self.virtio(record);
-        let layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
-        let ranges: Vec<_> = layout.backed().collect();
-        let memory = GuestRam::allocate(id, &ranges).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let devices = self.devices.as_ref().filter(|_| record.owns_devices());
+        let memory = allocate(record.memory(), id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
         serve_between_steps();
-        let tables = self.tables::<F>(id, &memory, backend.apic_access_page()).map_err(MakeError::Tables)?;
+        let acpi = devices.and_then(|devices| acpi_room(devices, &memory));
+        let (regions, definitions) = match (devices, acpi) {
+            (Some(devices), Some(acpi)) => (devices.regions(&memory, acpi.0), devices.definitions()),
+            (Some(_), None) => return Err(MakeError::OutOfMemory(record.memory())),
+            (None, _) => (Vec::new(), Vec::new()),
+        };
+        let virtio = self.virtio(record);
+        let mut layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
+        layout.real = devices.zip(acpi).map(|(devices, acpi)| RealMachine {
+            regions: &regions,
+            acpi,
+            definitions: &definitions,
+            ecam: &devices.ecam,
+            overrides: &devices.overrides,
+        });
+        let access = match devices {
+            Some(devices) => Some(Access::new(&devices.functions).ok_or(MakeError::NoWindow)?),
+            None => None,
+        };
+        let direct = devices.map(Devices::direct).unwrap_or_default();
+        let apic_page = backend.apic_access_page();
+        let tables = self.tables::<F>(id, &memory, &direct, apic_page).map_err(MakeError::Tables)?;
         let (root, apic_root) = (tables.plain.root(), tables.with_apic.as_ref().map(Stage2::root));
         let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
         let msrs = MsrSetup {
             paravirt: Paravirt::of(vcpus),
             microcode: self.microcode,
             lfence_serializes: self.lfence_serializes,
-            low_memory_end: layout.ram_below_4g(),
-            high_memory_end: match layout.ram_above_4g() {
-                0 => 0,
-                bytes => (4 << 30) + bytes,
+            low_memory_end: devices.map_or(layout.ram_below_4g(), |devices| devices.memory_ends().0),
+            high_memory_end: match (devices, layout.ram_above_4g()) {
+                (Some(devices), _) => devices.memory_ends().1,
+                (None, 0) => 0,
+                (None, bytes) => (4 << 30) + bytes,
             },
             ..MsrSetup::default()
         };
@@ -239,6 +268,7 @@ impl Maker {
             clock: guest_clock,
             wall_clock,
             vcpus,
+            functions: devices.map(Devices::bus),
             gigabyte_pages: self.features.gigabyte_pages,
             virtio,
         });
@@ -249,6 +279,9 @@ impl Maker {
             tsc_multiplier: domain.clock.tsc_multiplier(),
             cr4,
         };
+        if let Some(soft_off) = devices.and_then(|devices| devices.soft_off) {
+            domain.chipset().set_soft_off(soft_off);
+        }
         let mut made = Vec::with_capacity(vcpus);
         for index in 0..vcpus {
             serve_between_steps();
@@ -282,6 +315,7 @@ impl Maker {
             changes: Changes::new(),
             tracking: Tracking::new(),
             domain,
+            access,
             guest,
             has_console: record.console() == Console::Serial,
             ending: AtomicBool::new(false),
@@ -290,7 +324,8 @@ impl Maker {
 
     /// The guest's virtio devices.
     fn virtio(&self, record: &Record<'static>) -> &'static [VirtioDevice] {
-        if record.entropy() && Random::of(&self.features).is_some() { &[VirtioDevice::Entropy] } else { &[] }
+        // The real machine's tables describe none.
+        if record.entropy() && !record.owns_devices() && Random::of(&self.features).is_some() { &[VirtioDevice::Entropy] } else { &[] }
     }
 
     /// The guest's stage-2 tables, twice where there is a page for its local APIC.
@@ -298,10 +333,11 @@ impl Maker {
         &self,
         id: DomainId,
         memory: &GuestRam,
+        direct: &[(Hpa, u64)],
         apic: Option<Hpa>,
     ) -> Result<Tables<F>, Stage2Error> {
-        let plain = self.map(id, memory, None)?;
-        let with_apic = apic.map(|page| self.map(id, memory, Some(page))).transpose();
+        let plain = self.map(id, memory, direct, None)?;
+        let with_apic = apic.map(|page| self.map(id, memory, direct, Some(page))).transpose();
         match with_apic {
             Ok(with_apic) => Ok(Tables { plain, with_apic }),
             Err(error) => {
@@ -311,20 +347,26 @@ impl Maker {
         }
     }
 
-    /// The guest's RAM in stage-2 tables of its own, by the largest pages, and what stands where its local APIC is.
+    /// The guest's RAM in stage-2 tables of its own, by the largest pages, the memory of functions that it owns, and what
+    /// stands where its local APIC is.
     fn map<F: Format>(
         &self,
         id: DomainId,
         memory: &GuestRam,
+        direct: &[(Hpa, u64)],
         apic: Option<Hpa>,
     ) -> Result<Stage2<F>, Stage2Error> {
         let frames = &mut DomainTables(id);
         let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.stage2_gigabytes))?;
-        let ram =
-            memory.extents().iter().map(|extent| (extent.gpa, extent.hpa, extent.bytes, Permissions::ALL));
-        let apic = apic.map(|page| (APIC, page, PAGE_SIZE, Permissions::READ_WRITE));
-        for (gpa, hpa, bytes, permissions) in ram.chain(apic) {
-            let mapped = tables.map(frames, gpa, hpa, bytes, permissions, MemoryType::WriteBack);
+        let (ram, registers) = (MemoryType::WriteBack, MemoryType::Uncacheable);
+        let own = memory.extents().iter();
+        let own = own.map(|extent| (extent.gpa, extent.hpa, extent.bytes, Permissions::ALL, ram));
+        let functions = direct
+            .iter()
+            .map(|&(hpa, bytes)| (Gpa::new(hpa.as_u64()), hpa, bytes, Permissions::READ_WRITE, registers));
+        let apic = apic.map(|page| (APIC, page, PAGE_SIZE, Permissions::READ_WRITE, ram));
+        for (gpa, hpa, bytes, permissions, memory_type) in own.chain(functions).chain(apic) {
+            let mapped = tables.map(frames, gpa, hpa, bytes, permissions, memory_type);
             if let Err(error) = mapped {
                 tables.destroy(frames);
                 return Err(error);
@@ -350,6 +392,29 @@ impl Maker {
             CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
         })
     }
+}
+
+/// A guest's RAM: from address 0 on, or, where it owns devices, where it is.
+fn allocate(bytes: u64, id: DomainId, devices: Option<&Devices>) -> Option<GuestRam> {
+    match devices {
+        None => {
+            let ranges: Vec<_> = GuestLayout::new(bytes, &[]).backed().collect();
+            GuestRam::allocate(id, &ranges)
+        }
+        Some(_) => {
+            const LOW: u64 = 1 << 20;
+            let mut memory = GuestRam::allocate(id, &[(Gpa::new(0), LOW)])?;
+            memory.add_identical(bytes.saturating_sub(LOW)).then_some(memory)
+        }
+    }
+}
+
+/// Room for the ACPI tables of a guest that owns devices: the end of its largest piece of RAM.
+fn acpi_room(devices: &Devices, memory: &GuestRam) -> Option<(Gpa, u64)> {
+    let bytes = devices.acpi_bytes();
+    let extent = memory.extents().iter().max_by_key(|extent| extent.bytes)?;
+    (extent.bytes > 2 * bytes && extent.gpa == Gpa::new(extent.hpa.as_u64()))
+        .then(|| (Gpa::new(extent.gpa.as_u64() + extent.bytes - bytes), bytes))
 }
 
 /// A guest's clock, whose TSC is 0 at the host's `start`: with the host's frequency, or with one of its own.

@@ -97,6 +97,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
                     Ok(live) => {
+                        self.quiesce(&live);
                         guest.phase = Phase::Burial(guest.take_apart(live));
                         Chore::More
                     }

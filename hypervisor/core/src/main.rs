@@ -19,6 +19,7 @@ mod cpus;
 mod dirty;
 mod drill;
 #[cfg(any(target_os = "none", doc))]
+mod functions;
 mod guests;
 #[cfg(any(target_os = "none", doc))]
 mod life;

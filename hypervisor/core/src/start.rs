@@ -13,7 +13,7 @@ use caisson_machine::cpu::{self, Features};
 use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::random::Random;
-use caisson_machine::{apic, clock, crash, gdt, memory, percpu, pic, screen, serial, trap};
+use caisson_machine::{apic, clock, crash, gdt, ioapic, memory, percpu, pic, screen, serial, trap};
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
 use caisson_svm::Svm;
@@ -28,6 +28,7 @@ use crate::console::{self, Shown};
 use crate::cpus;
 use crate::dirty::Meter;
 use crate::drill::Drill;
+use crate::functions::Devices;
 use crate::guests::Maker;
 use crate::logger;
 use crate::scheduler::System;
@@ -112,7 +113,8 @@ fn bring_up(info: &BootInfo) -> Machine {
         if let Err(error) = clock::init(&platform) {
             refuse(error);
         }
-        if apic::route_isa(&platform, serial::COM1_IRQ, trap::SERIAL) {
+        ioapic::init(&platform);
+        if ioapic::route_isa(&platform, serial::COM1_IRQ, trap::SERIAL) {
             serial::enable_receive_interrupt();
         } else {
             log::warn!("no I/O APIC serves the serial line: consoles take no input");
@@ -213,6 +215,7 @@ fn run_svm(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
     // effect.
     let microcode = unsafe { cpu::probe_msr(msr::BIOS_SIGN_ID) }.unwrap_or(0);
     let maker = Maker {
+        devices: devices(info, &machine, blob),
         features,
         caps,
         stage2_gigabytes: features.gigabyte_pages,
@@ -238,6 +241,7 @@ fn run_vmx(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
     let vmx = unsafe { Vmx::enable(&features, without, &policy) }.unwrap_or_else(|error| refuse(error));
     log::info!("{}: {}", Vmx::NAME, vmx.used());
     let maker = Maker {
+        devices: devices(info, &machine, blob),
         features,
         caps,
         stage2_gigabytes: vmx.used().contains(VmxFeatures::EPT_1G),
@@ -282,6 +286,21 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     system.tell_writes(Meter::of(info, clock));
     cpus::release(system);
     system.run()
+}
+
+/// The machine's PCI functions, where a guest is to own them.
+#[allow(unsafe_code)]
+fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<Devices> {
+    let owner = blob.domains().find(caisson_config::Domain::owns_devices)?;
+    // SAFETY: on the boot CPU, once; nothing is used yet but the serial line and the screen, of which nobody writes now.
+    let devices = unsafe { Devices::find(&machine.platform, &info.areas) };
+    for found in &devices.functions {
+        let function = found.function();
+        let (vendor, device, class) = (function.vendor, function.device, function.class);
+        log::debug!("{}: {vendor:04x}:{device:04x}, class {class:06x}", function.address);
+    }
+    log::info!("guest {} owns {} PCI functions", owner.name(), devices.functions.len());
+    Some(devices)
 }
 
 /// `cpus=N`: use no more than so many CPUs.

@@ -111,6 +111,11 @@ impl Chipset {
         self.plan();
     }
 
+    /// The machine's DSDT calls S5 by this SLP_TYP instead of [`pm::SLEEP_TYPE_S5`].
+    pub fn set_soft_off(&mut self, sleep_type: u8) {
+        self.pm.set_soft_off(sleep_type);
+    }
+
     /// The real-time clock, for the bytes that firmware keeps in its memory.
     pub fn rtc_mut(&mut self) -> &mut Rtc {
         &mut self.rtc
@@ -200,6 +205,24 @@ impl Chipset {
     /// I/O APIC. Lines of the chipset's own devices are theirs.
     pub fn set_irq(&mut self, line: u8, level: bool) {
         self.interrupts.set(line, level);
+    }
+
+    /// A real device has raised line `line` (16 or above), and it is masked at the machine's I/O APIC until
+    /// [`Chipset::take_ended_lines`] tells of it.
+    pub fn hold_line(&mut self, line: u8) {
+        self.interrupts.hold(line);
+    }
+
+    /// The lines of real devices whose service has ended, a bit each: they are to be opened again.
+    #[must_use]
+    pub fn take_ended_lines(&mut self) -> u32 {
+        self.interrupts.take_ended()
+    }
+
+    /// Whether the guest wants the I/O APIC's pin `pin`, and then whether it is active low, and level-triggered.
+    #[must_use]
+    pub fn wants_line(&self, pin: u8) -> Option<(bool, bool)> {
+        self.interrupts.ioapic.wants(usize::from(pin))
     }
 
     /// An x87 instruction has met an error that the guest takes by interrupt: raises [`COPROCESSOR_IRQ`] until the

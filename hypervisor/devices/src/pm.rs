@@ -75,6 +75,8 @@ pub struct PowerManagement {
     gpe_status: u16,
     gpe_enable: u16,
     smi: [u8; 2],
+    /// The SLP_TYP that means S5: what the DSDT says.
+    soft_off: u8,
     /// Changes of the timer's upper bit that `status` accounts for.
     halves: u64,
     deadline: Instant,
@@ -91,9 +93,15 @@ impl PowerManagement {
             gpe_status: 0,
             gpe_enable: 0,
             smi: [0; 2],
+            soft_off: SLEEP_TYPE_S5,
             halves: RATE.ticks(now) >> 31,
             deadline: Instant::NEVER,
         }
+    }
+
+    /// The machine's DSDT calls S5 by this SLP_TYP.
+    pub fn set_soft_off(&mut self, sleep_type: u8) {
+        self.soft_off = sleep_type;
     }
 
     /// The timer: counts up from 0 at [`Instant::ZERO`], 32 bits wide.
@@ -177,7 +185,7 @@ impl PowerManagement {
     fn write_control(&mut self, bits: u16, others: u16) -> bool {
         self.control = self.control & (others | control::SCI_ENABLE) | bits & control::KEPT;
         let sleep_type = (self.control & control::SLEEP_TYPE) >> control::SLEEP_TYPE_SHIFT;
-        bits & control::SLEEP_ENABLE != 0 && sleep_type == u16::from(SLEEP_TYPE_S5)
+        bits & control::SLEEP_ENABLE != 0 && sleep_type == u16::from(self.soft_off)
     }
 
     fn write_smi(&mut self, port: u16, value: u8) {

@@ -8,6 +8,7 @@ use caisson_emulate::PagingFeatures;
 use caisson_hwvirt::ExitClass;
 use caisson_irqchip::{ApicMap, InterruptMessage, Mailbox, Routing, TriggerMode, VcpuSet};
 use caisson_locks::{Mutex, MutexGuard, Rank};
+use caisson_pci::{Bus, Hardware, LineMode};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Instant};
 
@@ -43,6 +44,10 @@ pub trait Host {
     /// Fills `bytes` from their start with random ones, as many as the machine has at once; answers how many that is. Never
     /// asked for more than 64.
     fn random(&mut self, bytes: &mut [u8]) -> usize;
+    /// The real functions that the domain owns, where it owns any.
+    fn hardware(&mut self) -> Option<&mut dyn Hardware> {
+        None
+    }
     /// The running vCPU's exit is of `class`, and is being answered: for whoever keeps accounts.
     #[inline]
     fn answering(&mut self, class: ExitClass) {
@@ -81,6 +86,8 @@ pub struct DomainSetup<M> {
     pub wall_clock: u64,
     /// How many vCPUs it has, from 1 to [`caisson_irqchip::MAX_VCPUS`].
     pub vcpus: usize,
+    /// The real functions that it owns.
+    pub functions: Option<Bus>,
     /// Host supports 1 GiB pages, which the guest's own tables may use as well.
     pub gigabyte_pages: bool,
     /// Its virtio devices, at most [`caisson_firmware::MAX_VIRTIO`], in the order of the firmware's description.
@@ -100,6 +107,8 @@ pub struct Domain<M> {
     pub(crate) wall_clock: u64,
     pub(crate) paging: PagingFeatures,
     chipset: Mutex<Chipset>,
+    /// The real functions that it owns.
+    functions: Option<Mutex<Bus>>,
     /// [`Chipset::next_deadline`] in nanoseconds, as of the last [`Domain::settle`]: written under the chipset's lock, so
     /// that the boot vCPU can ask for it without.
     chipset_deadline: AtomicU64,
@@ -132,6 +141,7 @@ impl<M> Domain<M> {
             paging,
             chipset_deadline: AtomicU64::new(chipset.next_deadline().as_nanos()),
             chipset: Mutex::new(Rank::Chipset, chipset),
+            functions: setup.functions.map(|bus| Mutex::new(Rank::Functions, bus)),
             tsc_adjusts: (0..setup.vcpus).map(|_| AtomicU64::new(0)).collect(),
             tscs_equal: AtomicBool::new(true),
             apics: ApicMap::new(setup.vcpus),
@@ -145,6 +155,49 @@ impl<M> Domain<M> {
     #[cfg_attr(debug_assertions, track_caller)]
     pub fn chipset(&self) -> MutexGuard<'_, Chipset> {
         self.chipset.lock()
+    }
+
+    /// The real functions that it owns, if any.
+    #[inline]
+    pub fn functions(&self) -> Option<MutexGuard<'_, Bus>> {
+        self.functions.as_ref().map(Mutex::lock)
+    }
+
+    /// Whether it owns real functions.
+    #[inline]
+    pub(crate) fn has_functions(&self) -> bool {
+        self.functions.is_some()
+    }
+
+    /// A function that it owns sends `message`.
+    pub fn interrupt(&self, message: &InterruptMessage, host: &mut impl Host) {
+        host.wake(self.post_to(self.apics.resolve(message), message));
+    }
+
+    /// A real device has raised a line of the domain's ([`caisson_pci::LINES`]), which is masked there until its service ends.
+    pub fn raise_line(&self, line: u8, host: &mut impl Host) {
+        let mut chipset = self.chipset();
+        chipset.hold_line(line);
+        let wake = self.settle(&mut chipset);
+        drop(chipset);
+        host.wake(wake);
+    }
+
+    /// Tells the machine which lines' service has ended, and, after `changed` entries of the I/O APIC, which lines the domain
+    /// wants.
+    pub(crate) fn tend_lines(&self, chipset: &mut Chipset, host: &mut impl Host, changed: bool) {
+        let Some(hardware) = host.hardware() else { return };
+        let mut ended = chipset.take_ended_lines();
+        while ended != 0 {
+            hardware.end_line(ended.trailing_zeros() as u8);
+            ended &= ended - 1;
+        }
+        if changed {
+            for line in caisson_pci::LINES {
+                let mode = chipset.wants_line(line);
+                hardware.set_line(line, mode.map(|(active_low, level)| LineMode { active_low, level }));
+            }
+        }
     }
 
     /// How many vCPUs it has.

@@ -16,8 +16,8 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use caisson_devices::{pm, reset, rtc};
 
-use crate::GuestLayout;
 use crate::tables::checksum;
+use crate::{EcamRange, GuestLayout};
 
 const OEM_ID: [u8; 6] = *b"CAISSN";
 const OEM_TABLE_ID: [u8; 8] = *b"CAISSON ";
@@ -58,11 +58,21 @@ pub(crate) fn tables(layout: &GuestLayout<'_>, base: u64) -> Vec<Table> {
         address
     };
     let facs = place("FACS", bytes_of(&FACS::new()));
-    let dsdt = place("DSDT", dsdt::table(layout));
-    let fadt = place("FACP", fadt(dsdt as u32, facs as u32));
-    let madt = place("APIC", madt::table(layout));
-    let rsdt = place("RSDT", rsdt(&[fadt, madt]));
-    let xsdt = place("XSDT", xsdt(&[fadt, madt]));
+    let (definitions, ecam) = layout.real.map_or((&[][..], &[][..]), |real| (real.definitions, real.ecam));
+    let (own, more) = match definitions.split_first() {
+        Some((dsdt, ssdts)) => (dsdt.to_vec(), ssdts),
+        None => (dsdt::table(layout), &[][..]),
+    };
+    let dsdt = place("DSDT", own);
+    let mut entries = Vec::new();
+    entries.push(place("FACP", fadt(dsdt as u32, facs as u32)));
+    entries.push(place("APIC", madt::table(layout)));
+    entries.extend(more.iter().map(|table| place("SSDT", table.to_vec())));
+    if !ecam.is_empty() {
+        entries.push(place("MCFG", mcfg(ecam)));
+    }
+    let rsdt = place("RSDT", rsdt(&entries));
+    let xsdt = place("XSDT", xsdt(&entries));
     tables.insert(0, Table { name: "RSD PTR", address: base, bytes: rsdp(rsdt as u32, xsdt) });
     tables
 }
@@ -104,6 +114,19 @@ fn rsdt(entries: &[u64]) -> Vec<u8> {
     let mut table = Sdt::new(*b"RSDT", HEADER, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for &entry in entries {
         table.append_slice(&(entry as u32).to_le_bytes());
+    }
+    bytes_of(&table)
+}
+
+/// The table of memory-mapped configuration space (PCI Firmware Specification 3.3, section 4.1.2).
+fn mcfg(ranges: &[EcamRange]) -> Vec<u8> {
+    const HEADER: u32 = 36;
+    let mut table = Sdt::new(*b"MCFG", HEADER, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&[0; 8]);
+    for range in ranges {
+        table.append_slice(&range.address.to_le_bytes());
+        table.append_slice(&range.segment.to_le_bytes());
+        table.append_slice(&[range.buses.0, range.buses.1, 0, 0, 0, 0]);
     }
     bytes_of(&table)
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_types::PAGE_SIZE;
+use caisson_types::{Gpa, MemoryRegion, PAGE_SIZE};
 
 /// Where RAM below 4 GiB ends unless a layout says otherwise: the last GiB is for devices.
 pub const DEFAULT_HOLE: u64 = 0xC000_0000;
@@ -50,6 +50,47 @@ pub struct GuestLayout<'a> {
     pub ioapic_id: u8,
     /// How many virtio devices it has, at most [`MAX_VIRTIO`].
     pub virtio: usize,
+    /// What a domain that owns real devices has in place of a PC's.
+    pub real: Option<RealMachine<'a>>,
+}
+
+/// What a domain that owns real devices sees of the machine: memory at its own addresses, and what the firmware tells of the
+/// devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RealMachine<'a> {
+    /// The memory map from 1 MiB on, in ascending order without overlap. The first MiB is as in any guest.
+    pub regions: &'a [MemoryRegion],
+    /// Where the ACPI tables go, in RAM below 4 GiB that the map calls [`caisson_types::RegionKind::AcpiReclaim`], and how
+    /// many bytes there are for them.
+    pub acpi: (Gpa, u64),
+    /// The DSDT and SSDTs of the machine, whole tables: the DSDT first.
+    pub definitions: &'a [&'a [u8]],
+    /// Memory-mapped configuration space.
+    pub ecam: &'a [EcamRange],
+    /// ISA interrupts that are not wired one to one.
+    pub overrides: &'a [SourceOverride],
+}
+
+/// Memory-mapped configuration space of some buses (PCI Firmware Specification 3.3, table 4-3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EcamRange {
+    /// Where bus 0 is, whether or not the range starts there.
+    pub address: u64,
+    /// The segment group.
+    pub segment: u16,
+    /// The first and the last bus.
+    pub buses: (u8, u8),
+}
+
+/// An ISA interrupt that is not wired one to one (ACPI 6.5, section 5.2.12.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SourceOverride {
+    /// The ISA interrupt.
+    pub irq: u8,
+    /// Where it arrives.
+    pub gsi: u32,
+    /// Polarity and trigger mode, as MPS INTI flags.
+    pub flags: u16,
 }
 
 /// Why a description is not one of a machine.
@@ -69,6 +110,8 @@ pub enum LayoutError {
     TooManyVcpus(usize),
     /// There is no room for so many virtio devices.
     TooManyDevices(usize),
+    /// The machine's own ACPI tables do not fit into the room for them; so many bytes are missing.
+    NoRoomForAcpi(u64),
 }
 
 impl fmt::Display for LayoutError {
@@ -86,6 +129,9 @@ impl fmt::Display for LayoutError {
             }
             Self::NoVcpu => write!(f, "the guest has no vCPU: give it at least one"),
             Self::BadApicId(id) => write!(f, "APIC id {id:#x} is taken or means all CPUs: choose another"),
+            Self::NoRoomForAcpi(bytes) => {
+                write!(f, "the machine's ACPI tables are {bytes} bytes too long for the room kept for them")
+            }
             Self::TooManyVcpus(count) => write!(f, "the firmware tables have no room for {count} vCPUs"),
             Self::TooManyDevices(count) => {
                 write!(f, "{count} virtio devices are too many: give it at most {MAX_VIRTIO}")
@@ -99,7 +145,7 @@ impl<'a> GuestLayout<'a> {
     /// virtio device.
     #[must_use]
     pub const fn new(ram: u64, apic_ids: &'a [u32]) -> Self {
-        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0, virtio: 0 }
+        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0, virtio: 0, real: None }
     }
 
     /// Checks the description.

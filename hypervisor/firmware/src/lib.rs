@@ -25,11 +25,12 @@ mod bda;
 mod layout;
 mod map;
 mod mp;
+mod real;
 mod tables;
 
 pub use layout::{
-    DEFAULT_HOLE, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError, MAX_VIRTIO, VIRTIO_ADDRESS,
-    virtio_pin,
+    DEFAULT_HOLE, EcamRange, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError, MAX_VIRTIO,
+    RealMachine, SourceOverride, VIRTIO_ADDRESS, virtio_pin,
 };
-pub use map::MemoryMap;
+pub use real::real_memory_map;
 pub use tables::{Blob, InstallError, RSDP, Tables, build, install};

@@ -6,6 +6,8 @@
 //!
 //! ACPI 6.5, section 15 ("System Address Map Interfaces").
 
+use alloc::vec::Vec;
+
 use caisson_types::{Gpa, MemoryRegion, RegionKind};
 
 use crate::{GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS};
@@ -20,52 +22,33 @@ pub(crate) const FIRMWARE: u64 = 0xE_0000;
 pub(crate) const EXTENDED: u64 = 0x10_0000;
 const FOUR_GIB: u64 = 1 << 32;
 
-/// The regions of the memory map: in ascending order, without overlap, at most seven.
-#[derive(Clone, Debug)]
-pub struct MemoryMap {
-    regions: [MemoryRegion; 7],
-    next: usize,
-}
-
-impl Iterator for MemoryMap {
-    type Item = MemoryRegion;
-
-    fn next(&mut self) -> Option<MemoryRegion> {
-        loop {
-            let region = *self.regions.get(self.next)?;
-            self.next += 1;
-            if region.len > 0 {
-                return Some(region);
-            }
-        }
-    }
-}
-
 impl GuestLayout<'_> {
-    /// The memory map to hand to the guest.
-    #[must_use]
-    pub fn memory_map(&self) -> MemoryMap {
+    /// The memory map to hand to the guest: in ascending order, without overlap.
+    pub fn memory_map(&self) -> impl Iterator<Item = MemoryRegion> {
         use RegionKind::{Ram, Reserved};
         let region =
             |start, end: u64, kind| MemoryRegion::new(Gpa::new(start), end.saturating_sub(start), kind);
         let page = |start: u32| region(u64::from(start), u64::from(start) + 0x1000, Reserved);
-        let regions = [
-            region(0, EBDA, Ram),
-            region(EBDA, VGA, Reserved),
-            region(FIRMWARE, EXTENDED, Reserved),
+        let low = [region(0, EBDA, Ram), region(EBDA, VGA, Reserved), region(FIRMWARE, EXTENDED, Reserved)];
+        let usual = [
             region(EXTENDED, self.ram_below_4g(), Ram),
             page(IOAPIC_ADDRESS),
             page(LOCAL_APIC_ADDRESS),
             region(FOUR_GIB, FOUR_GIB.saturating_add(self.ram_above_4g()), Ram),
         ];
-        MemoryMap { regions, next: 0 }
+        let high: Vec<_> = match self.real {
+            None => usual.to_vec(),
+            Some(real) => real.regions.to_vec(),
+        };
+        low.into_iter().chain(high).filter(|region| region.len > 0)
     }
 
-    /// The ranges behind which memory stands, as start and bytes: what the stage-2 tables map.
+    /// The ranges behind which memory stands, as start and bytes: what the stage-2 tables map. With real devices it is the
+    /// first MiB alone; all other memory is where it is.
     pub fn backed(&self) -> impl Iterator<Item = (Gpa, u64)> + use<> {
-        [(Gpa::new(0), self.ram_below_4g()), (Gpa::new(FOUR_GIB), self.ram_above_4g())]
-            .into_iter()
-            .filter(|&(_, size)| size > 0)
+        let low = if self.real.is_some() { EXTENDED } else { self.ram_below_4g() };
+        let high = if self.real.is_some() { 0 } else { self.ram_above_4g() };
+        [(Gpa::new(0), low), (Gpa::new(FOUR_GIB), high)].into_iter().filter(|&(_, size)| size > 0)
     }
 }
 
@@ -76,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_small_machine() {
-        let ranges: alloc::vec::Vec<_> = GuestLayout::new(256 << 20, &[0])
+        let ranges: Vec<_> = GuestLayout::new(256 << 20, &[0])
             .memory_map()
             .map(|r| (r.start.as_u64(), r.start.as_u64() + r.len, r.kind.e820_type()))
             .collect();

@@ -84,16 +84,21 @@ pub fn build(layout: &GuestLayout<'_>) -> Result<Tables, LayoutError> {
     add("BIOS data area", bda::BDA, bda::bios_data_area());
     add("extended BIOS data area", EBDA, bda::extended_bios_data_area());
     let mut acpi_end = FIRMWARE;
-    for table in acpi::tables(layout, FIRMWARE) {
+    let (acpi_start, room) =
+        layout.real.map_or((FIRMWARE, MP_POINTER - FIRMWARE), |real| (real.acpi.0.as_u64(), real.acpi.1));
+    for table in acpi::tables(layout, acpi_start) {
         acpi_end = acpi_end.max(table.address + table.bytes.len() as u64);
         add(table.name, table.address, table.bytes);
+    }
+    if layout.real.is_some() && acpi_end - acpi_start > room {
+        return Err(LayoutError::NoRoomForAcpi(acpi_end - acpi_start - room));
     }
     let mp_table = MP_POINTER + 16;
     let configuration = mp::configuration_table(layout);
     let mp_end = mp_table + configuration.len() as u64;
     add("MP floating pointer", MP_POINTER, mp::floating_pointer(mp_table as u32));
     add("MP configuration table", mp_table, configuration);
-    if acpi_end > MP_POINTER || mp_end > EXTENDED {
+    if layout.real.is_none() && acpi_end > MP_POINTER || mp_end > EXTENDED {
         return Err(LayoutError::TooManyVcpus(layout.apic_ids.len()));
     }
     Ok(Tables { blobs })
@@ -105,7 +110,7 @@ pub fn build(layout: &GuestLayout<'_>) -> Result<Tables, LayoutError> {
 /// [`InstallError`] when the description is wrong or memory does not reach that far.
 pub fn install<M: GuestMemory>(layout: &GuestLayout<'_>, memory: &M) -> Result<Gpa, InstallError> {
     build(layout)?.install(memory)?;
-    Ok(RSDP)
+    Ok(layout.real.map_or(RSDP, |real| real.acpi.0))
 }
 
 /// The byte that makes the sum of `bytes` and itself zero.

@@ -33,6 +33,7 @@ const REG_ARBITRATION: u8 = 0x02;
 const REG_TABLE: u8 = 0x10;
 
 const LOGICAL: u64 = 1 << 11;
+const ACTIVE_LOW: u64 = 1 << 13;
 const REMOTE_IRR: u64 = 1 << 14;
 const LEVEL: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
@@ -157,6 +158,19 @@ impl IoApic {
     #[must_use]
     pub const fn is_asserted(&self, pin: usize) -> bool {
         pin < IOAPIC_PINS && self.lines & (1 << pin) != 0
+    }
+
+    /// How a pin is to signal: whether it is unmasked, and then whether it is active low, and level-triggered.
+    #[must_use]
+    pub fn wants(&self, pin: usize) -> Option<(bool, bool)> {
+        let entry = self.entries.get(pin).filter(|entry| !entry.is_masked())?;
+        Some((entry.0 & ACTIVE_LOW != 0, entry.is_level()))
+    }
+
+    /// Whether the end of `vector` ends the service of `pin`.
+    #[must_use]
+    pub fn is_served_by(&self, pin: usize, vector: u8) -> bool {
+        self.entries.get(pin).is_some_and(|entry| entry.has_remote_irr() && entry.vector() == vector)
     }
 
     /// Whether a level-triggered pin has a message to send now; sets its remote IRR when it has.

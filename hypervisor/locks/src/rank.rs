@@ -50,6 +50,21 @@ ranks! {
     /// A virtio device's backend that is Caisson's own.
     /// Who answers the guest's access, inside `Vcpu` and with no `Chipset`; it asks the transport.
     Backend,
+    /// The real functions that a domain owns, as it sees them.
+    /// Who answers an exit, inside `Vcpu`; who ends the guest, inside `Guest`.
+    Functions,
+    /// Which lines of the I/O APICs are open.
+    /// Whose guest's own I/O APIC says so, inside `Chipset`; who ends the guest, inside `Functions`.
+    Lines,
+    /// Whose interrupt a vector is.
+    /// Who opens a message inside `Functions` or a line inside `Lines`; with no lock held where one arrives.
+    Route,
+    /// The machine's I/O APICs, for one register.
+    /// Who opens or masks a line, inside `Lines` or `Route`; at the start without them.
+    IoApic,
+    /// The ports of PCI configuration space, for one register.
+    /// Who reaches for a function's, inside `Functions`; at the start without it.
+    PciPorts,
     /// The state of a virtio device's transport.
     /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's, inside `Backend`; nothing is taken inside.
     Channel,

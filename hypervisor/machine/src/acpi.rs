@@ -76,6 +76,15 @@ pub struct Ecam {
     pub buses: (u8, u8),
 }
 
+/// A table with code: the DSDT or an SSDT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Definition {
+    /// Where it starts, with its header.
+    pub address: Hpa,
+    /// Bytes, with the header.
+    pub bytes: u64,
+}
+
 /// What ACPI tells.
 #[derive(Clone, Debug, Default)]
 pub struct Platform {
@@ -95,6 +104,8 @@ pub struct Platform {
     pub reset: Option<ResetPort>,
     /// PCI configuration space.
     pub ecam: ArrayVec<Ecam, 8>,
+    /// The tables with code, the DSDT first.
+    pub definitions: ArrayVec<Definition, 32>,
 }
 
 /// The first 4 GiB, at their own addresses. What lies above reads as an empty page, and its address is kept.
@@ -225,6 +236,12 @@ fn port(address: &GenericAddress) -> Option<u16> {
     (address.address_space == AddressSpace::SystemIo).then(|| u16::try_from(address.address).ok())?
 }
 
+/// The whole table whose code this is: the header has 36 bytes (ACPI 6.4, section 5.2.6).
+fn definition(code: &acpi::AmlTable) -> Definition {
+    const HEADER: u64 = 36;
+    Definition { address: Hpa::new(code.address as u64 - HEADER), bytes: u64::from(code.length) + HEADER }
+}
+
 /// `None` where the DSDT, on which turning the machine off depends, is out of reach.
 fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity<'_>>, platform: &mut Platform) -> Option<()> {
     let flags = fadt.flags;
@@ -241,6 +258,8 @@ fn read_fadt(fadt: &Fadt, tables: &AcpiTables<Identity<'_>>, platform: &mut Plat
     if dsdt.address == 0 || end > BOOT_MAPPED_END {
         return None;
     }
+    platform.definitions.push(definition(&dsdt));
+    platform.definitions.extend(tables.ssdts().take(31).map(|table| definition(&table)));
     // SAFETY: the boot tables map the DSDT's code, which nothing writes.
     let code = unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
     let pm1a = fadt.pm1a_control_block().ok().as_ref().and_then(port);

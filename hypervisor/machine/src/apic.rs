@@ -1,11 +1,9 @@
-//! The physical interrupt controllers: this CPU's local APIC in either mode, and the I/O APICs' lines (SDM vol. 3,
-//! chapter 12; 82093AA data sheet).
+//! This CPU's local APIC, in either mode (SDM vol. 3, chapter 12).
 
 use caisson_types::Hpa;
 use caisson_x86::msr;
 use spin::Once;
 
-use crate::acpi::Platform;
 use crate::cpu::{self, Features, read_msr, write_msr};
 use crate::device::Registers;
 use crate::trap;
@@ -194,7 +192,7 @@ pub(crate) fn reaches(apic_id: u32) -> bool {
 
 /// Ends the interrupt in service.
 #[inline]
-pub(crate) fn end_of_interrupt() {
+pub fn end_of_interrupt() {
     access().write(register::EOI, 0);
 }
 
@@ -219,44 +217,6 @@ pub(crate) fn mask_timer(masked: bool) {
 #[must_use]
 pub fn is_x2apic() -> bool {
     matches!(access(), Access::Msr)
-}
-
-/// Masks every line of every I/O APIC, and routes the ISA interrupt `irq` to this CPU as `vector`. `false` where no I/O
-/// APIC serves it.
-///
-/// # Safety
-/// Once, at start: the I/O APICs must be Caisson's.
-pub unsafe fn route_isa(platform: &Platform, irq: u8, vector: u8) -> bool {
-    let line = platform.overrides.iter().find(|o| o.irq == irq);
-    let gsi = line.map_or(u32::from(irq), |o| o.gsi);
-    let mut routed = false;
-    for chip in &platform.io_apics {
-        // SAFETY: promised by the caller.
-        let Some(registers) = (unsafe { Registers::map(chip.address, 0x20) }) else { continue };
-        let read = |index: u32| {
-            registers.write32(0, index);
-            registers.read32(0x10)
-        };
-        let write = |index: u32, value: u32| {
-            registers.write32(0, index);
-            registers.write32(0x10, value);
-        };
-        let pins = (read(1) >> 16 & 0xff) + 1;
-        for pin in 0..pins {
-            write(0x10 + 2 * pin, MASKED);
-            if chip.gsi_base + pin == gsi {
-                let polarity = u32::from(line.is_some_and(|o| o.active_low)) << 13;
-                let trigger = u32::from(line.is_some_and(|o| o.level)) << 15;
-                // An entry has room for 8 bits of id: a boot CPU with a higher one would need interrupt remapping.
-                if id() <= LAST_XAPIC_ID {
-                    write(0x11 + 2 * pin, id() << 24);
-                    write(0x10 + 2 * pin, u32::from(vector) | polarity | trigger);
-                    routed = true;
-                }
-            }
-        }
-    }
-    routed
 }
 
 /// Whether the CPU has a local APIC at all.

@@ -3,7 +3,7 @@
 //! `unsafe` stands here, each block with its reason; the interfaces are safe to use. Two rules hold it together:
 //!
 //! - Interrupts are off on a CPU except where [`cpu::wait_for_interrupt`] and [`cpu::take_interrupts`] open them.
-//!   Handlers set bits of the CPU's pending word ([`percpu`]) and touch nothing else, so that no lock is ever taken by
+//!   Handlers set bits of the CPU's own data ([`percpu`]) and touch nothing else, so that no lock is ever taken by
 //!   one.
 //! - RAM is reached through the direct map ([`memory`]), whose frames each have one owner. Guest frames are never
 //!   behind a Rust reference: they are copied from and to.
@@ -25,9 +25,11 @@ pub mod crash;
 pub mod device;
 pub mod exit_device;
 pub mod gdt;
+pub mod ioapic;
 pub mod ipi;
 pub mod memory;
 pub mod paging;
+pub mod pci;
 pub mod percpu;
 pub mod pic;
 pub mod power;

@@ -55,6 +55,8 @@ pub struct PerCpu {
     exits: [Slot; KEPT_EXITS],
     /// The locks that it holds.
     held: Held,
+    /// Vectors of functions' interrupts that have arrived.
+    functions: [AtomicU64; 4],
     remote: Remote,
 }
 
@@ -80,6 +82,7 @@ impl PerCpu {
             exits: [const { Slot { vcpu: AtomicU32::new(0), code: AtomicU64::new(0), rip: AtomicU64::new(0) } };
                 KEPT_EXITS],
             held: Held::new(),
+            functions: [const { AtomicU64::new(0) }; 4],
             remote: Remote { pending: Pending::new(), apic_id: AtomicU32::new(apic_id) },
         }
     }
@@ -204,6 +207,26 @@ impl PerCpu {
         let before = self.domain.load(Ordering::Relaxed);
         self.domain.store(domain, Ordering::Relaxed);
         before != domain
+    }
+
+    /// An interrupt of a function's has arrived with `vector`. For the CPU itself.
+    pub(crate) fn note_function(&self, vector: u8) {
+        self.functions[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Relaxed);
+    }
+
+    /// Takes the vectors of functions' interrupts that have arrived since the last time, the most urgent first, and ends each
+    /// after `each` has had it. For the CPU itself.
+    pub fn take_functions(&self, mut each: impl FnMut(u8)) {
+        for (index, word) in [3, 2, 1, 0].into_iter().zip(self.functions.iter().rev()) {
+            let mut word = word.swap(0, Ordering::Relaxed);
+            while word != 0 {
+                let bit = 63 - word.leading_zeros() as u8;
+                each(index * 64 + bit);
+                // The most urgent in service is what this ends.
+                crate::apic::end_of_interrupt();
+                word &= !(1 << bit);
+            }
+        }
     }
 
     /// Keeps an exit in place of the oldest, and the time. For the CPU itself, right after each exit.

@@ -12,6 +12,8 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 use crate::percpu::{self, pending};
 use crate::{apic, cpu, crash, gdt};
 
+/// Vectors of functions that guests own.
+pub const FUNCTIONS: core::ops::RangeInclusive<u8> = 0x30..=0xdf;
 /// Vector of the one-shot timer.
 pub const TIMER: u8 = 0xf0;
 /// Vector of the serial line.
@@ -126,6 +128,11 @@ extern "C" fn trap_handler(frame: &mut TrapFrame) {
         0..32 => crash::exception(frame),
         vector if vector == u64::from(TIMER) => interrupt(pending::TIMER),
         vector if vector == u64::from(SERIAL) => interrupt(pending::SERIAL),
+        0x30..=0xdf => {
+            percpu::current().note_function(frame.vector as u8);
+            // Whoever takes the vector ends it: a level must be masked before, or it would come again at once.
+            let _ = percpu::current().pending().set(pending::FUNCTIONS);
+        }
         // The sender has set the pending bit.
         vector if vector == u64::from(RESCHEDULE) || vector == u64::from(CALL) => apic::end_of_interrupt(),
         // Spurious interrupts of either controller are not in service: nothing ends them. The 8259 pair is masked.

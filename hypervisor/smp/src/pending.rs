@@ -24,6 +24,8 @@ pub const RESCHEDULE: u32 = 1 << 3;
 pub const MAIL: u32 = 1 << 4;
 /// Another CPU waits for [`Calls::serve`](crate::Calls::serve).
 pub const CALL: u32 = 1 << 5;
+/// Interrupts of functions that guests own have arrived.
+pub const FUNCTIONS: u32 = 1 << 6;
 
 /// The pending word of one CPU.
 #[derive(Debug)]

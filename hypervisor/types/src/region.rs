@@ -19,6 +19,9 @@ pub enum RegionKind {
     AcpiReclaim = 3,
     /// Memory that the firmware keeps in use, and that sleep states must save (`AddressRangeNVS`).
     AcpiNvs = 4,
+    /// Memory with a purpose of its own, which is left to drivers (`EFI_MEMORY_SP`): the number is Linux's, which calls it
+    /// soft-reserved.
+    SoftReserved = 0xefff_ffff,
 }
 
 impl RegionKind {
@@ -36,6 +39,7 @@ impl fmt::Display for RegionKind {
             Self::Reserved => "reserved",
             Self::AcpiReclaim => "ACPI data",
             Self::AcpiNvs => "ACPI NVS",
+            Self::SoftReserved => "soft reserved",
         })
     }
 }

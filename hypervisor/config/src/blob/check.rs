@@ -14,7 +14,7 @@ use crate::layout::{
 };
 use crate::pools::MAX_POOLS;
 use crate::rules::{self, DomainValues};
-use crate::settings::{Console, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
+use crate::settings::{Console, Devices, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
 
 /// Checks magic, version, lengths and the header's checksum. Returns the bytes before the first payload.
 pub(super) fn frame(bytes: &[u8]) -> Result<&[u8], BlobError<'_>> {
@@ -191,7 +191,9 @@ impl<'a> Blob<'a> {
             let reason = Reason::BadLength(self.modules.len() as u64);
             return Err(BlobError::new(Field::Header("modules"), reason));
         }
-        rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))
+        rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))?;
+        let devices = |record: &DomainRecord| Devices::from_code(record.devices).unwrap_or(Devices::None);
+        rules::check_owner(self.domains.iter().map(devices))
     }
 
     /// Checks that texts and codes of pools and contracts can be read. What they say is checked with the text's rules.
@@ -286,8 +288,5 @@ fn check_codes(record: &DomainRecord) -> Result<(), (&'static str, Reason<'stati
     known("on_reboot", record.on_reboot, OnExitAction::from_code(record.on_reboot).is_some())?;
     known("on_crash", record.on_crash, OnExitAction::from_code(record.on_crash).is_some())?;
     known("entropy", record.entropy, record.entropy <= 1)?;
-    if record.reserved1 != 0 {
-        return Err(("reserved", Reason::NotZero));
-    }
-    Ok(())
+    known("devices", record.devices, Devices::from_code(record.devices).is_some())
 }

@@ -3,7 +3,7 @@
 use super::{Blob, slice};
 use crate::cpus::CpuList;
 use crate::layout::{DomainRecord, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord};
-use crate::settings::{Console, Contract, LoaderKind, OnExit, OnExitAction, ReservedTime};
+use crate::settings::{Console, Contract, Devices, LoaderKind, OnExit, OnExitAction, ReservedTime};
 
 /// 0 stands for the host's frequency.
 pub(super) fn tsc_khz(record: &DomainRecord) -> Option<u32> {
@@ -91,6 +91,12 @@ impl<'a> Domain<'a> {
     #[must_use]
     pub fn console(&self) -> Console {
         Console::from_code(self.record.console).unwrap_or(Console::None)
+    }
+
+    /// Whether it owns the machine's PCI functions. One domain at most does.
+    #[must_use]
+    pub fn owns_devices(&self) -> bool {
+        self.record.devices == Devices::All.code()
     }
 
     /// Whether it has a source of random numbers, a virtio device.

@@ -16,7 +16,7 @@ use super::{
 use crate::error::Field;
 use crate::pools::{DEFAULT_POOL, QUANTUM};
 use crate::settings::{
-    Console, Contract, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    Console, Contract, Devices, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
 };
 
 /// Reads a text. The rules that the blob has too are not checked here.
@@ -61,7 +61,7 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 25] = [
+const DOMAIN_KEYS: [&str; 26] = [
     "name",
     "memory",
     "vcpus",
@@ -72,6 +72,7 @@ const DOMAIN_KEYS: [&str; 25] = [
     "modules",
     "cmdline",
     "console",
+    "devices",
     "entropy",
     "on_poweroff",
     "on_reboot",
@@ -191,6 +192,7 @@ impl Reader<'_> {
         let kernel = self.required(kernel, &table, "kernel", "\"@linux\"")?;
         let loader = self.word(&table, "loader", at("loader"), LoaderKind::WORDS, LoaderKind::from_word)?;
         let console = self.word(&table, "console", at("console"), Console::WORDS, Console::from_word)?;
+        let devices = self.word(&table, "devices", at("devices"), Devices::WORDS, Devices::from_word)?;
         let mut action = |key: &'static str, default| {
             let word = self.word(&table, key, at(key), OnExitAction::WORDS, OnExitAction::from_word)?;
             Ok(word.unwrap_or(default))
@@ -211,6 +213,7 @@ impl Reader<'_> {
             modules: self.modules(&table, index)?,
             cmdline: self.string(&table, "cmdline", at("cmdline"))?.unwrap_or_default(),
             console: console.unwrap_or(Console::Serial),
+            devices: devices.unwrap_or(Devices::None),
             entropy: self.flag(&table, "entropy", at("entropy"))?.unwrap_or(false),
             on_exit,
             max_restarts: self.restarts(&table, at("max_restarts"))?,

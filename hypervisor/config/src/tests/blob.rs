@@ -11,7 +11,7 @@ use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
 use crate::source::{ConfigText, DomainText, ModuleText};
 use crate::{
-    Blob, Console, Contract, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction, PoolPolicy,
+    Blob, Console, Contract, Devices, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction, PoolPolicy,
     Reason, ReservedTime, SelectedConsole, build, show,
 };
 
@@ -29,6 +29,7 @@ fn what_goes_in_comes_out() {
     assert_eq!(first.on_exit().poweroff, OnExitAction::Restart);
     assert_eq!(first.on_exit().reboot, OnExitAction::Destroy);
     assert_eq!((first.max_restarts(), first.entropy(), domains[1].entropy()), (Some(3), false, true));
+    assert_eq!((first.owns_devices(), domains[1].owns_devices()), (false, true));
     assert_eq!(first.kernel().data(), vec![0x5A; 5000]);
     let second = domains[1];
     assert_eq!(second.max_restarts(), None);
@@ -75,7 +76,7 @@ fn a_blob_can_be_shown() {
         "    kernel @linux (5000 bytes): console=ttyS0 äöü",
         "    module more.cpio (9 bytes)",
         "    on poweroff restart, on reboot destroy, on crash restart, at most 3 restarts",
-        "domain[1] second: 1M of memory, 1 vCPU, loader auto, console serial, entropy",
+        "domain[1] second: 1M of memory, 1 vCPU, loader auto, console serial, entropy, the machine's PCI functions",
     ] {
         assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in\n{shown}");
     }
@@ -160,6 +161,8 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 29, &[2], Field::Domain(0, "on_reboot")),
         (DOMAIN + 30, &[2], Field::Domain(0, "on_crash")),
         (DOMAIN + 31, &[2], Field::Domain(0, "entropy")),
+        (DOMAIN + 91, &[2], Field::Domain(0, "devices")),
+        (DOMAIN + 91, &[1], Field::Domain(1, "devices")),
         (DOMAIN + 36, &[4], Field::Domain(0, "kernel")),
         (DOMAIN + 40, &[1], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[0xFF; 4], Field::Domain(0, "modules")),
@@ -310,6 +313,7 @@ fn domain() -> impl Strategy<Value = DomainText> {
                     modules,
                     cmdline,
                     console: if serial { Console::Serial } else { Console::None },
+                    devices: Devices::None,
                     entropy: vcpus % 2 == 0,
                     on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
                     max_restarts,

@@ -40,6 +40,7 @@ use spin::Once;
 use crate::console;
 use crate::dirty::Meter;
 use crate::drill::Drill;
+use crate::functions::Routes;
 use crate::guests::{Guest, Live, Maker};
 use crate::trace;
 use contract::{Pool, Share};
@@ -82,6 +83,8 @@ pub(crate) struct System<B: Backend, F: Format> {
     /// What each guest gets.
     shares: Box<[Share]>,
     pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
+    /// Where functions' interrupts go.
+    pub(crate) routes: Routes,
     /// Where each guest's chores are.
     pub(crate) chores: Box<[Place]>,
     /// Guests that live, or will.
@@ -129,6 +132,7 @@ impl<B: Backend, F: Format> System<B, F> {
             pools,
             shares,
             living: AtomicUsize::new(guests.len()),
+            routes: Routes::new(),
             chores: guests.iter().map(|_| Place::new(0)).collect(),
             guests,
             failed: AtomicBool::new(false),

@@ -8,9 +8,11 @@ use caisson_hwvirt::{Backend, ExitClass, Vcpu};
 use caisson_irqchip::VcpuSet;
 use caisson_machine::clock::Clock;
 use caisson_machine::memory::GuestRam;
+use caisson_machine::pci::Configuration;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::random::Random;
 use caisson_machine::{cpu, ipi, power};
+use caisson_pci::{Address, ConfigSpace, Hardware, LineMode, Message, Source};
 use caisson_sched::{Key, NEVER};
 use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
@@ -22,6 +24,7 @@ use super::queue::{Turn, Work};
 use super::shoot::{serve_between_steps, settle};
 use super::watch::Watch;
 use crate::console;
+use crate::functions::Arrival;
 use crate::guests::Live;
 use crate::life::Chore;
 use crate::trace::{self, NOBODY, What, Why};
@@ -48,6 +51,10 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
     #[inline]
     fn tsc(&self) -> u64 {
         cpu::tsc()
+    }
+
+    fn hardware(&mut self) -> Option<&mut dyn Hardware> {
+        if self.live.access.is_some() { Some(self) } else { None }
     }
 
     fn console(&mut self, byte: u8) -> bool {
@@ -91,6 +98,51 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
             receivers
                 .into_iter()
                 .for_each(|to| trace::note(self.live.vcpu_id(to), What::Ipi { vector, from }));
+        }
+    }
+}
+
+impl<B: Backend, F: Format> ConfigSpace for Machine<'_, B, F> {
+    fn read(&mut self, at: Address, offset: u16, size: u8) -> u32 {
+        Configuration.read(at, offset, size)
+    }
+
+    fn write(&mut self, at: Address, offset: u16, size: u8, value: u32) {
+        Configuration.write(at, offset, size, value);
+    }
+}
+
+/// What a guest's functions need, where it owns any.
+impl<B: Backend, F: Format> Hardware for Machine<'_, B, F> {
+    fn route(&mut self, source: Source, message: Message) -> Option<Message> {
+        self.system.routes.route(self.live.domain.id, source, message)
+    }
+
+    fn set_line(&mut self, line: u8, mode: Option<LineMode>) {
+        self.system.routes.set_line(self.live.domain.id, line, mode);
+    }
+
+    fn end_line(&mut self, line: u8) {
+        self.system.routes.end_line(line);
+    }
+
+    fn read_port(&mut self, port: u16, size: u8) -> u32 {
+        self.live.access.as_ref().map_or(u32::MAX, |access| access.read_port(port, size))
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u32) {
+        if let Some(access) = &self.live.access {
+            access.write_port(port, size, value);
+        }
+    }
+
+    fn read_memory(&mut self, hpa: u64, size: u8) -> u64 {
+        self.live.access.as_ref().map_or(u64::MAX, |access| access.read_memory(hpa, size))
+    }
+
+    fn write_memory(&mut self, hpa: u64, size: u8, value: u64) {
+        if let Some(access) = &self.live.access {
+            access.write_memory(hpa, size, value);
         }
     }
 }
@@ -171,6 +223,9 @@ impl<B: Backend, F: Format> System<B, F> {
                     self.switch_policies();
                 }
             }
+            if work & pending::FUNCTIONS != 0 {
+                this.take_functions(|vector| self.function_interrupt(vector));
+            }
             if work & pending::NMI != 0 {
                 log::warn!("the machine raised an NMI that nobody asked for");
             }
@@ -185,6 +240,26 @@ impl<B: Backend, F: Format> System<B, F> {
             if console::table_due() <= cpu::tsc() {
                 self.show_table();
             }
+        }
+    }
+
+    /// A function's interrupt has arrived.
+    fn function_interrupt(&self, vector: u8) {
+        let Some((domain, arrival)) = self.routes.arrive(vector) else { return };
+        let Some(live) = self.live(domain) else { return };
+        let mut host = Machine { system: self, live: &live, index: usize::MAX, charge: Charge::TURN };
+        match arrival {
+            Arrival::Message(message) => live.domain.interrupt(&message, &mut host),
+            Arrival::Line(line) => live.domain.raise_line(line, &mut host),
+        }
+    }
+
+    /// A guest that owns functions has ended: they do nothing any more.
+    pub(crate) fn quiesce(&self, live: &Live<B, F>) {
+        if let Some(mut bus) = live.domain.functions() {
+            let mut host = Machine { system: self, live, index: usize::MAX, charge: Charge::TURN };
+            bus.quiesce(&mut host);
+            self.routes.release(live.domain.id);
         }
     }
 

@@ -15,6 +15,7 @@ const REDIRECTION_MASKED: u32 = 1 << 16;
 
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
+const EOI: u64 = 0x40;
 
 /// Both interrupt chips, and the level of every line.
 #[derive(Clone, Debug)]
@@ -24,6 +25,9 @@ pub(super) struct Interrupts {
     pub(super) outbox: Outbox,
     /// The lines that are high, a bit each.
     high: u32,
+    /// Those of them that a real device holds, and those whose service has ended since somebody asked.
+    held: u32,
+    ended: u32,
     pit_in_pic: bool,
     pit_in_ioapic: bool,
 }
@@ -35,6 +39,8 @@ impl Interrupts {
             ioapic: IoApic::new(ioapic_id),
             outbox: Outbox::new(),
             high: 0,
+            held: 0,
+            ended: 0,
             pit_in_pic: false,
             pit_in_ioapic: false,
         };
@@ -80,7 +86,35 @@ impl Interrupts {
         }
     }
 
+    /// A real device has raised a line, which is masked there until [`Interrupts::take_ended`] tells of it.
+    pub(super) fn hold(&mut self, line: u8) {
+        self.held |= 1 << (line & 31);
+        self.set(line, true);
+    }
+
+    /// The lines of real devices whose service has ended: each is low here until the device raises it again.
+    pub(super) fn take_ended(&mut self) -> u32 {
+        core::mem::take(&mut self.ended)
+    }
+
+    /// Lowers the lines of real devices whose service the end of `vector` ends.
+    fn end_held(&mut self, vector: u8) {
+        let mut held = self.held;
+        while held != 0 {
+            let line = held.trailing_zeros() as u8;
+            held &= held - 1;
+            if self.ioapic.is_served_by(usize::from(line), vector) {
+                self.held &= !(1 << line);
+                self.ended |= 1 << line;
+                self.set(line, false);
+            }
+        }
+    }
+
     pub(super) fn ioapic_write(&mut self, offset: u64, value: u32) {
+        if offset == EOI {
+            self.end_held(value as u8);
+        }
         let Self { ioapic, outbox, .. } = self;
         ioapic.mmio_write(offset, value).for_each(|message| outbox.push(message));
         if offset == WINDOW {
@@ -118,6 +152,7 @@ impl Interrupts {
     }
 
     pub(super) fn eoi(&mut self, vector: u8) {
+        self.end_held(vector);
         let Self { ioapic, outbox, .. } = self;
         ioapic.eoi(vector).for_each(|message| outbox.push(message));
     }

@@ -191,6 +191,29 @@ fn the_sci_is_a_level_that_comes_again_at_the_eoi() {
 }
 
 #[test]
+fn a_real_devices_line_is_low_from_the_eoi_until_the_device_says_otherwise() {
+    let mut chipset = fresh();
+    assert_eq!(chipset.wants_line(20), None);
+    // Level-triggered, active low, vector 0x51; another pin has the vector as well.
+    route(&mut chipset, 20, 0xa051, T0);
+    route(&mut chipset, 21, 0x8051, T0);
+    assert_eq!((chipset.wants_line(20), chipset.wants_line(21)), (Some((true, true)), Some((false, true))));
+    chipset.hold_line(20);
+    assert_eq!(chipset.pop_message().map(|message| message.vector), Some(0x51));
+    chipset.eoi(0x52);
+    assert_eq!(chipset.take_ended_lines(), 0, "another vector's end");
+    chipset.eoi(0x51);
+    assert_eq!(chipset.take_ended_lines(), 1 << 20);
+    assert!(!chipset.has_messages() && chipset.take_ended_lines() == 0);
+    chipset.hold_line(20);
+    assert!(chipset.pop_message().is_some(), "it comes again");
+    // The end by the I/O APIC's own register.
+    chipset.ioapic_mmio_write(0x40, 0x51, T0);
+    assert_eq!(chipset.take_ended_lines(), 1 << 20);
+    assert!(!chipset.has_messages());
+}
+
+#[test]
 fn the_clock_interrupts_by_line_8() {
     let mut chipset = fresh();
     start_pic(&mut chipset, 0xFB, 0xFE);

@@ -9,6 +9,9 @@ use caisson_x86::Gpr;
 use crate::domain::{Domain, Host};
 use crate::vcpu::{Ended, Outcome, VirtualCpu};
 
+/// The first port that a real function can have: those of configuration space. Below are the chipset's.
+const FIRST_FUNCTION_PORT: u16 = *caisson_pci::PORTS.start();
+
 impl<V: Vcpu> VirtualCpu<V> {
     #[inline]
     pub(super) fn io<M: GuestMemory>(
@@ -20,19 +23,22 @@ impl<V: Vcpu> VirtualCpu<V> {
         if io.string {
             return self.string_io(domain, host, io);
         }
+        if io.port >= FIRST_FUNCTION_PORT && domain.has_functions() && self.function_io(domain, host, io) {
+            return match io.next_rip {
+                Some(next) => {
+                    self.complete(next);
+                    Outcome::Resume
+                }
+                None => self.skip(domain, Opcode::PortIo, Outcome::Resume),
+            };
+        }
         let now = domain.clock.at(host.tsc());
         let rax = self.hw.gpr(Gpr::Rax);
         let mut chipset = domain.chipset();
         let effect = match io.direction {
             Direction::In => {
                 let value = u64::from(chipset.port_read(io.port, io.size, now));
-                // A 32-bit result clears the upper half; smaller ones leave the rest alone.
-                let merged = match io.size {
-                    1 => rax & !0xff | value & 0xff,
-                    2 => rax & !0xffff | value & 0xffff,
-                    _ => value,
-                };
-                self.hw.set_gpr(Gpr::Rax, merged);
+                self.hw.set_gpr(Gpr::Rax, merge(rax, value, io.size));
                 Effect::None
             }
             Direction::Out => chipset.port_write(io.port, io.size, rax as u32, now),
@@ -54,6 +60,21 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
             None => self.skip(domain, Opcode::PortIo, Outcome::Resume),
         }
+    }
+
+    /// An access to a port of a function that the domain owns. `false` where it is none.
+    #[inline(never)]
+    fn function_io<M>(&mut self, domain: &Domain<M>, host: &mut impl Host, io: &IoExit) -> bool {
+        let (Some(mut bus), Some(hardware)) = (domain.functions(), host.hardware()) else { return false };
+        let rax = self.hw.gpr(Gpr::Rax);
+        match io.direction {
+            Direction::In => match bus.read_port(hardware, io.port, io.size) {
+                Some(value) => self.hw.set_gpr(Gpr::Rax, merge(rax, value.into(), io.size)),
+                None => return false,
+            },
+            Direction::Out => return bus.write_port(hardware, io.port, io.size, rax as u32),
+        }
+        true
     }
 
     #[inline(never)]
@@ -83,6 +104,16 @@ impl<V: Vcpu> VirtualCpu<V> {
     }
 }
 
+/// RAX after `size` bytes were read: a 32-bit result clears the upper half; smaller ones leave the rest alone.
+#[inline]
+fn merge(rax: u64, value: u64, size: u8) -> u64 {
+    match size {
+        1 => rax & !0xff | value & 0xff,
+        2 => rax & !0xffff | value & 0xffff,
+        _ => value,
+    }
+}
+
 /// Carries an effect out. `Some` ends the exit with RIP still at the instruction: the guest's end, or no room on the
 /// console, for which it tries again later.
 #[inline]
@@ -106,6 +137,11 @@ struct Ports<'a, M, H> {
 
 impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
     fn port_read(&mut self, port: u16, size: u8) -> u32 {
+        if let (Some(mut bus), Some(hardware)) = (self.domain.functions(), self.host.hardware())
+            && let Some(value) = bus.read_port(hardware, port, size)
+        {
+            return value;
+        }
         let mut chipset = self.domain.chipset();
         let value = chipset.port_read(port, size, self.now);
         let wake = self.domain.settle(&mut chipset);
@@ -115,6 +151,11 @@ impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
     }
 
     fn port_write(&mut self, port: u16, size: u8, value: u32) -> bool {
+        if let (Some(mut bus), Some(hardware)) = (self.domain.functions(), self.host.hardware())
+            && bus.write_port(hardware, port, size, value)
+        {
+            return true;
+        }
         let mut chipset = self.domain.chipset();
         let effect = chipset.port_write(port, size, value, self.now);
         let wake = self.domain.settle(&mut chipset);

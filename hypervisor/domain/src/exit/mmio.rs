@@ -5,6 +5,7 @@ use caisson_emulate::{Done, MmioBus, StepError, step};
 use caisson_firmware::IOAPIC_ADDRESS;
 use caisson_hwvirt::{NestedFault, Vcpu};
 use caisson_irqchip::{Effect, LocalApic};
+use caisson_pci::Hardware;
 use caisson_types::{Gpa, GuestMemory, Instant, PAGE_SIZE};
 use caisson_x86::Exception;
 
@@ -45,6 +46,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             used: 0,
             chipset_touched: false,
             virtio_touched: 0,
+            hardware: if domain.has_functions() { host.hardware() } else { None },
         };
         let done = step(&mut self.hw, &domain.memory, &mut bus, fault, &domain.paging);
         let Devices { used, chipset_touched, virtio_touched, .. } = bus;
@@ -55,6 +57,9 @@ impl<V: Vcpu> VirtualCpu<V> {
         if chipset_touched {
             let mut chipset = domain.chipset();
             let wake = self.settle(domain, &mut chipset);
+            if domain.has_functions() {
+                domain.tend_lines(&mut chipset, host, true);
+            }
             drop(chipset);
             host.wake(wake);
         }
@@ -97,6 +102,9 @@ impl<V: Vcpu> VirtualCpu<V> {
                 let mut chipset = domain.chipset();
                 chipset.eoi(vector);
                 let wake = domain.settle(&mut chipset);
+                if domain.has_functions() {
+                    domain.tend_lines(&mut chipset, host, false);
+                }
                 drop(chipset);
                 host.wake(wake);
             }
@@ -171,6 +179,8 @@ struct Devices<'a, M> {
     chipset_touched: bool,
     /// The virtio devices for which something is left to do, a bit each.
     virtio_touched: u32,
+    /// The real functions, where the domain owns any.
+    hardware: Option<&'a mut dyn Hardware>,
 }
 
 impl<M> Devices<'_, M> {
@@ -206,6 +216,9 @@ impl<M: GuestMemory> MmioBus for Devices<'_, M> {
         if let Some(value) = self.domain.virtio.read(gpa, size) {
             return value;
         }
+        if let (Some(hardware), Some(mut bus)) = (self.hardware.as_deref_mut(), self.domain.functions()) {
+            return bus.read_memory(hardware, gpa.as_u64(), size);
+        }
         u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
     }
 
@@ -216,6 +229,10 @@ impl<M: GuestMemory> MmioBus for Devices<'_, M> {
         } else if let Some(offset) = Self::ioapic_offset(gpa) {
             self.domain.chipset().ioapic_mmio_write(offset, value as u32, self.now);
             self.chipset_touched = true;
+        } else if let (Some(hardware), Some(mut bus)) =
+            (self.hardware.as_deref_mut(), self.domain.functions())
+        {
+            bus.write_memory(hardware, gpa.as_u64(), size, value);
         } else {
             self.virtio_touched |= self.domain.virtio.write(gpa, size, value, &self.domain.memory);
         }

@@ -118,6 +118,7 @@ impl<'a> Machine<'a> {
             apic_khz: CPU_APIC_KHZ,
         };
         let domain = Domain::new(DomainSetup {
+            functions: None,
             id: DomainId(1),
             memory: SliceMemory::new(memory),
             cpuid: CpuidTable::build(&setup, host_cpuid),

@@ -55,6 +55,13 @@ pub(super) fn table(layout: &GuestLayout<'_>) -> Vec<u8> {
     madt.add_structure(IoApic::new(layout.ioapic_id, IOAPIC_ADDRESS, 0));
     more.extend(source_override(PIT_IRQ, PIT_PIN, 0));
     more.extend(source_override(SCI_IRQ, SCI_IRQ, ACTIVE_HIGH_LEVEL));
+    // Those of timer and SCI are the virtual machine's.
+    let real = layout.real.map_or(&[][..], |real| real.overrides);
+    for line in real.iter().filter(|line| ![PIT_IRQ, SCI_IRQ].contains(&line.irq)) {
+        if let Ok(pin) = u8::try_from(line.gsi) {
+            more.extend(source_override(line.irq, pin, line.flags as u8));
+        }
+    }
     // To every CPU's LINT1, edge-triggered and active high as NMIs are.
     more.extend([kind::LOCAL_APIC_NMI, 6, 0xFF, 0, 0, NMI_LINT]);
     if has_x2apic {

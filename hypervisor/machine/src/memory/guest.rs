@@ -7,7 +7,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use alloc::vec::Vec;
-use caisson_frames::Owner;
+use caisson_frames::{MAX_ORDER, Owner};
 use caisson_stage2::WriteLog;
 use caisson_types::{DomainId, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use spin::Once;
@@ -17,6 +17,9 @@ use super::{direct, frames, scrub};
 
 /// Bytes that are scrubbed at a time when a domain dies, so that nobody waits long.
 const SCRUB_STEP: u64 = 2 << 20;
+
+/// What 32 bits reach.
+const FOUR_GIB: u64 = 4 << 30;
 
 /// A piece of a guest's RAM that is contiguous in both address spaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +82,39 @@ impl GuestRam {
         }
         let (log, logging) = (Once::new(), AtomicBool::new(false));
         Some(Self { domain, extents, scrubbed: (0, 0), log, logging })
+    }
+
+    /// Adds `bytes` of memory, whole pages, that the guest sees where it is: for devices that reach it without translation.
+    /// All of it lies between 1 MiB and 4 GiB, which every device can name, in the largest pieces there are. `false` without
+    /// enough memory.
+    #[must_use]
+    pub fn add_identical(&mut self, bytes: u64) -> bool {
+        let owner = Owner::Domain(self.domain);
+        let mut frames = frames();
+        let mut left = bytes / PAGE_SIZE;
+        let mut order = MAX_ORDER;
+        while left > 0 {
+            if 1 << order > left {
+                order -= 1;
+                continue;
+            }
+            match frames.allocate_below(Hpa::new(FOUR_GIB), order, owner) {
+                Some(block) => {
+                    left -= 1 << order;
+                    let (hpa, bytes) = (block.start(), block.bytes());
+                    // The allocator knows whose it is, and takes it back at the domain's end.
+                    let _ = block.into_start();
+                    self.extents.push(Extent { gpa: Gpa::new(hpa.as_u64()), hpa, bytes });
+                }
+                None if order == 0 => return false,
+                None => order -= 1,
+            }
+        }
+        drop(frames);
+        self.extents.sort_unstable_by_key(|extent| extent.gpa);
+        let pieces = core::mem::take(&mut self.extents);
+        pieces.into_iter().for_each(|extent| push(&mut self.extents, extent));
+        true
     }
 
     /// Whose it is.
