@@ -45,10 +45,7 @@ fn boot(lab: &Lab, name: &str, words: &str, more: &str) -> Verdict<Run> {
         "#
     );
     let drive = format!("file={},if=none,id=disk,format=raw", disk.display());
-    lab.boot(name, &config)?
-        .qemu("-drive", &drive)
-        .qemu("-device", "nvme,drive=disk,serial=caisson")
-        .start()
+    lab.boot(name, &config)?.qemu("-drive", &drive).qemu("-device", "nvme,drive=disk,serial=caisson").start()
 }
 
 /// What the workload has written is in the disk's file.

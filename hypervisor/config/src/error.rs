@@ -355,7 +355,10 @@ impl Reason<'_> {
                 write!(f, "{name:?} is the name of domain[{first}] already; choose another name")
             }
             Self::SecondOwner(first) => {
-                write!(f, "domain[{first}] owns the machine's devices already; leave the line out of one of the two")
+                write!(
+                    f,
+                    "domain[{first}] owns the machine's devices already; leave the line out of one of the two"
+                )
             }
             Self::MemoryNotPages(bytes) => {
                 write!(f, "{} is not a whole number of 4K pages; write e.g. \"512M\"", Size(bytes))

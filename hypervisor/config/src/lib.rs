@@ -122,8 +122,8 @@ pub use rules::{
 };
 pub use schedule::CAP_WINDOW;
 pub use settings::{
-    Console, Contract, Devices, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy, ReservedTime,
-    SelectedConsole,
+    Console, Contract, Devices, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy,
+    ReservedTime, SelectedConsole,
 };
 pub use show::{Show, show};
 

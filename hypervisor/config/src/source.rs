@@ -53,7 +53,9 @@ use core::fmt;
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
-use crate::settings::{Console, Contract, Devices, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
+use crate::settings::{
+    Console, Contract, Devices, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole,
+};
 
 /// A configuration as the text gives it, checked as far as that is possible without its files.
 ///

@@ -325,7 +325,11 @@ impl Maker {
     /// The guest's virtio devices.
     fn virtio(&self, record: &Record<'static>) -> &'static [VirtioDevice] {
         // The real machine's tables describe none.
-        if record.entropy() && !record.owns_devices() && Random::of(&self.features).is_some() { &[VirtioDevice::Entropy] } else { &[] }
+        if record.entropy() && !record.owns_devices() && Random::of(&self.features).is_some() {
+            &[VirtioDevice::Entropy]
+        } else {
+            &[]
+        }
     }
 
     /// The guest's stage-2 tables, twice where there is a page for its local APIC.

@@ -11,8 +11,8 @@ use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
 use crate::source::{ConfigText, DomainText, ModuleText};
 use crate::{
-    Blob, Console, Contract, Devices, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction, PoolPolicy,
-    Reason, ReservedTime, SelectedConsole, build, show,
+    Blob, Console, Contract, Devices, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction,
+    PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
 };
 
 #[test]
@@ -183,7 +183,6 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 88, &[2], Field::Domain(0, "pool")),
         (DOMAIN + 90, &[0], Field::Domain(0, "extra")),
         (DOMAIN + 90, &[2], Field::Domain(0, "extra")),
-        (DOMAIN + 91, &[1], Field::Domain(0, "reserved")),
         (DOMAIN + 92, &[1], Field::Domain(0, "tsc_khz")),
         (DOMAIN + 95, &[1], Field::Domain(0, "tsc_khz")),
         (POOL + 4, &[0], Field::Pool(0, "name")),

@@ -70,6 +70,10 @@ fn mistakes_are_reported_in_one_line_with_place_field_value_and_remedy() {
             "t.toml:7:11: machine.console: domain[0] has no console to show; give it console = \"serial\"",
         ),
         (
+            "devices = \"all\"\n[[domain]]\nname = \"b\"\nmemory = \"1M\"\nkernel = \"k\"\ndevices = \"all\"",
+            "t.toml:10:11: domain[1].devices: domain[0] owns the machine's devices already; leave the line out of one of the two",
+        ),
+        (
             "cmdline = \"a\\u0000b\"",
             "t.toml:5:11: domain[0].cmdline: has a control character in it; write it in one line of printable text",
         ),
