@@ -2,11 +2,12 @@
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use caisson_types::DomainId;
 
-use crate::Filter;
+use crate::{Filter, RING_BYTES, Ring};
 
 /// Bytes of output that can wait for the line.
 pub const OUTPUT_BYTES: usize = 64 << 10;
@@ -14,6 +15,8 @@ pub const OUTPUT_BYTES: usize = 64 << 10;
 pub const RESERVED_BYTES: usize = 16 << 10;
 /// The longest line that is kept together where several consoles are shown.
 pub const LINE_BYTES: usize = 512;
+/// Bytes that are taken out of the guests' rings at a time: it bounds what the serial line's CPU does for other CPUs' guests.
+pub const TAKEN_AT_ONCE: usize = 1024;
 /// Bytes that can wait for a guest's serial port.
 pub const INPUT_BYTES: usize = 4096;
 /// Lines of Caisson's log that are shown when one comes back to it.
@@ -43,8 +46,11 @@ pub enum Shown {
 pub(crate) struct Guest {
     pub(crate) id: DomainId,
     pub(crate) name: String,
+    pub(crate) ring: Arc<Ring>,
     pub(crate) line: Vec<u8>,
     filter: Filter,
+    /// It has ended, and so does its line when the ring is empty.
+    ends: bool,
     pub(crate) input: VecDeque<u8>,
 }
 
@@ -52,6 +58,8 @@ pub(crate) struct Guest {
 pub struct Mux {
     pub(crate) shown: Shown,
     pub(crate) guests: Vec<Guest>,
+    /// Whose ring is looked at first the next time.
+    turn: usize,
     pub(crate) output: VecDeque<u8>,
     pub(crate) log: VecDeque<String>,
     pub(crate) after_prefix: bool,
@@ -86,6 +94,7 @@ impl Mux {
         Self {
             shown: Shown::All,
             guests: Vec::new(),
+            turn: 0,
             output: VecDeque::with_capacity(OUTPUT_BYTES),
             log: VecDeque::with_capacity(KEPT_LINES),
             after_prefix: false,
@@ -104,6 +113,8 @@ impl Mux {
         self.guests.push(Guest {
             id,
             name: name.into(),
+            ring: Arc::new(Ring::new()),
+            ends: false,
             line: Vec::with_capacity(LINE_BYTES),
             filter: Filter::new(),
             input: VecDeque::with_capacity(INPUT_BYTES),
@@ -126,16 +137,55 @@ impl Mux {
         self.output.drain(..bytes.min(self.output.len()));
     }
 
-    /// Whether a guest's byte has room. Where it has not the guest is to wait.
+    /// Where a guest's bytes go in; `None` for a guest without a console.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.output.len() + LONGEST_STEP <= OUTPUT_BYTES - RESERVED_BYTES
+    pub fn ring(&self, id: DomainId) -> Option<Arc<Ring>> {
+        self.guests.iter().find(|g| g.id == id).map(|g| g.ring.clone())
     }
 
-    /// A byte of a guest's output. It is lost where there is no room ([`Mux::has_room`]).
-    pub fn guest_byte(&mut self, id: DomainId, byte: u8) {
-        let Some(index) = self.guests.iter().position(|g| g.id == id) else { return };
-        if self.shown == Shown::Guest(id) && !self.table {
+    /// Whether a guest's byte has room, where so much is reserved.
+    fn has_room(&self, reserved: usize) -> bool {
+        self.output.len() + LONGEST_STEP <= OUTPUT_BYTES - reserved
+    }
+
+    /// Takes what guests have written, as far as there is room, and at most [`TAKEN_AT_ONCE`] bytes: of each guest an equal
+    /// part, and what one leaves of it goes to others. How many it took.
+    pub fn take_output(&mut self) -> usize {
+        let guests = self.guests.len();
+        let mut left = TAKEN_AT_ONCE;
+        for step in 0..guests {
+            let part = left.div_ceil(guests - step);
+            left -= self.take_from((self.turn + step) % guests, part, RESERVED_BYTES);
+        }
+        self.turn = (self.turn + 1) % guests.max(1);
+        TAKEN_AT_ONCE - left
+    }
+
+    /// Whether some guest's ring has something that [`Mux::take_output`] has not taken.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        self.guests.iter().any(|g| !g.ring.is_empty())
+    }
+
+    fn take_from(&mut self, index: usize, most: usize, reserved: usize) -> usize {
+        let mut taken = 0;
+        while taken < most && self.has_room(reserved) {
+            let Some(byte) = self.guests[index].ring.take() else { break };
+            self.guest_byte(index, byte);
+            taken += 1;
+        }
+        if self.guests[index].ends && self.guests[index].ring.is_empty() {
+            self.guests[index].ends = false;
+            if !self.guests[index].line.is_empty() {
+                self.close_line(index);
+            }
+        }
+        taken
+    }
+
+    /// A byte of a guest's output.
+    pub(crate) fn guest_byte(&mut self, index: usize, byte: u8) {
+        if self.shown == Shown::Guest(self.guests[index].id) && !self.table {
             self.mid_line = byte != b'\n';
             self.push(&[byte]);
         }
@@ -157,12 +207,12 @@ impl Mux {
         }
     }
 
-    /// Ends a guest's unfinished line: when it has ended itself.
-    pub fn end_line(&mut self, id: DomainId) {
-        if let Some(index) = self.guests.iter().position(|g| g.id == id)
-            && !self.guests[index].line.is_empty()
-        {
-            self.close_line(index);
+    /// A guest has ended: what it wrote comes before what is said of it, and ends its line. Where the line is so far behind
+    /// that not even half of what is reserved has room for that, the rest follows later.
+    pub fn end_guest(&mut self, id: DomainId) {
+        if let Some(index) = self.guests.iter().position(|g| g.id == id) {
+            self.guests[index].ends = true;
+            self.take_from(index, RING_BYTES, RESERVED_BYTES / 2);
         }
     }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::keys::PREFIX;
 use crate::mux::LONGEST_STEP;
-use crate::{LINE_BYTES, Mux, OUTPUT_BYTES, RESERVED_BYTES, Shown};
+use crate::{LINE_BYTES, Mux, OUTPUT_BYTES, RESERVED_BYTES, Shown, TAKEN_AT_ONCE};
 
 const RED: DomainId = DomainId(1);
 const BLUE: DomainId = DomainId(2);
@@ -31,7 +31,9 @@ fn output(mux: &mut Mux) -> String {
 }
 
 fn write(mux: &mut Mux, id: DomainId, text: &str) {
-    text.bytes().for_each(|byte| mux.guest_byte(id, byte));
+    for byte in text.bytes() {
+        mux.guest_byte(usize::from(id.0) - 1, byte);
+    }
 }
 
 fn input(mux: &mut Mux, id: DomainId) -> Vec<u8> {
@@ -54,8 +56,8 @@ fn lines_of_several_stay_whole_and_carry_names() {
     write(&mut mux, RED, "one ");
     write(&mut mux, BLUE, "two\r\n");
     write(&mut mux, RED, "three\r\nfour");
-    mux.end_line(RED);
-    mux.end_line(RED);
+    mux.end_guest(RED);
+    mux.end_guest(RED);
     assert_eq!(
         output(&mut mux),
         "\x1b[32m[blue]\x1b[0m two\r\n\x1b[36m[red]\x1b[0m one three\r\n\x1b[36m[red]\x1b[0m four\r\n"
@@ -122,12 +124,70 @@ fn guests_cannot_forge_lines_or_fill_what_is_reserved() {
     let mut mux = two();
     write(&mut mux, RED, "a\x1b[1A\x1b[G\r\x1b[01m[caisson]\x1b[0m lies\n");
     assert_eq!(output(&mut mux), "\x1b[36m[red]\x1b[0m a\x1b[01m[caisson]\x1b[0m lies\x1b[0m\r\n");
-    while mux.has_room() {
-        write(&mut mux, RED, "flood\n");
-    }
-    assert!(mux.output.len() <= OUTPUT_BYTES - RESERVED_BYTES);
+    let ring = mux.ring(RED).unwrap();
+    while b"flood\n".iter().all(|&byte| ring.put(byte)) || mux.take_output() > 0 {}
+    assert!(mux.has_output() && mux.output.len() <= OUTPUT_BYTES - RESERVED_BYTES);
+    mux.end_guest(RED);
+    assert!(mux.output.len() <= OUTPUT_BYTES - RESERVED_BYTES / 2);
     mux.log_line("still heard", false);
     assert!(output(&mut mux).ends_with("still heard\r\n"));
+}
+
+#[test]
+fn what_a_guest_says_last_comes_before_its_end() {
+    let mut mux = two();
+    let ring = mux.ring(RED).unwrap();
+    assert!(b"one\nlast words".iter().all(|&byte| ring.put(byte)));
+    mux.end_guest(RED);
+    mux.log_line("guest red: powered off", false);
+    assert_eq!(
+        output(&mut mux),
+        "\x1b[36m[red]\x1b[0m one\r\n\x1b[36m[red]\x1b[0m last words\r\n\x1b[01m[caisson]\x1b[0m guest red: powered off\r\n"
+    );
+    assert!(mux.ring(DomainId(9)).is_none());
+}
+
+/// A line that is far behind, and a guest that ends: its last bytes follow when there is room, and end its line then.
+#[test]
+fn an_end_without_room_loses_nothing() {
+    let mut mux = two();
+    let ring = mux.ring(RED).unwrap();
+    let mut said = 0;
+    let mut say = |mux: &mut Mux| {
+        while ring.put(b'\n') {
+            said += 1;
+        }
+        mux.take_output()
+    };
+    while say(&mut mux) > 0 {}
+    mux.end_guest(RED);
+    while say(&mut mux) > 0 {}
+    mux.end_guest(RED);
+    assert!(mux.has_output(), "half of what is reserved has no room either");
+    let mut seen = 0;
+    loop {
+        seen += output(&mut mux).matches('\n').count();
+        if mux.take_output() == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen, said);
+}
+
+#[test]
+fn one_guest_cannot_keep_the_line_from_another() {
+    let mut mux = two();
+    let (red, blue) = (mux.ring(RED).unwrap(), mux.ring(BLUE).unwrap());
+    for id in 3..=40 {
+        mux.add_guest(DomainId(id), "more");
+    }
+    assert!(b"blue".iter().all(|&byte| blue.put(byte)));
+    while red.put(b'r') {}
+    let first = mux.take_output();
+    assert!((4 + TAKEN_AT_ONCE / 40..TAKEN_AT_ONCE).contains(&first), "{first}");
+    assert_eq!(mux.guests[1].line, b"blue");
+    while mux.take_output() > 0 {}
+    assert!(!mux.has_output() && red.put(b'r'));
 }
 
 #[test]
@@ -195,7 +255,8 @@ fn trace_lines_stand_alone_and_leave_room_for_guests() {
     assert!(mux.trace_line("%trace AAAA"));
     assert_eq!(output(&mut mux), "prompt\r\n%trace AAAA\r\n");
     while mux.trace_line(&"A".repeat(LINE_BYTES)) {}
-    assert!(mux.output.len() < 8192 && mux.has_room());
+    let ring = mux.ring(RED).unwrap();
+    assert!(mux.output.len() < 8192 && ring.put(b'x') && mux.take_output() == 1);
 }
 
 proptest! {
@@ -204,7 +265,7 @@ proptest! {
         let mut mux = two();
         for (red, byte) in bytes {
             let before = mux.output.len();
-            mux.guest_byte(if red { RED } else { BLUE }, byte);
+            mux.guest_byte(usize::from(!red), byte);
             prop_assert!(mux.output.len() - before <= LONGEST_STEP);
             prop_assert!(mux.guests.iter().all(|g| g.line.len() <= LINE_BYTES && g.line.capacity() == LINE_BYTES));
             mux.typed(byte);

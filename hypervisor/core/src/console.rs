@@ -1,20 +1,37 @@
 //! The consoles' one line, and the physical serial line behind it. Who is shown and what may be said is
 //! `caisson-console`'s; here is only when bytes move.
+//!
+//! A guest's byte goes into the guest's own ring, and nothing else is touched on the way of its exit. [`SERIAL_CPU`] takes
+//! what has come, [`TAKES_PER_SECOND`] times a second at most while guests write. When nothing has come for so long it
+//! rests, which its beacon shows: the next byte's writer finds that, and tells it. A guest that is quick to write thus
+//! costs its neighbours on that CPU no more than so many looks, and the first byte after a rest is on the line at once.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use caisson_console::{LINE_BYTES, Mux, log_prefix};
+use alloc::sync::Arc;
+
+use caisson_console::{LINE_BYTES, Mux, Ring, log_prefix};
 use caisson_locks::{Mutex, Rank};
-use caisson_machine::{clock, cpu, memory, screen, serial};
+use caisson_machine::percpu::{self, pending};
+use caisson_machine::{clock, cpu, ipi, memory, screen, serial};
+use caisson_smp::{Beacon, before_looking_for_idle};
 use caisson_types::DomainId;
 
 pub(crate) use caisson_console::Shown;
 
 /// Bytes of input that are taken off the line at a time.
 const INPUT_STEP: usize = 64;
+/// How often guests' output is looked for while there is some.
+const TAKES_PER_SECOND: u64 = 2000;
+/// How often the line is tried while it has not taken all it was given; as a rule its interrupt is faster.
+const LINE_TRIES_PER_SECOND: u64 = 100;
+/// How often input that a guest had no room for is offered to it again.
+const INPUT_TRIES_PER_SECOND: u64 = 100;
+/// The CPU to which the serial line's interrupt goes.
+pub(crate) const SERIAL_CPU: u32 = 0;
 /// Seconds after which a line that takes nothing is given up.
 const PATIENCE: u64 = 5;
 
@@ -22,6 +39,12 @@ const PATIENCE: u64 = 5;
 static MUX: Mutex<Option<Mux>> = Mutex::new(Rank::Console, None);
 /// When the next table is due.
 static TABLE_DUE: AtomicU64 = AtomicU64::new(u64::MAX);
+/// When guests' output is looked for next: at the start at once, to rest then.
+static OUTPUT_DUE: AtomicU64 = AtomicU64::new(0);
+/// Idle while [`SERIAL_CPU`] does not look for guests' output by itself.
+static RESTS: Beacon = Beacon::new();
+/// Some guest has input waiting.
+static INPUT: AtomicBool = AtomicBool::new(false);
 
 fn with<T>(work: impl FnOnce(&mut Mux) -> T) -> T {
     let mut mux = MUX.lock();
@@ -54,29 +77,46 @@ pub(crate) fn show(shown: Shown) {
     with(|mux| mux.show(shown));
 }
 
+/// Where a guest's output goes.
+pub(crate) fn ring(id: DomainId) -> Option<Arc<Ring>> {
+    with(|mux| mux.ring(id))
+}
+
 /// A byte of a guest's output. `false` where the line cannot keep up: the guest is to wait.
-pub(crate) fn guest_output(id: DomainId, byte: u8) -> bool {
-    with(|mux| {
-        if !mux.has_room() {
-            send(mux);
-        }
-        let room = mux.has_room();
-        if room {
-            mux.guest_byte(id, byte);
-        }
-        room
-    })
+pub(crate) fn guest_output(ring: &Ring, byte: u8) -> bool {
+    let room = ring.put(byte);
+    before_looking_for_idle();
+    if RESTS.claim() {
+        tell_serial_cpu();
+    }
+    room
 }
 
-/// Ends a guest's unfinished line, when the guest has ended.
-pub(crate) fn end_line(id: DomainId) {
-    with(|mux| mux.end_line(id));
+/// There is output, which the serial line's CPU does not expect.
+#[cold]
+fn tell_serial_cpu() {
+    let this = percpu::current();
+    if this.index() == SERIAL_CPU {
+        let _ = this.pending().set(pending::SERIAL);
+    } else if let Some(other) = percpu::get(SERIAL_CPU) {
+        ipi::poke(other, pending::SERIAL);
+    }
 }
 
-/// Sends what waits, takes what was typed. Called when the line interrupts.
+/// Shows the last that a guest wrote, and ends its line, when the guest has ended.
+pub(crate) fn end_guest(id: DomainId) {
+    with(|mux| mux.end_guest(id));
+}
+
+/// Sends what waits, takes what guests have written and what was typed. Called on [`SERIAL_CPU`] when the line interrupts,
+/// when somebody has output and it rests, and when [`due`].
 pub(crate) fn poll() {
     with(|mux| {
+        let _ = RESTS.end_idle();
         send(mux);
+        let taken = mux.take_output();
+        send(mux);
+        OUTPUT_DUE.store(next_look(mux, taken), Ordering::Relaxed);
         let shown = mux.table_shown();
         for _ in 0..INPUT_STEP {
             let Some(byte) = serial::read() else { break };
@@ -86,7 +126,22 @@ pub(crate) fn poll() {
             // The first one is due at once.
             TABLE_DUE.store(if shown { u64::MAX } else { 0 }, Ordering::Relaxed);
         }
+        INPUT.store(mux.has_input(), Ordering::Relaxed);
     });
+}
+
+/// The TSC at which guests' output is to be looked for again, after so many bytes were taken; never, where it is told of it.
+fn next_look(mux: &Mux, taken: usize) -> u64 {
+    let in_part = |part: u64| cpu::tsc() + clock::get().tsc_hz / part;
+    if taken > 0 {
+        return in_part(TAKES_PER_SECOND);
+    }
+    if !mux.waiting().is_empty() {
+        return in_part(LINE_TRIES_PER_SECOND);
+    }
+    RESTS.set_idle();
+    // Who put something in before this has not seen that it is to tell.
+    if mux.has_output() { 0 } else { u64::MAX }
 }
 
 /// Whether somebody asked for the pools' other policy.
@@ -107,6 +162,18 @@ pub(crate) fn trace_line(line: &str) -> bool {
 /// The TSC at which the next table of where the time goes is due; never, while none is shown.
 pub(crate) fn table_due() -> u64 {
     TABLE_DUE.load(Ordering::Relaxed)
+}
+
+/// The TSC at which guests' output is to be looked for next.
+pub(crate) fn output_due() -> u64 {
+    OUTPUT_DUE.load(Ordering::Relaxed)
+}
+
+/// When the consoles want [`SERIAL_CPU`] at the latest.
+pub(crate) fn due() -> u64 {
+    let input =
+        if has_input() { cpu::tsc() + clock::get().tsc_hz / INPUT_TRIES_PER_SECOND } else { u64::MAX };
+    input.min(table_due()).min(output_due())
 }
 
 /// Shows a table, and wants the next one at `next`; `lines` is not called where the line is not ready for one.
@@ -130,6 +197,7 @@ pub(crate) fn deliver_input(mut take: impl FnMut(DomainId, u8) -> bool) {
             from = place + 1;
         }
     }
+    with(|mux| INPUT.store(mux.has_input(), Ordering::Relaxed));
 }
 
 fn peek_input(from: usize) -> Option<(usize, DomainId, u8)> {
@@ -138,7 +206,7 @@ fn peek_input(from: usize) -> Option<(usize, DomainId, u8)> {
 
 /// Whether some guest has input waiting.
 pub(crate) fn has_input() -> bool {
-    MUX.lock().as_ref().is_some_and(Mux::has_input)
+    INPUT.load(Ordering::Relaxed)
 }
 
 /// Waits until everything is on the line, or the line is found dead: before the machine is turned off.
@@ -149,14 +217,21 @@ pub(crate) fn drain() {
     }
     let start = cpu::tsc();
     let limit = clock::try_get().map_or(u64::MAX, |clock| clock.tsc_hz * PATIENCE);
-    while with(|mux| !mux.waiting().is_empty()) && cpu::tsc().wrapping_sub(start) < limit {}
+    let is_left = || {
+        with(|mux| {
+            let _ = mux.take_output();
+            send(mux);
+            !mux.waiting().is_empty() || mux.has_output()
+        })
+    };
+    while is_left() && cpu::tsc().wrapping_sub(start) < limit {}
 }
 
 /// Writes what still waits, whatever state things are in: before a crash record.
 pub(crate) fn last_words() {
     let Some(mut mux) = MUX.try_lock() else { return };
     while let Some(mux) = mux.as_mut()
-        && !mux.waiting().is_empty()
+        && (!mux.waiting().is_empty() || mux.take_output() > 0)
     {
         serial::write(mux.waiting());
         mux.sent(mux.waiting().len());
@@ -178,7 +253,11 @@ impl LogLine {
     /// Shows it.
     pub(crate) fn finish(self) {
         if memory::has_heap() {
-            with(|mux| mux.log_line(&self.text, self.important));
+            with(|mux| {
+                // What guests said before this stands before it.
+                let _ = mux.take_output();
+                mux.log_line(&self.text, self.important);
+            });
         } else {
             // Nothing can be kept yet.
             log_prefix(serial::write);

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
+use caisson_console::Ring;
 use caisson_domain::{
     CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtioDevice, VirtualCpu,
 };
@@ -102,8 +103,8 @@ pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) access: Option<Access>,
     /// Its number in the configuration.
     pub(crate) guest: usize,
-    /// Its serial line is shown.
-    pub(crate) has_console: bool,
+    /// Where what it writes to its serial line goes, if that is shown.
+    pub(crate) console: Option<Arc<Ring>>,
     /// One of its vCPUs has reported its end: none is entered any more.
     ending: AtomicBool,
     /// vCPUs that are in some queue.
@@ -317,7 +318,7 @@ impl Maker {
             domain,
             access,
             guest,
-            has_console: record.console() == Console::Serial,
+            console: console::ring(id),
             ending: AtomicBool::new(false),
         })
     }
@@ -481,7 +482,7 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// It has ended, as `vcpu` reports, which is on this CPU: says so, and notes whether it is to be started again.
     pub(crate) fn end(&mut self, ended: Ended, vcpu: &VirtualCpu<B::Vcpu>) {
-        console::end_line(self.id);
+        console::end_guest(self.id);
         let actions = self.record.on_exit();
         let (action, failed) = match ended {
             Ended::PowerOff => (actions.poweroff, false),

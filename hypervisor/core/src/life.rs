@@ -11,8 +11,8 @@ use core::sync::atomic::Ordering;
 
 use caisson_domain::{Ended, VirtualCpu};
 use caisson_hwvirt::Backend;
-use caisson_machine::cpu;
 use caisson_machine::memory::GuestRam;
+use caisson_machine::{cpu, percpu};
 use caisson_stage2::Format;
 
 use crate::dirty::Progress;
@@ -74,7 +74,7 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    /// Works on a guest's chores until the TSC is at `until`.
+    /// Works on a guest's chores until the TSC is at `until`, or something else wants this CPU.
     pub(crate) fn chore(&self, index: usize, until: u64) -> Chore {
         let mut guest = self.guests[index].lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
@@ -112,8 +112,11 @@ impl<B: Backend, F: Format> System<B, F> {
             Phase::Burial(mut memory) => {
                 drop(guest);
                 let mut done = memory.scrub_step();
-                while !done && cpu::tsc() < until {
+                let is_wanted = || {
                     serve_between_steps();
+                    cpu::tsc() >= until || percpu::current().pending().look() != 0
+                };
+                while !done && !is_wanted() {
                     done = memory.scrub_step();
                 }
                 let mut guest = self.guests[index].lock();

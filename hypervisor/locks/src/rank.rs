@@ -92,6 +92,9 @@ ranks! {
     /// The consoles: who is shown, and what waits for the serial line.
     /// Whoever logs, inside anything above; who moves bytes of the serial line.
     Console,
+    /// The end of a guest's ring of output where bytes are put in.
+    /// A vCPU that writes to its serial port, inside `Vcpu`. The console takes bytes out without it.
+    Ring,
     /// The serial line's UART.
     /// Who has something for the line, inside `Console`; at the start without it.
     Serial,

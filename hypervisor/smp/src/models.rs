@@ -313,6 +313,53 @@ mod loom_models {
         });
     }
 
+    /// A guest's bytes and the CPU that takes them, which rests when none are left: `fences` is whether the writer has its own.
+    fn output_against_rest(fences: bool) {
+        model(move || {
+            let machine = Arc::new(Machine::new(2, 0));
+            let put = Arc::new(AtomicU32::new(0));
+            let writer = {
+                let (machine, put) = (machine.clone(), put.clone());
+                thread::spawn(move || {
+                    let serial_cpu = &machine.cpus[0];
+                    for _ in 0..2 {
+                        put.fetch_add(1, Ordering::Release);
+                        if fences {
+                            before_looking_for_idle();
+                        }
+                        if serial_cpu.beacon.claim() {
+                            serial_cpu.pending.poke(pending::SERIAL, || serial_cpu.interrupt());
+                        }
+                    }
+                })
+            };
+            let this = &machine.cpus[0];
+            let mut taken = 0;
+            while taken < 2 {
+                let _ = this.pending.take_all();
+                let _ = this.beacon.end_idle();
+                taken = put.load(Ordering::Acquire);
+                this.beacon.set_idle();
+                let has_output = put.load(Ordering::Acquire) != taken;
+                if taken < 2 && !has_output {
+                    this.sleep();
+                }
+            }
+            writer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_no_output_stays_behind_when_its_taker_rests() {
+        output_against_rest(true);
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn loom_without_a_fence_output_stays_behind() {
+        output_against_rest(false);
+    }
+
     /// The same stores and looks without a fence between them: each side may miss the other.
     #[test]
     #[should_panic(expected = "waits beside")]

@@ -23,16 +23,11 @@ use super::System;
 use super::queue::{Turn, Work};
 use super::shoot::{serve_between_steps, settle};
 use super::watch::Watch;
-use crate::console;
+use crate::console::{self, SERIAL_CPU};
 use crate::functions::Arrival;
 use crate::guests::Live;
 use crate::life::Chore;
 use crate::trace::{self, NOBODY, What, Why};
-
-/// Parts of a second after which input that a guest had no room for is offered to it again.
-const INPUT_RETRIES_PER_SECOND: u64 = 100;
-/// The CPU to which the serial line's interrupt goes.
-const SERIAL_CPU: u32 = 0;
 
 /// Whose vector state, debug registers and control block are in this CPU: they stay until another's are needed.
 pub(crate) type Loaded<B, F> = Option<(Arc<Live<B, F>>, usize)>;
@@ -58,7 +53,7 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
     }
 
     fn console(&mut self, byte: u8) -> bool {
-        !self.live.has_console || console::guest_output(self.live.domain.id, byte)
+        self.live.console.as_ref().is_none_or(|ring| console::guest_output(ring, byte))
     }
 
     fn random(&mut self, bytes: &mut [u8]) -> usize {
@@ -234,10 +229,14 @@ impl<B: Backend, F: Format> System<B, F> {
             self.unload(loaded);
         }
         if this.index() == SERIAL_CPU {
+            let now = cpu::tsc();
+            if console::output_due() <= now {
+                console::poll();
+            }
             if console::has_input() {
                 self.deliver_input();
             }
-            if console::table_due() <= cpu::tsc() {
+            if console::table_due() <= now {
                 self.show_table();
             }
         }
@@ -274,15 +273,9 @@ impl<B: Backend, F: Format> System<B, F> {
         });
     }
 
-    /// When the consoles want this CPU: input that a guest had no room for is to be offered again, or a table is due.
+    /// When the consoles want this CPU.
     fn console_deadline(&self) -> u64 {
-        if percpu::current().index() != SERIAL_CPU {
-            u64::MAX
-        } else if console::has_input() {
-            cpu::tsc() + self.clock.tsc_hz / INPUT_RETRIES_PER_SECOND
-        } else {
-            console::table_due()
-        }
+        if percpu::current().index() == SERIAL_CPU { console::due() } else { u64::MAX }
     }
 
     /// Sleeps until something happens, unless somebody waits somewhere.
@@ -416,7 +409,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn chore_turn(&self, guest: usize, until: u64) {
         let this = self.this();
         serve_between_steps();
-        match self.chore(guest, until) {
+        match self.chore(guest, until.min(self.console_deadline())) {
             Chore::More => {}
             Chore::Later => this.lock().give_way(cpu::tsc()),
             Chore::Gone(well) => {
