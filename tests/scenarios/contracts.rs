@@ -10,7 +10,7 @@ use xtask::{
 };
 
 use crate::{
-    accounts,
+    accounts, lifecycle,
     workload::{BOOT, STEP},
 };
 
@@ -160,6 +160,26 @@ pub(crate) fn reservation(lab: &Lab, name: &str) -> Verdict {
     ensure!(line.group(1) == "0", "{} of 60 bursts were late", line.group(1));
     run.expect(From::Guest("bursts"), BOOT, "^probe bursts: ok$")?;
     run.end(BOOT, Outcome::Clean)
+}
+
+/// Guests with reservations that reboot at once, again and again within one period, get them back each time: also where
+/// one comes back while the CPU is still booked for what the other has left.
+pub(crate) fn reboots(lab: &Lab, name: &str) -> Verdict {
+    let guest = |name: &str, slice: &str| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nmemory = \"4M\"\nkernel = \"@probe/reset\"\non_reboot = \"restart\"\n\
+             max_restarts = 4\nperiod = \"10s\"\nslice = \"{slice}\"\n"
+        )
+    };
+    let pool = "[[pool]]\nname = \"default\"\npolicy = \"sedf\"\n";
+    let config = format!("{SHOW_ALL}{pool}{}{}", guest("small", "3s"), guest("large", "6s"));
+    let mut run = lab.boot(name, &config)?.exact().start()?;
+    run.end(BOOT, Outcome::GuestFailed)?;
+    for guest in ["small", "large"] {
+        let ran = run.count(From::Guest(guest), "^probe reset: by cf9$")?;
+        ensure!(ran == 5, "{guest} ran {ran} times, not 5");
+    }
+    lifecycle::all_memory_came_back(&run)
 }
 
 /// A stock kernel beside a guest that spins is told of the time that it could not have, and its clock stays right.

@@ -110,6 +110,7 @@ fn main() -> ExitCode {
         ("contract-affinity", contracts::affinity),
         ("contract-cap", contracts::cap),
         ("contract-reservation", contracts::reservation),
+        ("contract-reboots", contracts::reboots),
         ("contract-steal", contracts::steal),
         ("consoles", linux::consoles),
         ("policies", linux::policies),

@@ -11,9 +11,11 @@
 //!
 //! # Invariants
 //!
-//! - What is booked never exceeds the limit, and is an exact enough sum that the excess from rounding stays below one
-//!   tick for as long as ticks can be counted.
-//! - What an entity that leaves or shrinks had booked stays so until its deadline, for it may have used it already.
+//! - The shares of those that are in never exceed the limit together, and are an exact enough sum that the excess from
+//!   rounding stays below one tick for as long as ticks can be counted.
+//! - What an entity that leaves or shrinks had booked stays so until its deadline, for it may have used it already. One
+//!   that comes meanwhile, and for which there is no room beside that, begins when all such deadlines have passed. So who
+//!   leaves and comes again, as a guest does that reboots, is never turned down for what was its own.
 //! - An entity is in the order of deadlines exactly while it is queued and its budget is positive.
 
 use alloc::vec::Vec;
@@ -122,7 +124,9 @@ impl Entity {
 pub(crate) struct Edf {
     /// What may be booked.
     limit: u128,
-    /// What is.
+    /// The shares of those that are in.
+    promised: u128,
+    /// What is booked: the same, and what is kept for those that have left or shrunk.
     total: u128,
     entities: Vec<Entity>,
     /// Those that are queued and have budget, by deadline.
@@ -137,6 +141,7 @@ impl Edf {
     pub(crate) fn new(capacity: usize, reservable: u32) -> Self {
         Self {
             limit: limit(reservable),
+            promised: 0,
             total: 0,
             entities: alloc::vec![Entity::ABSENT; capacity],
             deadlines: IndexHeap::new(capacity),
@@ -157,7 +162,7 @@ impl Edf {
 
     /// Forgets all bookings, those included that end later.
     pub(crate) fn clear(&mut self) {
-        self.total = 0;
+        (self.promised, self.total) = (0, 0);
         for (who, entity) in self.entities.iter_mut().enumerate() {
             self.deadlines.remove(who);
             self.timers.remove(who);
@@ -165,25 +170,53 @@ impl Edf {
         }
     }
 
-    /// The admission test for a place: books what is asked for in place of what the place had booked.
+    /// The admission test for a place: books what is asked for in place of what the place had booked. Takes O(n) where it
+    /// has to wait for what others have booked.
     fn book(&mut self, who: usize, reservation: Reservation, now: u64) -> Result<(), ParameterError> {
         reservation.check()?;
-        let entity = self.entities.get_mut(who).ok_or(ParameterError::Unknown)?;
+        let entity = *self.entities.get(who).ok_or(ParameterError::Unknown)?;
         let share = reservation.share();
-        // What was booked may have been used ahead until the deadline: it cannot be given to another before.
-        let booked = if now < entity.deadline { share.max(entity.booked) } else { share };
-        let total = self.total - entity.booked + booked;
-        if total > self.limit && booked > entity.booked {
+        let promised = self.promised - entity.share + share;
+        if promised > self.limit && share > entity.share {
             return Err(ParameterError::Overbooked);
         }
-        self.total = total;
+        // What was booked may have been used ahead until the deadline: it cannot be given to another before.
+        let booked = if now < entity.deadline { share.max(entity.booked) } else { share };
+        let mut start = entity.deadline.max(now);
+        let limit = self.limit;
+        let fits = |total: u128| total - entity.booked + booked <= limit;
+        if !fits(self.total) {
+            let end = self.end_of_leftovers(who, now);
+            if !fits(self.total) {
+                start = start.max(end);
+            }
+        }
+        self.promised = promised;
+        let entity = &mut self.entities[who];
+        self.total = self.total - entity.booked + booked;
         entity.booked = booked;
         entity.share = share;
         entity.reservation = reservation;
         // The new reservation begins where the old one's period ends.
         entity.budget = 0;
-        entity.deadline = entity.deadline.max(now);
+        entity.deadline = start;
         Ok(())
+    }
+
+    /// When all that is booked beyond the shares at other places than `who` will have ended. What has ended is given up.
+    fn end_of_leftovers(&mut self, who: usize, now: u64) -> u64 {
+        let mut end = now;
+        for other in (0..self.entities.len()).filter(|&other| other != who) {
+            let entity = &self.entities[other];
+            if entity.booked == entity.share {
+                continue;
+            }
+            end = end.max(entity.deadline);
+            if entity.deadline <= now {
+                self.unbook(other);
+            }
+        }
+        end
     }
 
     /// Takes an entity in, not queued yet.
@@ -213,6 +246,7 @@ impl Edf {
     pub(crate) fn remove(&mut self, who: usize) {
         self.dequeue(who);
         let Some(entity) = self.entities.get_mut(who) else { return };
+        self.promised -= entity.share;
         entity.share = 0;
         entity.budget = 0;
         if entity.booked != 0 {

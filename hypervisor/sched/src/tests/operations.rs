@@ -177,6 +177,50 @@ fn a_booking_ends_with_its_period() {
     assert_eq!((decision.who, decision.until), (again, 1050));
 }
 
+/// Two guests reboot within their periods and come back in the other order, each into the other's place.
+#[test]
+fn who_comes_back_is_not_turned_down_for_what_it_left() {
+    let mut queue = sedf(2);
+    let (small, large) = (reserve(1000, 300, false), reserve(1000, 600, false));
+    let ids = [woken(&mut queue, small, 0), woken(&mut queue, large, 0)];
+    for (id, from, to) in [(ids[0], 0, 300), (ids[1], 300, 900)] {
+        assert_eq!(queue.pick(from), Some(Decision { who: id, until: to }));
+        queue.charge(id, to - from, to);
+    }
+    ids.into_iter().for_each(|id| queue.remove(id));
+    let [small_again, large_again] = [small, large].map(|parameters| woken(&mut queue, parameters, 910));
+    assert_eq!([small_again, large_again], [ids[1], ids[0]]);
+    // Both have had what this period has for them.
+    assert_eq!(queue.pick(910), None);
+    assert_eq!(queue.next_deadline(), 1000);
+    assert_eq!(queue.pick(1000), Some(Decision { who: small_again, until: 1300 }));
+    queue.charge(small_again, 300, 1300);
+    assert_eq!(queue.pick(1300), Some(Decision { who: large_again, until: 1900 }));
+    // One that sleeps keeps nothing from the other beyond its period: here is room at once.
+    queue.charge(large_again, 600, 1900);
+    queue.block(small_again);
+    queue.remove(large_again);
+    let large_again = woken(&mut queue, large, 2500);
+    assert_eq!(queue.pick(2500), Some(Decision { who: large_again, until: 3100 }));
+}
+
+/// What a place keeps of one that has left does not follow the one that sleeps in it.
+#[test]
+fn a_sleeper_in_another_s_place_keeps_nobody_out() {
+    let mut queue = sedf(2);
+    let (small, large) = (reserve(1000, 300, false), reserve(1000, 600, false));
+    let ids = [woken(&mut queue, small, 0), woken(&mut queue, large, 0)];
+    ids.into_iter().for_each(|id| queue.remove(id));
+    let sleeper = woken(&mut queue, small, 10);
+    assert_eq!((sleeper, queue.pick(10)), (ids[1], None));
+    queue.block(sleeper);
+    let waits = woken(&mut queue, large, 20);
+    assert_eq!((waits, queue.pick(20), queue.next_deadline()), (ids[0], None, 1000));
+    queue.remove(waits);
+    let runs = woken(&mut queue, large, 1500);
+    assert_eq!(queue.pick(1500), Some(Decision { who: runs, until: 2100 }));
+}
+
 #[test]
 fn parked_entities_can_block_and_leave() {
     let mut queue = bvt(5);
