@@ -116,6 +116,14 @@ pub(crate) struct Belongings {
     due: Due,
 }
 
+impl Belongings {
+    /// The same, of one that has no reservation.
+    pub(crate) fn without_reservation(self) -> Self {
+        let parameters = Parameters { reservation: Reservation::NONE, ..self.parameters };
+        Self { parameters, due: Due::default(), ..self }
+    }
+}
+
 /// The policies over the entities `0..capacity` of one queue.
 ///
 /// The queue keeps track of who is in, blocked or capped, and calls in order: [`Policies::add`] first,

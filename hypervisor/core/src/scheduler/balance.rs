@@ -34,9 +34,12 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key, at_home: bool) -> bool {
+        let pool = &self.pools[this.pool];
         let allowed = |work: &Work<B, F>| {
             let share = &self.shares[work.guest()];
-            share.allows(this.index) && (!at_home || share.prefers(this.index)) && work.can_move()
+            // The other queue may not have taken over yet what the pool's policy is now.
+            let stays = matches!(work, Work::Vcpu(..)) && share.is_reserved(pool);
+            share.allows(this.index) && (!at_home || share.prefers(this.index)) && !stays && work.can_move()
         };
         smp::take_over(
             self,

@@ -242,7 +242,10 @@ impl<B: Backend, F: Format> Queue<B, F> {
 
     /// Puts in what another queue has given up. `false` where there is no room, which is a bug of Caisson's.
     pub(super) fn put(&mut self, stolen: Stolen<B, F>, place: &Place, now: u64) -> bool {
-        match self.policy.put(stolen.parcel, now) {
+        let Stolen { parcel, .. } = stolen;
+        // A policy with reservations may have come into force while one that has one was on its way.
+        let put = self.policy.put(parcel, now);
+        match put.or_else(|_| self.policy.put(parcel.without_reservation(), now)) {
             Ok(id) => {
                 self.settle(id, stolen.work, place);
                 true

@@ -23,6 +23,12 @@ impl Parcel {
         self.group
     }
 
+    /// The same with a share by its weight in place of its reservation: for where there is no room for that.
+    pub fn without_reservation(mut self) -> Self {
+        self.belongings = self.belongings.without_reservation();
+        self
+    }
+
     /// Whether it waits for something: it arrives blocked.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
@@ -45,7 +51,7 @@ impl CpuQueue {
     ///
     /// # Errors
     ///
-    /// As [`CpuQueue::add`]; the parcel can be put elsewhere.
+    /// As [`CpuQueue::add`]; the parcel can be put elsewhere, or here [without it](Parcel::without_reservation).
     pub fn put(&mut self, parcel: Parcel, now: u64) -> Result<EntityId, AddError> {
         let now = self.told(now);
         let unpack = |policies: &mut Policies, who, join: Join<'_>| {

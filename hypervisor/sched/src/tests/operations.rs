@@ -221,6 +221,26 @@ fn a_sleeper_in_another_s_place_keeps_nobody_out() {
     assert_eq!(queue.pick(1500), Some(Decision { who: runs, until: 2100 }));
 }
 
+/// A policy with reservations may come into force while one that has one is on its way.
+#[test]
+fn one_that_finds_no_room_for_its_reservation_arrives_without() {
+    let pool = Pool::new(&[0, 1]);
+    let queue = |cpu| CpuQueue::new(pool.clone(), cpu, PolicyKind::Bvt, &SETTINGS, 2, 2);
+    let (mut from, mut to) = (queue(0), queue(1));
+    let large = reserve(1000, 600, false);
+    let moves = woken(&mut from, large, 0);
+    let stays = woken(&mut to, large, 0);
+    let parcel = from.take(moves, 0).unwrap();
+    for queue in [&mut from, &mut to] {
+        queue.switch_policy(PolicyKind::Sedf, 0).unwrap();
+    }
+    assert_eq!(to.put(parcel, 0), Err(AddError::Parameters(ParameterError::Overbooked)));
+    let moved = to.put(parcel.without_reservation(), 0).unwrap();
+    assert_eq!(to.pick(0), Some(Decision { who: stays, until: 600 }));
+    to.charge(stays, 600, 600);
+    assert_eq!(to.pick(600), Some(Decision { who: moved, until: 1000 }), "it has what is left");
+}
+
 #[test]
 fn parked_entities_can_block_and_leave() {
     let mut queue = bvt(5);
