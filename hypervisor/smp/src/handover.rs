@@ -13,6 +13,7 @@
 //! guest, where it waits or sleeps, else by the CPU whose it is, which looks whether the guest has ended before it runs it
 //! and, by the same second look as at its mail, before it lets it sleep.
 
+use crate::Beacon;
 use crate::pending;
 use crate::place::Place;
 
@@ -53,10 +54,10 @@ pub trait Cpus {
     fn lock(&self, cpu: u32) -> Option<Self::Locked<'_>>;
     /// Has `cpu`, which may be the calling one, look at `bits`: [`Pending::poke`](crate::Pending::poke).
     fn kick(&self, cpu: u32, bits: u32);
-    /// An idle CPU, of those that take work over from `cpu`, that is the caller's to tell
-    /// ([`Beacon::claim`](crate::Beacon::claim)), looked for behind
+    /// The first idle CPU, of those that take work over from `cpu`, by their numbers and after `last` where that is given,
+    /// that is the caller's to tell ([`Beacon::claim`]), looked for behind
     /// [`before_looking_for_idle`](crate::before_looking_for_idle).
-    fn claim_idle(&self, cpu: u32) -> Option<u32>;
+    fn claim_idle(&self, cpu: u32, last: Option<u32>) -> Option<u32>;
 
     /// Whether all idle CPUs are told of one that waits at `cpu`, because not each of them may run it.
     fn offers_to_all(&self, cpu: u32) -> bool {
@@ -109,13 +110,16 @@ pub fn block<C: Cpus>(cpus: &C, cpu: u32, place: &Place, deadline: u64, stays: i
     }
 }
 
-/// Somebody waits at `cpu`: an idle CPU, if there is one, is told to look for work.
+/// Somebody waits at `cpu`: an idle CPU, if there is one, is told to look for work. Where all are, each is told once: one that
+/// has looked in vain idles again at once, and has seen what it would be told.
 pub fn offer<C: Cpus>(cpus: &C, cpu: u32) {
-    while let Some(idle) = cpus.claim_idle(cpu) {
+    let mut last = None;
+    while let Some(idle) = cpus.claim_idle(cpu, last) {
         cpus.kick(idle, pending::RESCHEDULE);
         if !cpus.offers_to_all(cpu) {
             break;
         }
+        last = Some(idle);
     }
 }
 
@@ -140,6 +144,31 @@ pub fn take_over<C: Cpus, P>(
     true
 }
 
+/// Puts what [`Cpus::relocate`] has taken out of another queue into that of `to`, which idles by its `beacon`; `put` does
+/// that. Answers what `relocate` is to answer.
+///
+/// The CPU is claimed for it, and told of it by the wake-up that follows there. Where none follows, because the entity has
+/// been withdrawn or moved on meanwhile, it is told all the same: one that is claimed and never told would sleep on beside
+/// others who wait.
+pub fn put_to_wake<'a, C: Cpus>(
+    cpus: &'a C,
+    to: u32,
+    beacon: &Beacon,
+    place: &Place,
+    put: impl FnOnce(&mut C::Queue),
+) -> Option<(u32, C::Locked<'a>)> {
+    // Where another has claimed it, that one tells it.
+    let claimed = beacon.claim();
+    if let Some(mut queue) = cpus.lock(to) {
+        put(&mut queue);
+    }
+    let found = place.find(|cpu| cpus.lock(cpu));
+    if claimed && found.as_ref().is_none_or(|(cpu, _)| *cpu != to) {
+        cpus.kick(to, pending::RESCHEDULE);
+    }
+    found
+}
+
 /// Takes what is at `place` out of its queue, when its guest has ended. `None` where the CPU that runs it has to do it
 /// itself, which is told to look, or the one that is just taking it over, which looks anyway.
 pub fn withdraw<C: Cpus>(cpus: &C, place: &Place) -> Option<<C::Queue as Queue>::Work> {
@@ -159,10 +188,175 @@ pub fn withdraw<C: Cpus>(cpus: &C, place: &Place) -> Option<<C::Queue as Queue>:
 ///
 /// When it goes on with work, it must offer what else still waits ([`offer`]): it may have been claimed by somebody who
 /// meant other work than it found, and one CPU may have been told of several who wait.
-pub fn idle(beacon: &crate::Beacon, pull: impl FnOnce() -> bool, sleep: impl FnOnce()) {
+pub fn idle(beacon: &Beacon, pull: impl FnOnce() -> bool, sleep: impl FnOnce()) {
     beacon.set_idle();
     if !pull() {
         sleep();
     }
     let _ = beacon.end_idle();
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::cell::{Cell, RefCell, RefMut};
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// A queue with at most one entity, which runs as soon as it is awake.
+    struct Toy {
+        cpu: u32,
+        blocked: bool,
+    }
+
+    impl Toy {
+        fn put(&mut self, place: &Place) {
+            place.set(self.cpu, 0);
+            self.blocked = true;
+        }
+
+        fn take(&mut self, place: &Place, next: u32) {
+            self.blocked = false;
+            place.leave(next);
+        }
+    }
+
+    impl Queue for Toy {
+        type Work = ();
+
+        fn wake(&mut self, _: &Place) -> Option<Woken> {
+            core::mem::take(&mut self.blocked).then_some(Woken { look: true, waits: false })
+        }
+
+        fn is_current(&self, _: &Place) -> bool {
+            false
+        }
+
+        fn block(&mut self, _: u64) {}
+
+        fn remove(&mut self, place: &Place) -> Option<()> {
+            place.entity()?;
+            self.take(place, self.cpu);
+            Some(())
+        }
+    }
+
+    /// Three CPUs, of which CPU 1 idles and is where what wakes goes. `meanwhile` happens right after it was put there.
+    struct Machine {
+        queues: [RefCell<Toy>; 3],
+        idles: Beacon,
+        place: Place,
+        kicked: RefCell<Vec<u32>>,
+        has_moved: Cell<bool>,
+        meanwhile: fn(&Machine),
+    }
+
+    impl Cpus for Machine {
+        type Queue = Toy;
+        type Locked<'a> = RefMut<'a, Toy>;
+
+        fn lock(&self, cpu: u32) -> Option<RefMut<'_, Toy>> {
+            if self.has_moved.take() {
+                (self.meanwhile)(self);
+            }
+            Some(self.queues[cpu as usize].borrow_mut())
+        }
+
+        fn kick(&self, cpu: u32, bits: u32) {
+            assert_eq!(bits, pending::RESCHEDULE);
+            self.kicked.borrow_mut().push(cpu);
+        }
+
+        fn claim_idle(&self, _: u32, _: Option<u32>) -> Option<u32> {
+            None
+        }
+
+        fn relocate<'a>(
+            &'a self,
+            _: u32,
+            mut queue: RefMut<'a, Toy>,
+            place: &Place,
+        ) -> Option<(u32, RefMut<'a, Toy>)> {
+            queue.take(place, 1);
+            drop(queue);
+            put_to_wake(self, 1, &self.idles, place, |queue| {
+                queue.put(place);
+                self.has_moved.set(true);
+            })
+        }
+    }
+
+    /// Who is told to look when CPU 0's entity is woken.
+    fn told(meanwhile: fn(&Machine)) -> Vec<u32> {
+        let machine = Machine {
+            queues: [0, 1, 2].map(|cpu| RefCell::new(Toy { cpu, blocked: false })),
+            idles: Beacon::new(),
+            place: Place::new(0),
+            kicked: RefCell::new(Vec::new()),
+            has_moved: Cell::new(false),
+            meanwhile,
+        };
+        machine.queues[0].borrow_mut().put(&machine.place);
+        machine.idles.set_idle();
+        wake(&machine, &machine.place);
+        machine.kicked.into_inner()
+    }
+
+    #[test]
+    fn one_that_wakes_on_an_idle_cpu_tells_it_once() {
+        assert_eq!(told(|_| {}), [1]);
+    }
+
+    /// Nobody else may claim CPU 1 until it has woken up.
+    #[test]
+    fn a_cpu_that_was_claimed_is_told_though_nobody_wakes_there() {
+        let ended = told(|machine| assert_eq!(withdraw(machine, &machine.place), Some(())));
+        assert_eq!(ended, [1]);
+        let moved_on = told(|machine| {
+            machine.queues[1].borrow_mut().take(&machine.place, 2);
+            machine.queues[2].borrow_mut().put(&machine.place);
+        });
+        assert_eq!(moved_on, [1, 2]);
+    }
+
+    /// CPUs that all idle, find nothing when they are told to look, and idle again before the next one is told.
+    struct InVain {
+        idle: [Beacon; 5],
+        told: RefCell<Vec<u32>>,
+        all: bool,
+    }
+
+    impl Cpus for InVain {
+        type Queue = Toy;
+        type Locked<'a> = RefMut<'a, Toy>;
+
+        fn lock(&self, _: u32) -> Option<RefMut<'_, Toy>> {
+            None
+        }
+
+        fn kick(&self, cpu: u32, _: u32) {
+            self.told.borrow_mut().push(cpu);
+            assert!(self.told.borrow().len() <= self.idle.len(), "no end: {:?}", self.told);
+            self.idle[cpu as usize].set_idle();
+        }
+
+        fn claim_idle(&self, _: u32, last: Option<u32>) -> Option<u32> {
+            let from = last.map_or(0, |last| last + 1);
+            (from..5).find(|&cpu| self.idle[cpu as usize].claim())
+        }
+
+        fn offers_to_all(&self, _: u32) -> bool {
+            self.all
+        }
+    }
+
+    #[test]
+    fn an_offer_ends_though_all_look_in_vain() {
+        for (all, expected) in [(false, &[0][..]), (true, &[0, 1, 2, 3, 4])] {
+            let cpus = InVain { idle: [(); 5].map(|()| Beacon::new()), told: RefCell::default(), all };
+            cpus.idle.iter().for_each(Beacon::set_idle);
+            offer(&cpus, 7);
+            assert_eq!(*cpus.told.borrow(), expected);
+        }
+    }
 }

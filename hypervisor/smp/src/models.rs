@@ -111,9 +111,10 @@ mod loom_models {
             }
         }
 
-        fn claim_idle(&self, _: u32) -> Option<u32> {
+        fn claim_idle(&self, _: u32, last: Option<u32>) -> Option<u32> {
             before_looking_for_idle();
-            (0..self.0.cpus.len() as u32).find(|&cpu| self.0.cpus[cpu as usize].beacon.claim())
+            let from = last.map_or(0, |last| last + 1);
+            (from..self.0.cpus.len() as u32).find(|&cpu| self.0.cpus[cpu as usize].beacon.claim())
         }
     }
 

@@ -5,7 +5,7 @@ use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
 use caisson_machine::percpu::pending;
 use caisson_sched::{Key, should_pull};
-use caisson_smp::{self as smp, Beacon, Cpus as _, Place};
+use caisson_smp::{self as smp, Cpus as _, Place};
 use caisson_stage2::Format;
 
 use super::queue::{Queue, Stolen};
@@ -56,14 +56,13 @@ impl<B: Backend, F: Format> System<B, F> {
         let (index, mut queue) = from;
         let home = self.cpus.get(index as usize)?;
         let Some(to) = self.better_home(home, &queue, place) else { return Some((index, queue)) };
+        let Some(beacon) = self.shown(to.pool).beacon(to.index) else { return Some((index, queue)) };
         let Some(stolen) = queue.give(place, cpu::tsc()) else { return Some((index, queue)) };
         // From here to `put` it is in no queue: others that wake it leave that to us.
         place.leave(to.index);
         drop(queue);
-        // It is told when the vCPU is woken there. Where it was claimed by another meanwhile, it hands on what it does not run.
-        let _ = self.shown(to.pool).beacon(to.index).is_some_and(Beacon::claim);
-        self.put(&mut to.lock(), stolen);
-        place.find(|cpu| self.lock(cpu))
+        // Where it was claimed by another meanwhile, it hands on what it does not run.
+        smp::put_to_wake(self, to.index, beacon, place, |queue| self.put(queue, stolen))
     }
 
     /// The idle CPU on which a blocked vCPU should wake, if its home is busy or liked less.

@@ -38,9 +38,10 @@ impl<B: Backend, F: Format> smp::Cpus for System<B, F> {
         }
     }
 
-    fn claim_idle(&self, cpu: u32) -> Option<u32> {
+    fn claim_idle(&self, cpu: u32, last: Option<u32>) -> Option<u32> {
         let pool = self.cpus.get(cpu as usize)?.pool;
-        self.shown(pool).claim_idle(|_| true, |_| true)
+        // Members are in the order of their numbers.
+        self.shown(pool).claim_idle(|cpu| last.is_none_or(|last| cpu > last), |_| true)
     }
 
     fn offers_to_all(&self, cpu: u32) -> bool {
