@@ -17,7 +17,7 @@
 //!
 //! - A turn's end, or nothing to run: charge; where [`CpuQueue::turn_is_over`], go through [`Pool::behind`], and where
 //!   [`should_pull`] says so, steal there and put here (one lock at a time); then pick. Where somebody still waits here
-//!   after a turn, and [`Pool::find_lone`] answers a CPU, have that CPU pick again.
+//!   after a turn, and [`Pool::tell_lone`] answers a CPU, have that CPU pick again.
 //! - A wake: in the home queue, or moved to an idle CPU first. Where it waits afterwards, wake a CPU that
 //!   [`Pool::claim_idle`] answers, if any: it steals.
 //!

@@ -62,6 +62,8 @@ struct Slot {
     busy: AtomicBool,
     /// Whether its one entity runs without an end.
     lone: AtomicBool,
+    /// When it was told of others last: see [`Pool::tell_lone`].
+    told: AtomicU64,
 }
 
 impl Slot {
@@ -72,6 +74,7 @@ impl Slot {
             heaviest: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             lone: AtomicBool::new(false),
+            told: AtomicU64::new(0),
         }
     }
 
@@ -174,10 +177,16 @@ impl Pool {
     }
 
     /// A CPU other than `me` whose one entity runs without an end, because nobody waited when it began. Where somebody
-    /// has waited in `me`'s queue for a turn, that CPU should look again, and share.
+    /// has waited in `me`'s queue for a turn, that CPU should look again, and share. It is told so every `apart` ticks at
+    /// most, whoever asks: those who let each other wait for a moment, again and again, must not keep it from its work.
     #[must_use]
-    pub fn find_lone(&self, me: u32) -> Option<u32> {
-        self.others(me).find(|(_, slot)| slot.lone.load(Ordering::Relaxed)).map(|(cpu, _)| cpu)
+    pub fn tell_lone(&self, me: u32, apart: u64, now: u64) -> Option<u32> {
+        let tell = |slot: &Slot| {
+            let told = slot.told.load(Ordering::Relaxed);
+            let now_told = || slot.told.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed);
+            slot.lone.load(Ordering::Relaxed) && now.saturating_sub(told) >= apart && now_told().is_ok()
+        };
+        self.others(me).find(|(_, slot)| tell(slot)).map(|(cpu, _)| cpu)
     }
 
     /// Where `cpu` shows that it sleeps.

@@ -117,7 +117,8 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Somebody waits here after a turn: an idle CPU takes them over, or one that runs a single vCPU without an end shares.
     pub(super) fn share(&self, this: &Cpu<B, F>, turn_ended: bool) {
         smp::offer(self, this.index);
-        if turn_ended && let Some(lone) = self.shown(this.pool).find_lone(this.index) {
+        let apart = self.pools[this.pool].settings.allowance;
+        if turn_ended && let Some(lone) = self.shown(this.pool).tell_lone(this.index, apart, cpu::tsc()) {
             self.kick(lone, pending::RESCHEDULE);
         }
     }

@@ -241,6 +241,21 @@ fn one_that_finds_no_room_for_its_reservation_arrives_without() {
     assert_eq!(to.pick(600), Some(Decision { who: moved, until: 1000 }), "it has what is left");
 }
 
+/// One that runs without an end is told of others no more often than every so many ticks, whoever asks and however often.
+#[test]
+fn a_lone_cpu_is_told_now_and_then() {
+    let pool = Pool::new(&[0, 1, 2]);
+    let mut lone = CpuQueue::new(pool.clone(), 1, PolicyKind::Bvt, &SETTINGS, 1, 1);
+    assert_eq!(pool.tell_lone(0, 100, 5), None, "nobody runs");
+    let id = woken(&mut lone, Parameters::default(), 5);
+    assert_eq!(lone.pick(5), Some(Decision { who: id, until: NEVER }));
+    let told = |me, now| pool.tell_lone(me, 100, now);
+    assert_eq!((told(0, 500), told(0, 501), told(2, 599)), (Some(1), None, None));
+    assert_eq!((told(1, 600), told(2, 600), told(0, 699)), (None, Some(1), None));
+    // One CPU's clock may be a little behind another's.
+    assert_eq!((told(0, 599), told(0, 700)), (None, Some(1)));
+}
+
 #[test]
 fn parked_entities_can_block_and_leave() {
     let mut queue = bvt(5);

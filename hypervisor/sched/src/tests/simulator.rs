@@ -104,6 +104,7 @@ pub(super) struct Simulator {
     pub(super) decisions: u64,
     /// By up to how many ticks a timer comes late.
     pub(super) late: u64,
+    allowance: u64,
     wakes: BinaryHeap<Reverse<(u64, usize)>>,
     by_entity: Vec<Vec<usize>>,
 }
@@ -130,6 +131,7 @@ impl Simulator {
             idle: 0,
             decisions: 0,
             late: 0,
+            allowance: settings.allowance,
             wakes: BinaryHeap::new(),
             by_entity: std::vec![std::vec![usize::MAX; capacity]; cpus],
         }
@@ -363,7 +365,7 @@ impl Simulator {
         self.kick_idle(cpu);
         if over
             && self.queues[cpu].waiting().is_some()
-            && let Some(lone) = self.pool.find_lone(cpu as u32)
+            && let Some(lone) = self.pool.tell_lone(cpu as u32, self.allowance, self.now)
         {
             self.cpus[lone as usize].kicked = true;
         }
