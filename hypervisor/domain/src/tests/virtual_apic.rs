@@ -5,7 +5,7 @@ use caisson_irqchip::TriggerMode;
 use caisson_types::GuestMemory;
 use caisson_x86::{ApicPage, msr};
 
-use super::{vectors, with_virtual_apic};
+use super::{PROTECTION, vectors, with_virtual_apic};
 use crate::Readiness;
 use crate::testing::{Machine, Resumes};
 
@@ -68,6 +68,30 @@ fn what_the_hardware_did_meets_what_was_posted() {
             m.hw().iret();
             assert!(m.settle(0));
             assert_eq!(vectors(&m.delivered(0)), expected);
+        }
+    });
+}
+
+/// A register that cannot be written: what the guest's hardware does to the page afterwards counts.
+#[test]
+fn a_refused_write_leaves_the_page_to_the_hardware() {
+    ready(|m| {
+        for register in [0x802, 0x803, 0x80a, 0x80d, 0x80e, 0x810, 0x820, 0x831, 0x839, 0x8ff] {
+            m.wrmsr(0, register, 0).resumes();
+            assert_eq!(m.hw().injected, PROTECTION, "{register:#x}");
+            assert!(m.settle(0));
+            let _ = m.delivered(0);
+            m.hw().iret();
+            // Without an exit: an interrupt comes and goes. It does not come back with the next one.
+            m.self_ipi(0, 0x61);
+            assert_eq!(m.enter(0), Ok(Exit::ExternalInterrupt));
+            m.eoi(0);
+            m.hw().iret();
+            post(m, 0x51);
+            assert!(m.settle(0));
+            assert_eq!(vectors(&m.delivered(0)), [0x61, 0x51], "{register:#x}");
+            m.eoi(0);
+            m.hw().iret();
         }
     });
 }

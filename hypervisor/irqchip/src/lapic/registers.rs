@@ -177,8 +177,10 @@ impl LocalApic {
             self.self_ipi(value as u8);
             return Ok(Effect::None);
         }
+        // Not before: what is refused changes nothing.
+        let effect = self.write_common(index, value, now).ok_or(GeneralProtection)?;
         self.registers_changed = true;
-        self.write_common(index, value, now).ok_or(GeneralProtection)
+        Ok(effect)
     }
 
     fn msr_index(&self, msr: u32) -> Result<u8, GeneralProtection> {
