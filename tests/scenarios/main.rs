@@ -125,6 +125,7 @@ fn main() -> ExitCode {
         ("smp-on-2-cpus", smp::on_two),
         ("smp-on-4-cpus", smp::on_four),
         ("smp-64-vcpus", smp::sixty_four),
+        ("cpu-in-no-pool", smp::in_no_pool),
         ("smp-ends", smp::ends),
         ("five-on-two-cpus", smp::five_on_two),
         ("reboot-loop", smp::reboots),

@@ -63,6 +63,35 @@ fn probe(lab: &Lab, name: &str, first: u32, cpus: u32, vcpus: u32) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
+/// A CPU that no pool has runs no guest, whether it is the one that serves the serial line or another.
+pub(crate) fn in_no_pool(lab: &Lab, name: &str) -> Verdict {
+    for cpu in ["0", "1"] {
+        let config = format!(
+            r#"
+            [machine]
+            console = "all"
+
+            [[pool]]
+            name = "default"
+            cpus = "{cpu}"
+
+            [[domain]]
+            name = "smp"
+            memory = "4M"
+            vcpus = 2
+            kernel = "@probe/smp"
+            cmdline = "vcpus=2 rounds=20"
+            on_reboot = "destroy"
+            "#
+        );
+        let mut run = start(lab.boot(&format!("{name}-{cpu}"), &config)?, 2)?;
+        run.expect(From::Guest("smp"), BOOT, "^probe smp: ok$")?;
+        run.end(STEP, Outcome::Clean)?;
+        lifecycle::all_memory_came_back(&run)?;
+    }
+    Ok(())
+}
+
 /// Four vCPUs take turns on one CPU.
 pub(crate) fn on_one(lab: &Lab, name: &str) -> Verdict {
     probe(lab, name, 0, 1, 4)

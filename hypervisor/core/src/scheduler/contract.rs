@@ -20,7 +20,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// The pools of a configuration on a machine with so many CPUs.
+    /// The pools of a configuration on a machine with so many CPUs, and behind them one without guests of the CPUs that no
+    /// pool names: those have nothing to do but the machine's own work.
     pub(super) fn all(blob: &Blob<'static>, cpus: u32, clock: &Clock) -> Box<[Self]> {
         let pool = |(index, pool): (usize, caisson_config::Pool<'_>)| {
             let members: Vec<u32> = blob.pool_cpus(index, cpus).iter().collect();
@@ -32,7 +33,18 @@ impl Pool {
                 is_divided: guests.any(|record| !record.cpus().is_empty()),
             }
         };
-        blob.pools().enumerate().map(pool).collect()
+        let mut pools: Vec<Self> = blob.pools().enumerate().map(pool).collect();
+        let is_free = |cpu: &u32| pools.iter().all(|pool| !pool.shared.members().contains(cpu));
+        let rest: Vec<u32> = (0..cpus).filter(is_free).collect();
+        if let Some(settings) = pools.first().map(|pool| pool.settings).filter(|_| !rest.is_empty()) {
+            pools.push(Self {
+                sedf: AtomicBool::new(false),
+                settings,
+                shared: SharedPool::new(&rest),
+                is_divided: false,
+            });
+        }
+        pools.into_boxed_slice()
     }
 }
 
