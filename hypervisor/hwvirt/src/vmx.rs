@@ -151,12 +151,14 @@ fn decode_task_switch(raw: &impl ExitFields) -> TaskSwitch {
 /// The qualification of an access to the APIC-access page (table 28-6), which stands where a local APIC is after reset.
 fn decode_apic_access(qualification: u64) -> NestedFault {
     const APIC: u64 = 0xfee0_0000;
+    let kind = qualification >> 12 & 15;
     NestedFault {
         gpa: Gpa::new(APIC | qualification & 0xfff),
-        write: qualification >> 12 & 15 == 1,
-        fetch: qualification >> 12 & 15 == 2,
+        write: kind == 1,
+        fetch: kind == 2,
         present: false,
-        page_walk: false,
+        // 10 and 15 are guest-physical accesses, whose offset means nothing: those of the walk.
+        page_walk: matches!(kind, 10 | 15),
     }
 }
 
@@ -377,6 +379,16 @@ mod tests {
                     gpa: Gpa::new(0xfee0_0000),
                     write: false,
                     fetch: true,
+                    ..fault
+                }),
+            ),
+            (
+                // The guest's page tables are there.
+                raw(44, 0xf300),
+                Exit::NestedFault(NestedFault {
+                    gpa: Gpa::new(0xfee0_0300),
+                    write: false,
+                    page_walk: true,
                     ..fault
                 }),
             ),
