@@ -228,8 +228,9 @@ impl Vmcs {
     fn write_raw(&self, encoding: u32, value: u64) {
         self.make_current();
         self.writes.set(self.writes.get().wrapping_add(1));
-        // SAFETY: a VMCS is current, and it is this vCPU's own: what the value does is done to its guest. Host fields and
-        // addresses are written once, when the vCPU is made.
+        // SAFETY: a VMCS is current, and it is this vCPU's own: what the value does is done to its guest. Host fields are
+        // written with the state of the CPU that it is on, when it is made and when it comes to another one; addresses are
+        // those of pages that live as long as it.
         unsafe {
             asm!("vmwrite {}, {}", in(reg) u64::from(encoding), in(reg) value, options(nomem, nostack));
         }
