@@ -12,7 +12,11 @@
 
 mod scale;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use caisson_config::source::parse_toml;
 
@@ -113,7 +117,8 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     if wanted("guests-probes") {
         scale::probes(&images)?;
     }
-    if wanted("guests-linux") {
+    // 8 GiB of memory: only for who asks for it.
+    if args.filter.is_some() && wanted("guests-linux") {
         scale::linux(&images)?;
     }
     if wanted("boot") {
@@ -204,10 +209,15 @@ fn under_caisson(images: &Images, what: &str, guest: &str) -> Result<String> {
 
 /// The ISO of a config, and the memory in MiB of a machine for it.
 fn medium(images: &Images, what: &str, text: &str) -> Result<(PathBuf, u64)> {
+    medium_for(images, Kind::Qemu, what, text)
+}
+
+/// The same for an emulator.
+fn medium_for(images: &Images, machine: Kind, what: &str, text: &str) -> Result<(PathBuf, u64)> {
     let config = parse_toml(text, "bench").map_err(|error| Error::Failed(error.to_string()))?;
     let blob = images.blob(&config, images.workspace().root())?;
     let slot = format!("bench-{}.iso", what.replace(' ', "-"));
-    let iso = images.iso(&blob, &Kind::Qemu.boot_words(""), images.workspace().dir("isos")?.join(slot))?;
+    let iso = images.iso(&blob, &machine.boot_words(""), images.workspace().dir("isos")?.join(slot))?;
     let memory =
         run::machine_memory_mib(config.domains.iter().map(|domain| domain.memory).sum(), blob.len() as u64);
     Ok((iso, memory))
@@ -223,13 +233,20 @@ fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Out
 /// Runs a machine that has to end with `expected`; gives what it printed.
 fn collect(what: &str, machine: &Machine, expected: Outcome) -> Result<String> {
     let step = Step::start(&format!("measure {what}"));
-    let (printed, outcome) = Running::Qemu(machine.start()?).collect(LIMIT)?;
+    let printed = collect_running(what, Running::Qemu(machine.start()?), &machine.directory, expected)?;
+    step.done("");
+    Ok(printed)
+}
+
+/// The same of one that runs already, whose files are in `directory`.
+fn collect_running(what: &str, running: Running, directory: &Path, expected: Outcome) -> Result<String> {
+    let limit = running.kind().limit(LIMIT);
+    let (printed, outcome) = running.collect(limit)?;
     // Nothing of it is wanted any more, and nothing depends on its going.
-    let _ = std::fs::remove_dir_all(&machine.directory);
+    let _ = std::fs::remove_dir_all(directory);
     if outcome != expected {
         return Err(Error::Tool { line: format!("measuring {what} failed: {outcome}"), output: printed });
     }
-    step.done("");
     Ok(printed)
 }
 

@@ -163,6 +163,12 @@ impl<M> Domain<M> {
         self.functions.as_ref().map(Mutex::lock)
     }
 
+    /// It owns these from now on.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn set_functions(&mut self, bus: Bus) {
+        self.functions = Some(Mutex::new(Rank::Functions, bus));
+    }
+
     /// Whether it owns real functions.
     #[inline]
     pub(crate) fn has_functions(&self) -> bool {

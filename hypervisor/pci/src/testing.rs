@@ -23,6 +23,8 @@ pub struct Machine {
     pub memory: BTreeMap<u64, u32>,
     /// The interrupts that were asked for, last message.
     pub routes: BTreeMap<Source, Message>,
+    /// How lines are to signal, as last told, and how often the service of each has ended.
+    pub lines: BTreeMap<u8, (Option<LineMode>, u32)>,
     /// Writes to ports so far.
     pub ports: Vec<(u16, u32)>,
     /// Writes to configuration space so far.
@@ -59,9 +61,13 @@ impl Hardware for Machine {
         (message.data & 0xff != 0xff).then_some(HOST)
     }
 
-    fn set_line(&mut self, _: u8, _: Option<LineMode>) {}
+    fn set_line(&mut self, line: u8, mode: Option<LineMode>) {
+        self.lines.entry(line).or_default().0 = mode;
+    }
 
-    fn end_line(&mut self, _: u8) {}
+    fn end_line(&mut self, line: u8) {
+        self.lines.entry(line).or_default().1 += 1;
+    }
 
     fn read_port(&mut self, port: u16, size: u8) -> u32 {
         assert!((0xc000..=0xc020 - u16::from(size)).contains(&port), "{port:#x} is not the network card's");

@@ -7,13 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{BETWEEN, collect, exact, measurements, medium};
+use super::{BETWEEN, collect, collect_running, exact, measurements, medium, medium_for};
 use crate::{
+    bochs,
+    emulator::{Kind, Running},
     error::{Context, Error, Result},
     images::Images,
     outcome::Outcome,
     progress::Step,
     qemu::{Accelerator, Boot, Machine},
+    tools,
 };
 
 /// Probe guests at once.
@@ -75,10 +78,18 @@ fn tsc_khz(printed: &str) -> Option<u64> {
     printed.split_once("bench: tsc ")?.1.split_once(" kHz")?.0.parse().ok()
 }
 
-/// Independent guests, as many as CPUs, leave as often as they can.
+/// Independent guests, as many as CPUs, leave as often as they can: on Bochs, whose CPUs execute instructions in step, so that
+/// what one CPU waits for another counts, and nothing else; and on QEMU, in the host's time.
 pub(super) fn throughput(images: &Images) -> Result<()> {
+    tools::ensure(tools::BOCHS)?;
+    println!("{:<24} {:>12} {:>8}   Bochs, in step", "CPUs", "exits/s", "ratio");
+    throughput_on(images, Kind::Bochs)?;
+    println!("{:<24} {:>12} {:>8}   QEMU, {} host cores", "CPUs", "exits/s", "ratio", host_cores());
+    throughput_on(images, Kind::Qemu)
+}
+
+fn throughput_on(images: &Images, kind: Kind) -> Result<()> {
     let mut alone = None;
-    println!("{:<8} {:>12} {:>8}   {} host cores", "CPUs", "exits/s", "ratio", host_cores());
     for cpus in [1u32, 2, 4] {
         let config: String = (0..cpus)
             .map(|i| {
@@ -87,14 +98,17 @@ pub(super) fn throughput(images: &Images) -> Result<()> {
             })
             .collect();
         let what = format!("throughput on {cpus}");
-        let printed = collect(&what, &machine(images, &what, &config, cpus)?, Outcome::Clean)?;
+        let printed = match kind {
+            Kind::Qemu => collect(&what, &machine(images, &what, &config, cpus)?, Outcome::Clean)?,
+            Kind::Bochs => in_step(images, &what, &config, cpus)?,
+        };
         let (guests, exits) = exits_counted(&printed);
         if guests != cpus as usize {
             return Err(Error::Tool { line: format!("{guests} of {cpus} guests counted"), output: printed });
         }
         let rate = exits * 1000 / COUNTED;
         let one = *alone.get_or_insert(rate.max(1));
-        println!("{cpus:<8} {rate:>12} {:>8}", super::times(rate * 1000 / one));
+        println!("{cpus:<24} {rate:>12} {:>8}", super::times(rate * 1000 / one));
     }
     Ok(())
 }
@@ -105,6 +119,17 @@ fn exits_counted(printed: &str) -> (usize, u64) {
         .lines()
         .filter_map(|line| line.split_once("bench: load ")?.1.split_whitespace().next()?.parse::<u64>().ok());
     counts.fold((0, 0), |(guests, sum), exits| (guests + 1, sum + exits))
+}
+
+/// What a machine of several CPUs prints in Bochs.
+fn in_step(images: &Images, what: &str, config: &str, cpus: u32) -> Result<String> {
+    let (iso, memory) = medium_for(images, Kind::Bochs, what, config)?;
+    let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
+    let machine = bochs::Machine { cpus, ..bochs::Machine::new(memory, iso, directory.clone()) };
+    let step = Step::start(&format!("measure {what}, on Bochs"));
+    let printed = collect_running(what, Running::Bochs(machine.start()?), &directory, Outcome::Clean)?;
+    step.done("");
+    Ok(printed)
 }
 
 /// A hundred probe guests sleep for a minute.

@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 
 use caisson_hwvirt::{Event, Exit, InterruptWindow, IoExit, NestedFault, Vcpu, VcpuState};
+use caisson_pci::Hardware;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_types::{DomainId, Gpa, GuestMemory, Instant, SliceMemory, VcpuId};
 use caisson_x86::{Gpr, Rflags, TopVectors};
@@ -61,6 +62,8 @@ pub(crate) struct FakeHost {
     pub(crate) room: usize,
     /// How often each vCPU was to be woken.
     pub(crate) woken: Vec<usize>,
+    /// The machine's real functions, where the domain owns any.
+    pub(crate) functions: Option<caisson_pci::testing::Machine>,
 }
 
 impl Host for FakeHost {
@@ -79,6 +82,10 @@ impl Host for FakeHost {
     fn random(&mut self, bytes: &mut [u8]) -> usize {
         bytes.fill(0x5a);
         bytes.len()
+    }
+
+    fn hardware(&mut self) -> Option<&mut dyn Hardware> {
+        self.functions.as_mut().map(|functions| functions as &mut dyn Hardware)
     }
 
     fn wake(&mut self, vcpus: caisson_irqchip::VcpuSet) {
@@ -142,8 +149,16 @@ impl<'a> Machine<'a> {
             console: Vec::new(),
             room: usize::MAX,
             woken: vcpus.iter().map(|_| 0).collect(),
+            functions: None,
         };
         Self { domain, vcpus, host }
+    }
+
+    /// The domain owns real functions from now on: those of the machine that `caisson_pci` is tested with.
+    pub(crate) fn own_functions(&mut self) {
+        let mut functions = caisson_pci::testing::machine();
+        self.domain.set_functions(caisson_pci::testing::bus(&mut functions));
+        self.host.functions = Some(functions);
     }
 
     /// The hardware of vCPU 0.

@@ -5,6 +5,7 @@ mod control;
 mod control_model;
 mod delivery;
 mod exceptions;
+mod functions;
 mod hypercalls;
 mod instructions;
 mod io;
