@@ -28,11 +28,11 @@ use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_machine::clock::{self, Clock};
-use caisson_machine::percpu;
+use caisson_machine::percpu::{self, pending};
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{cpu, memory};
 use caisson_sched::PolicyKind;
-use caisson_smp::Place;
+use caisson_smp::{Cpus as _, Place};
 use caisson_stage2::Format;
 use caisson_types::{DomainId, PAGE_SIZE};
 use spin::Once;
@@ -226,6 +226,8 @@ impl<B: Backend, F: Format> System<B, F> {
             let members = || self.cpus.iter().filter(|cpu| cpu.pool == index);
             if members().all(|cpu| cpu.lock().switch_policy(new, cpu::tsc())) {
                 log::info!("pool {index}: {new:?} from now on");
+                // Who runs now was given its turn by the other policy.
+                members().for_each(|cpu| self.kick(cpu.index, pending::RESCHEDULE));
             } else {
                 pool.set_policy(old);
                 members().for_each(|cpu| {
