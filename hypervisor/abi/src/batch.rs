@@ -136,7 +136,7 @@ mod tests {
         write(&memory, 2, &[hypercall::EVENT_SEND, 5000]);
         write(&memory, 3, &[hypercall::BATCH, AT, 1]);
         write(&memory, 4, &[5, 0]);
-        write(&memory, 5, &[hypercall::EVENT_BIND_CONTROL]);
+        write(&memory, 5, &[hypercall::EVENT_BIND_BACKEND]);
         write(&memory, 6, &[hypercall::EVENT_CLOSE, 6]);
         let batch = List::new(Gpa::new(AT), 7).unwrap().read(&memory, Privileges::EVENTS).unwrap();
         assert_eq!(batch.operations().len(), 7);

@@ -5,6 +5,7 @@ use caisson_types::{DomainId, Gpa};
 use crate::batch::List;
 use crate::error::CallError;
 use crate::events::{MAX_PORTS, Source};
+use crate::io::ChannelDescription;
 use crate::number::{Number, Privileges};
 
 /// A call, decoded and permitted: its arguments are in range, and what they name is still to be looked up.
@@ -23,6 +24,124 @@ pub enum Operation {
     Version,
     /// About the caller's event ports.
     Event(EventCall),
+    /// Puts the caller's shared page at an address, and all its ports back.
+    Connect {
+        /// Where the page is: the start of a page.
+        page: Gpa,
+        /// The vector that vCPU 0 is interrupted with; `None` for the door's pin.
+        vector: Option<u8>,
+    },
+    /// About devices that the caller serves.
+    Channel(ChannelCall),
+}
+
+/// Memory of the caller's that a call reads or writes: a multiple of 8 and its bytes, which do not go beyond the end of the
+/// address space. There are no more than [`Buffer::MAX`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Buffer {
+    /// Where it is.
+    pub at: Gpa,
+    /// Bytes.
+    pub bytes: u32,
+}
+
+impl Buffer {
+    /// The most bytes.
+    pub const MAX: u64 = 0x1_0000;
+
+    fn new(at: u64, bytes: u64) -> Result<Self, CallError> {
+        if !at.is_multiple_of(8) || bytes > Self::MAX {
+            return Err(CallError::Invalid);
+        }
+        let at = Gpa::new(at);
+        at.checked_add(bytes).ok_or(CallError::Fault)?;
+        Ok(Self { at, bytes: bytes as u32 })
+    }
+}
+
+/// An operation on devices that the caller serves. What it reads and writes is laid out in [`io`](crate::io).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChannelCall {
+    /// Which there are.
+    List {
+        /// For the records.
+        into: Buffer,
+    },
+    /// What the configuration says of one.
+    Parameters {
+        /// Which.
+        channel: u16,
+        /// For the text.
+        into: Buffer,
+    },
+    /// Says what it is.
+    Describe {
+        /// Which.
+        channel: u16,
+        /// The description.
+        from: Buffer,
+    },
+    /// Takes it on.
+    Attach {
+        /// Which.
+        channel: u16,
+    },
+    /// Lets go of it.
+    Detach {
+        /// Which.
+        channel: u16,
+    },
+    /// Where its guest's memory is.
+    Memory {
+        /// Which.
+        channel: u16,
+        /// For the ranges.
+        into: Buffer,
+    },
+    /// The state of its transport.
+    State {
+        /// Which.
+        channel: u16,
+        /// For the state and the queues'.
+        into: Buffer,
+    },
+    /// Nothing that changes up to this one have ended is touched any more.
+    Acknowledge {
+        /// Which.
+        channel: u16,
+        /// The number of the change.
+        change: u32,
+    },
+    /// Interrupts its guest.
+    Interrupt {
+        /// Which.
+        channel: u16,
+        /// Bits of [`reason`](crate::io::reason).
+        reasons: u8,
+    },
+    /// Reads its configuration.
+    Config {
+        /// Which.
+        channel: u16,
+        /// From here on.
+        offset: u16,
+        /// For the bytes.
+        into: Buffer,
+    },
+    /// Changes its configuration.
+    SetConfig {
+        /// Which.
+        channel: u16,
+        /// From here on.
+        offset: u16,
+        /// The bytes.
+        from: Buffer,
+    },
+    /// It cannot go on.
+    Fail {
+        /// Which.
+        channel: u16,
+    },
 }
 
 /// An operation on the caller's event ports.
@@ -82,7 +201,7 @@ pub fn decode(number: u64, arguments: [u64; 4], privileges: Privileges) -> Resul
     if !privileges.contains(number.privileges()) {
         return Err(CallError::NotPermitted);
     }
-    let [first, second, ..] = arguments;
+    let [first, second, third, fourth] = arguments;
     let event = match number {
         Number::Version => return Ok(Call::One(Operation::Version)),
         Number::Batch => return List::new(Gpa::new(first), second).map(Call::Batch),
@@ -93,14 +212,71 @@ pub fn decode(number: u64, arguments: [u64; 4], privileges: Privileges) -> Resul
         Number::EventMask => EventCall::Mask { port: port(first)? },
         Number::EventUnmask => EventCall::Unmask { port: port(first)? },
         Number::EventStatus => EventCall::Status { port: port(first)? },
-        Number::EventBindControl => EventCall::BindSource(Source::Control),
+        Number::EventBindBackend => EventCall::BindSource(Source::Backend),
         Number::EventBindDomain => EventCall::BindSource(Source::DomainState { domain: domain(first)? }),
         Number::EventBindConsole => EventCall::BindSource(Source::Console { domain: domain(first)? }),
         Number::EventBindChannel => {
             EventCall::BindSource(Source::Channel { channel: number16(first)?, queue: number16(second)? })
         }
+        Number::EventConnect => return connect(first, second).map(Call::One),
+        Number::ChannelList => return channel(ChannelCall::List { into: Buffer::new(first, second)? }),
+        _ => {
+            return number16(first)
+                .and_then(|of| about_channel(number, of, [second, third, fourth]))
+                .and_then(channel);
+        }
     };
     Ok(Call::One(Operation::Event(event)))
+}
+
+fn channel(call: ChannelCall) -> Result<Call, CallError> {
+    Ok(Call::One(Operation::Channel(call)))
+}
+
+/// A page and a vector that a program can use: 0 for none, or one behind the CPU's own.
+fn connect(page: u64, vector: u64) -> Result<Operation, CallError> {
+    const FIRST_VECTOR: u8 = 0x20;
+    if !page.is_multiple_of(0x1000) {
+        return Err(CallError::Invalid);
+    }
+    let vector = match u8::try_from(vector) {
+        Ok(0) => None,
+        Ok(vector @ FIRST_VECTOR..) => Some(vector),
+        _ => return Err(CallError::Invalid),
+    };
+    Ok(Operation::Connect { page: Gpa::new(page), vector })
+}
+
+/// A call whose first argument is a channel.
+fn about_channel(number: Number, channel: u16, arguments: [u64; 3]) -> Result<ChannelCall, CallError> {
+    let [first, second, third] = arguments;
+    Ok(match number {
+        Number::ChannelParameters => ChannelCall::Parameters { channel, into: Buffer::new(first, second)? },
+        Number::ChannelDescribe => {
+            let bytes = size_of::<ChannelDescription>() as u64;
+            ChannelCall::Describe { channel, from: Buffer::new(first, bytes)? }
+        }
+        Number::ChannelAttach => ChannelCall::Attach { channel },
+        Number::ChannelDetach => ChannelCall::Detach { channel },
+        Number::ChannelMemory => ChannelCall::Memory { channel, into: Buffer::new(first, second)? },
+        Number::ChannelState => ChannelCall::State { channel, into: Buffer::new(first, second)? },
+        Number::ChannelAcknowledge => {
+            let change = u32::try_from(first).map_err(|_| CallError::Invalid)?;
+            ChannelCall::Acknowledge { channel, change }
+        }
+        Number::ChannelInterrupt => match u8::try_from(first) {
+            Ok(reasons @ 1..=3) => ChannelCall::Interrupt { channel, reasons },
+            _ => return Err(CallError::Invalid),
+        },
+        Number::ChannelConfig => {
+            ChannelCall::Config { channel, offset: number16(first)?, into: Buffer::new(second, third)? }
+        }
+        Number::ChannelSetConfig => {
+            ChannelCall::SetConfig { channel, offset: number16(first)?, from: Buffer::new(second, third)? }
+        }
+        Number::ChannelFail => ChannelCall::Fail { channel },
+        _ => return Err(CallError::NoSuchCall),
+    })
 }
 
 /// An argument of 16 bits.
@@ -147,7 +323,7 @@ mod tests {
             (hypercall::EVENT_MASK, EventCall::Mask { port: 7 }),
             (hypercall::EVENT_UNMASK, EventCall::Unmask { port: 7 }),
             (hypercall::EVENT_STATUS, EventCall::Status { port: 7 }),
-            (hypercall::EVENT_BIND_CONTROL, EventCall::BindSource(Source::Control)),
+            (hypercall::EVENT_BIND_BACKEND, EventCall::BindSource(Source::Backend)),
             (hypercall::EVENT_BIND_DOMAIN, EventCall::BindSource(Source::DomainState { domain: remote })),
             (hypercall::EVENT_BIND_CONSOLE, EventCall::BindSource(Source::Console { domain: remote })),
             (hypercall::EVENT_BIND_CHANNEL, EventCall::BindSource(Source::Channel { channel: 7, queue: 9 })),

@@ -13,17 +13,21 @@ pub enum CallError {
     TooBig,
     /// `-EBADF`: the port is not one that the caller has allocated or bound.
     BadPort,
-    /// `-EFAULT`: a batch's list is not in the caller's memory.
+    /// `-ENOMEM`: Caisson has no memory left for it.
+    NoMemory,
+    /// `-EFAULT`: a batch's list, or what an argument points to, is not in the caller's memory.
     Fault,
+    /// `-EBUSY`: the guest lives, and what was said before stays as it is.
+    Busy,
     /// `-EINVAL`: an argument is out of range, or a batch within a batch.
     Invalid,
     /// `-ENOSPC`: all the caller's ports are in use.
     NoPorts,
     /// `-EPIPE`: the other side has closed, or is gone.
     PeerClosed,
-    /// `-ENOTCONN`: nobody is bound to the port.
+    /// `-ENOTCONN`: nobody is bound to the port; the device is not attached.
     NotConnected,
-    /// `-ECONNREFUSED`: the remote port is not offered to the caller.
+    /// `-ECONNREFUSED`: the remote port is not offered to the caller; the device is not one that it serves.
     Refused,
     /// `-KVM_ENOSYS`: there is no such call.
     NoSuchCall,
@@ -34,12 +38,14 @@ pub type CallResult = Result<u64, CallError>;
 
 impl CallError {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NotPermitted,
         Self::NoSuchDomain,
         Self::TooBig,
         Self::BadPort,
+        Self::NoMemory,
         Self::Fault,
+        Self::Busy,
         Self::Invalid,
         Self::NoPorts,
         Self::PeerClosed,
@@ -56,7 +62,9 @@ impl CallError {
             Self::NoSuchDomain => 3,
             Self::TooBig => 7,
             Self::BadPort => 9,
+            Self::NoMemory => 12,
             Self::Fault => 14,
+            Self::Busy => 16,
             Self::Invalid => 22,
             Self::NoPorts => 28,
             Self::PeerClosed => 32,
@@ -74,7 +82,9 @@ impl CallError {
             Self::NoSuchDomain => "ESRCH",
             Self::TooBig => "E2BIG",
             Self::BadPort => "EBADF",
+            Self::NoMemory => "ENOMEM",
             Self::Fault => "EFAULT",
+            Self::Busy => "EBUSY",
             Self::Invalid => "EINVAL",
             Self::NoPorts => "ENOSPC",
             Self::PeerClosed => "EPIPE",
@@ -114,12 +124,14 @@ impl fmt::Display for CallError {
             Self::NoSuchDomain => "no domain with this number is alive",
             Self::TooBig => "the batch has too many entries: make several of it",
             Self::BadPort => "this port is not in use: allocate or bind it first",
-            Self::Fault => "the list is not in the domain's memory",
+            Self::NoMemory => "Caisson has no memory left for this: end a guest, or give one less",
+            Self::Fault => "what an argument points to is not in the domain's memory",
+            Self::Busy => "the guest lives with what was said before: end it first",
             Self::Invalid => "an argument is out of range",
             Self::NoPorts => "all ports of the domain are in use: close some",
             Self::PeerClosed => "the other side has closed the port: close it as well",
-            Self::NotConnected => "nobody is bound to this port yet",
-            Self::Refused => "the remote port is not offered to this domain",
+            Self::NotConnected => "nobody is bound to this port, or the device is not attached",
+            Self::Refused => "the port or device is not this domain's to have",
             Self::NoSuchCall => "this Caisson has no such call",
         })
     }

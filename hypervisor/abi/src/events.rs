@@ -27,8 +27,8 @@ pub const MAX_PORTS: u16 = 4096;
 /// Where an event comes from, if not from another domain.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Source {
-    /// Something to read for who controls domains.
-    Control,
+    /// A guest with a device that the receiver serves has come or has ended.
+    Backend,
     /// A domain's console has output, or room for input.
     Console {
         /// Whose.
@@ -53,7 +53,7 @@ impl Source {
     #[must_use]
     pub const fn to_bits(self) -> u64 {
         let (kind, first, second) = match self {
-            Self::Control => (0, 0, 0),
+            Self::Backend => (0, 0, 0),
             Self::Console { domain } => (1, domain.0, 0),
             Self::DomainState { domain } => (2, domain.0, 0),
             Self::Channel { channel, queue } => (3, channel, queue),
@@ -66,7 +66,7 @@ impl Source {
     pub const fn from_bits(bits: u64) -> Option<Self> {
         let (first, second) = ((bits >> 16) as u16, (bits >> 32) as u16);
         Some(match bits & 0xf {
-            0 => Self::Control,
+            0 => Self::Backend,
             1 => Self::Console { domain: DomainId(first) },
             2 => Self::DomainState { domain: DomainId(first) },
             3 => Self::Channel { channel: first, queue: second },
@@ -155,7 +155,7 @@ mod tests {
 
     fn source() -> impl Strategy<Value = Source> {
         (0..4u8, any::<u16>(), any::<u16>()).prop_map(|(kind, first, second)| match kind {
-            0 => Source::Control,
+            0 => Source::Backend,
             1 => Source::Console { domain: DomainId(first) },
             2 => Source::DomainState { domain: DomainId(first) },
             _ => Source::Channel { channel: first, queue: second },

@@ -34,7 +34,7 @@ impl Source<'_> {
     /// A call's number, more often than not.
     fn number(&mut self) -> u64 {
         match self.u8() {
-            low @ 0..=0xbf => hypercall::FIRST + u64::from(low & 0x1f),
+            low @ 0..=0xbf => hypercall::FIRST + u64::from(low & 0x3f),
             _ => self.value(),
         }
     }
@@ -46,9 +46,12 @@ fn needs(operation: Operation) -> Privileges {
     use crate::events::Source;
     match operation {
         Operation::Version => Privileges::empty(),
-        Operation::Event(BindSource(Source::Channel { .. })) => Privileges::EVENTS | Privileges::IO_BACKEND,
+        Operation::Event(BindSource(Source::Channel { .. } | Source::Backend)) => {
+            Privileges::EVENTS | Privileges::IO_BACKEND
+        }
         Operation::Event(BindSource(_)) => Privileges::EVENTS | Privileges::CONTROL,
-        Operation::Event(_) => Privileges::EVENTS,
+        Operation::Event(_) | Operation::Connect { .. } => Privileges::EVENTS,
+        Operation::Channel(_) => Privileges::IO_BACKEND,
     }
 }
 

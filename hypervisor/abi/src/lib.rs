@@ -14,6 +14,8 @@
 //! | `call.rs` | registers to a typed [`Call`], or the error to answer |
 //! | `batch.rs` | a list of calls in guest memory |
 //! | `events.rs` | the shared page of pending events, sources, the status of a port |
+//! | `io.rs` | what is known of a device and its guest to who serves it |
+//! | `door.rs` | the registers and pages by which a program in user space makes calls |
 //!
 //! Invariants. Decoding has no effect and cannot fail but by a [`CallError`]. Whether the caller may make a call is decided
 //! by its number alone, before an argument is looked at. Nothing here panics, allocates or loops longer than
@@ -27,14 +29,16 @@ extern crate alloc;
 
 mod batch;
 mod call;
+pub mod door;
 mod error;
 pub mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
+pub mod io;
 mod number;
 
 pub use batch::{BATCH_ENTRY_BYTES, BATCH_MAX, Batch, List};
-pub use call::{Call, EventCall, Operation, decode};
+pub use call::{Buffer, Call, ChannelCall, EventCall, Operation, decode};
 pub use error::{CallError, CallResult, answer_of};
 pub use number::{Number, Privileges};
 
@@ -63,14 +67,40 @@ pub mod hypercall {
     pub const EVENT_UNMASK: u64 = FIRST + 0x15;
     /// [`Number::EventStatus`](super::Number::EventStatus).
     pub const EVENT_STATUS: u64 = FIRST + 0x16;
-    /// [`Number::EventBindControl`](super::Number::EventBindControl).
-    pub const EVENT_BIND_CONTROL: u64 = FIRST + 0x18;
+    /// [`Number::EventConnect`](super::Number::EventConnect).
+    pub const EVENT_CONNECT: u64 = FIRST + 0x17;
+    /// [`Number::EventBindBackend`](super::Number::EventBindBackend).
+    pub const EVENT_BIND_BACKEND: u64 = FIRST + 0x18;
     /// [`Number::EventBindDomain`](super::Number::EventBindDomain).
     pub const EVENT_BIND_DOMAIN: u64 = FIRST + 0x19;
     /// [`Number::EventBindConsole`](super::Number::EventBindConsole).
     pub const EVENT_BIND_CONSOLE: u64 = FIRST + 0x1a;
     /// [`Number::EventBindChannel`](super::Number::EventBindChannel).
     pub const EVENT_BIND_CHANNEL: u64 = FIRST + 0x1b;
+    /// [`Number::ChannelList`](super::Number::ChannelList).
+    pub const CHANNEL_LIST: u64 = FIRST + 0x20;
+    /// [`Number::ChannelParameters`](super::Number::ChannelParameters).
+    pub const CHANNEL_PARAMETERS: u64 = FIRST + 0x21;
+    /// [`Number::ChannelDescribe`](super::Number::ChannelDescribe).
+    pub const CHANNEL_DESCRIBE: u64 = FIRST + 0x22;
+    /// [`Number::ChannelAttach`](super::Number::ChannelAttach).
+    pub const CHANNEL_ATTACH: u64 = FIRST + 0x23;
+    /// [`Number::ChannelDetach`](super::Number::ChannelDetach).
+    pub const CHANNEL_DETACH: u64 = FIRST + 0x24;
+    /// [`Number::ChannelMemory`](super::Number::ChannelMemory).
+    pub const CHANNEL_MEMORY: u64 = FIRST + 0x25;
+    /// [`Number::ChannelState`](super::Number::ChannelState).
+    pub const CHANNEL_STATE: u64 = FIRST + 0x26;
+    /// [`Number::ChannelAcknowledge`](super::Number::ChannelAcknowledge).
+    pub const CHANNEL_ACKNOWLEDGE: u64 = FIRST + 0x27;
+    /// [`Number::ChannelInterrupt`](super::Number::ChannelInterrupt).
+    pub const CHANNEL_INTERRUPT: u64 = FIRST + 0x28;
+    /// [`Number::ChannelConfig`](super::Number::ChannelConfig).
+    pub const CHANNEL_CONFIG: u64 = FIRST + 0x29;
+    /// [`Number::ChannelSetConfig`](super::Number::ChannelSetConfig).
+    pub const CHANNEL_SET_CONFIG: u64 = FIRST + 0x2a;
+    /// [`Number::ChannelFail`](super::Number::ChannelFail).
+    pub const CHANNEL_FAIL: u64 = FIRST + 0x2b;
 }
 
 /// Those of KVM's hypercalls that Caisson has.

@@ -40,23 +40,50 @@ pub enum Number {
     EventUnmask,
     /// What became of a port: [`PortStatus`](crate::events::PortStatus).
     EventStatus,
-    /// Makes a port for [`Source::Control`](crate::events::Source::Control).
-    EventBindControl,
+    /// Puts the caller's shared page in its place, and all its ports back.
+    EventConnect,
+    /// Makes a port for [`Source::Backend`](crate::events::Source::Backend).
+    EventBindBackend,
     /// Makes a port for [`Source::DomainState`](crate::events::Source::DomainState).
     EventBindDomain,
     /// Makes a port for [`Source::Console`](crate::events::Source::Console).
     EventBindConsole,
     /// Makes a port for [`Source::Channel`](crate::events::Source::Channel).
     EventBindChannel,
+    /// Writes what the caller serves: [`ChannelRecord`](crate::io::ChannelRecord)s; answers how many there are.
+    ChannelList,
+    /// Writes what the configuration says of a device for its backend; answers how many bytes that has.
+    ChannelParameters,
+    /// Says what the device is: [`ChannelDescription`](crate::io::ChannelDescription).
+    ChannelDescribe,
+    /// Takes the device on, and with it the guest's memory; answers the number of the guest's life.
+    ChannelAttach,
+    /// Lets go of the device, and with its last one of the guest's memory.
+    ChannelDetach,
+    /// Writes where the guest's memory is: [`MemoryRange`](crate::io::MemoryRange)s; answers how many there are.
+    ChannelMemory,
+    /// Writes the transport's state: [`DeviceState`](crate::io::DeviceState), [`QueueState`](crate::io::QueueState)s; answers its bytes.
+    ChannelState,
+    /// Says that the backend touches nothing any more that changes up to this one have ended.
+    ChannelAcknowledge,
+    /// Interrupts the guest.
+    ChannelInterrupt,
+    /// Writes the device's configuration, as the guest may have written it; answers how many bytes there were.
+    ChannelConfig,
+    /// Changes the device's configuration and tells the guest.
+    ChannelSetConfig,
+    /// Says that the device cannot go on before the guest resets it.
+    ChannelFail,
 }
 
 use CallError::{
-    BadPort, Fault, Invalid, NoPorts, NoSuchDomain, NotConnected, NotPermitted, PeerClosed, Refused, TooBig,
+    BadPort, Busy, Fault, Invalid, NoMemory, NoPorts, NoSuchDomain, NotConnected, NotPermitted, PeerClosed,
+    Refused, TooBig,
 };
 
 impl Number {
     /// All of them, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 26] = [
         Self::Version,
         Self::Batch,
         Self::EventAllocate,
@@ -66,10 +93,23 @@ impl Number {
         Self::EventMask,
         Self::EventUnmask,
         Self::EventStatus,
-        Self::EventBindControl,
+        Self::EventConnect,
+        Self::EventBindBackend,
         Self::EventBindDomain,
         Self::EventBindConsole,
         Self::EventBindChannel,
+        Self::ChannelList,
+        Self::ChannelParameters,
+        Self::ChannelDescribe,
+        Self::ChannelAttach,
+        Self::ChannelDetach,
+        Self::ChannelMemory,
+        Self::ChannelState,
+        Self::ChannelAcknowledge,
+        Self::ChannelInterrupt,
+        Self::ChannelConfig,
+        Self::ChannelSetConfig,
+        Self::ChannelFail,
     ];
 
     /// The call with this number.
@@ -86,10 +126,23 @@ impl Number {
             hypercall::EVENT_MASK => Self::EventMask,
             hypercall::EVENT_UNMASK => Self::EventUnmask,
             hypercall::EVENT_STATUS => Self::EventStatus,
-            hypercall::EVENT_BIND_CONTROL => Self::EventBindControl,
+            hypercall::EVENT_CONNECT => Self::EventConnect,
+            hypercall::EVENT_BIND_BACKEND => Self::EventBindBackend,
             hypercall::EVENT_BIND_DOMAIN => Self::EventBindDomain,
             hypercall::EVENT_BIND_CONSOLE => Self::EventBindConsole,
             hypercall::EVENT_BIND_CHANNEL => Self::EventBindChannel,
+            hypercall::CHANNEL_LIST => Self::ChannelList,
+            hypercall::CHANNEL_PARAMETERS => Self::ChannelParameters,
+            hypercall::CHANNEL_DESCRIBE => Self::ChannelDescribe,
+            hypercall::CHANNEL_ATTACH => Self::ChannelAttach,
+            hypercall::CHANNEL_DETACH => Self::ChannelDetach,
+            hypercall::CHANNEL_MEMORY => Self::ChannelMemory,
+            hypercall::CHANNEL_STATE => Self::ChannelState,
+            hypercall::CHANNEL_ACKNOWLEDGE => Self::ChannelAcknowledge,
+            hypercall::CHANNEL_INTERRUPT => Self::ChannelInterrupt,
+            hypercall::CHANNEL_CONFIG => Self::ChannelConfig,
+            hypercall::CHANNEL_SET_CONFIG => Self::ChannelSetConfig,
+            hypercall::CHANNEL_FAIL => Self::ChannelFail,
             _ => return None,
         })
     }
@@ -107,10 +160,23 @@ impl Number {
             Self::EventMask => hypercall::EVENT_MASK,
             Self::EventUnmask => hypercall::EVENT_UNMASK,
             Self::EventStatus => hypercall::EVENT_STATUS,
-            Self::EventBindControl => hypercall::EVENT_BIND_CONTROL,
+            Self::EventConnect => hypercall::EVENT_CONNECT,
+            Self::EventBindBackend => hypercall::EVENT_BIND_BACKEND,
             Self::EventBindDomain => hypercall::EVENT_BIND_DOMAIN,
             Self::EventBindConsole => hypercall::EVENT_BIND_CONSOLE,
             Self::EventBindChannel => hypercall::EVENT_BIND_CHANNEL,
+            Self::ChannelList => hypercall::CHANNEL_LIST,
+            Self::ChannelParameters => hypercall::CHANNEL_PARAMETERS,
+            Self::ChannelDescribe => hypercall::CHANNEL_DESCRIBE,
+            Self::ChannelAttach => hypercall::CHANNEL_ATTACH,
+            Self::ChannelDetach => hypercall::CHANNEL_DETACH,
+            Self::ChannelMemory => hypercall::CHANNEL_MEMORY,
+            Self::ChannelState => hypercall::CHANNEL_STATE,
+            Self::ChannelAcknowledge => hypercall::CHANNEL_ACKNOWLEDGE,
+            Self::ChannelInterrupt => hypercall::CHANNEL_INTERRUPT,
+            Self::ChannelConfig => hypercall::CHANNEL_CONFIG,
+            Self::ChannelSetConfig => hypercall::CHANNEL_SET_CONFIG,
+            Self::ChannelFail => hypercall::CHANNEL_FAIL,
         }
     }
 
@@ -127,10 +193,23 @@ impl Number {
             Self::EventMask => "event_mask",
             Self::EventUnmask => "event_unmask",
             Self::EventStatus => "event_status",
-            Self::EventBindControl => "event_bind_control",
+            Self::EventConnect => "event_connect",
+            Self::EventBindBackend => "event_bind_backend",
             Self::EventBindDomain => "event_bind_domain",
             Self::EventBindConsole => "event_bind_console",
             Self::EventBindChannel => "event_bind_channel",
+            Self::ChannelList => "channel_list",
+            Self::ChannelParameters => "channel_parameters",
+            Self::ChannelDescribe => "channel_describe",
+            Self::ChannelAttach => "channel_attach",
+            Self::ChannelDetach => "channel_detach",
+            Self::ChannelMemory => "channel_memory",
+            Self::ChannelState => "channel_state",
+            Self::ChannelAcknowledge => "channel_acknowledge",
+            Self::ChannelInterrupt => "channel_interrupt",
+            Self::ChannelConfig => "channel_config",
+            Self::ChannelSetConfig => "channel_set_config",
+            Self::ChannelFail => "channel_fail",
         }
     }
 
@@ -138,7 +217,7 @@ impl Number {
     #[must_use]
     pub const fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Version | Self::EventBindControl => &[],
+            Self::Version | Self::EventBindBackend => &[],
             Self::Batch => &["list", "count"],
             Self::EventAllocate | Self::EventBindDomain | Self::EventBindConsole => &["domain"],
             Self::EventBind => &["domain", "port"],
@@ -146,6 +225,17 @@ impl Number {
                 &["port"]
             }
             Self::EventBindChannel => &["channel", "queue"],
+            Self::EventConnect => &["page", "vector"],
+            Self::ChannelList => &["into", "bytes"],
+            Self::ChannelParameters | Self::ChannelMemory | Self::ChannelState => {
+                &["channel", "into", "bytes"]
+            }
+            Self::ChannelDescribe => &["channel", "from"],
+            Self::ChannelAttach | Self::ChannelDetach | Self::ChannelFail => &["channel"],
+            Self::ChannelAcknowledge => &["channel", "change"],
+            Self::ChannelInterrupt => &["channel", "reasons"],
+            Self::ChannelConfig => &["channel", "offset", "into", "bytes"],
+            Self::ChannelSetConfig => &["channel", "offset", "from", "bytes"],
         }
     }
 
@@ -161,11 +251,24 @@ impl Number {
             | Self::EventSend
             | Self::EventMask
             | Self::EventUnmask
-            | Self::EventStatus => Privileges::EVENTS,
-            Self::EventBindControl | Self::EventBindDomain | Self::EventBindConsole => {
-                Privileges::EVENTS.union(Privileges::CONTROL)
+            | Self::EventStatus
+            | Self::EventConnect => Privileges::EVENTS,
+            Self::EventBindDomain | Self::EventBindConsole => Privileges::EVENTS.union(Privileges::CONTROL),
+            Self::EventBindBackend | Self::EventBindChannel => {
+                Privileges::EVENTS.union(Privileges::IO_BACKEND)
             }
-            Self::EventBindChannel => Privileges::EVENTS.union(Privileges::IO_BACKEND),
+            Self::ChannelList
+            | Self::ChannelParameters
+            | Self::ChannelDescribe
+            | Self::ChannelAttach
+            | Self::ChannelDetach
+            | Self::ChannelMemory
+            | Self::ChannelState
+            | Self::ChannelAcknowledge
+            | Self::ChannelInterrupt
+            | Self::ChannelConfig
+            | Self::ChannelSetConfig
+            | Self::ChannelFail => Privileges::IO_BACKEND,
         }
     }
 
@@ -183,8 +286,20 @@ impl Number {
                 &[NotPermitted, Invalid, BadPort]
             }
             Self::EventSend => &[NotPermitted, Invalid, BadPort, NotConnected, PeerClosed],
-            Self::EventBindControl => &[NotPermitted, NoPorts],
+            Self::EventBindBackend => &[NotPermitted, NoPorts],
             Self::EventBindChannel => &[NotPermitted, Invalid, Refused, NoPorts],
+            Self::EventConnect => &[NotPermitted, Invalid, Fault],
+            Self::ChannelList => &[NotPermitted, Invalid, Fault],
+            Self::ChannelParameters => &[NotPermitted, Invalid, Fault, Refused],
+            Self::ChannelDescribe => &[NotPermitted, Invalid, Fault, Refused, Busy],
+            Self::ChannelAttach => &[NotPermitted, Invalid, Refused, NoSuchDomain, NoMemory],
+            Self::ChannelDetach | Self::ChannelAcknowledge | Self::ChannelInterrupt | Self::ChannelFail => {
+                &[NotPermitted, Invalid, Refused, NotConnected]
+            }
+            Self::ChannelMemory | Self::ChannelConfig | Self::ChannelSetConfig => {
+                &[NotPermitted, Invalid, Fault, Refused, NotConnected]
+            }
+            Self::ChannelState => &[NotPermitted, Invalid, Fault, Refused, NotConnected, PeerClosed],
         }
     }
 }

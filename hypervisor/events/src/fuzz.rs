@@ -113,7 +113,7 @@ impl Input<'_> {
     }
 
     fn source(&mut self) -> Source {
-        Source::from_bits(u64::from(self.u8()) << 16 | u64::from(self.u8() & 3)).unwrap_or(Source::Control)
+        Source::from_bits(u64::from(self.u8()) << 16 | u64::from(self.u8() & 3)).unwrap_or(Source::Backend)
     }
 }
 

@@ -612,7 +612,7 @@ mod loom_models {
     fn loom_a_source_does_not_reach_the_next_life_of_its_port() {
         model(|| {
             let (events, [a]) = domains(1);
-            let source = caisson_abi::events::Source::Control;
+            let source = caisson_abi::events::Source::Backend;
             let name = events.bind_source(A, source).unwrap();
             let sender = spawn(&events, move |events| events.notify(name, interrupt).is_ok());
             assert_eq!(events.close(A, 0, interrupt), Ok(false));

@@ -161,7 +161,7 @@ fn ports_run_out_and_come_back() {
         assert_eq!(registry.allocate(A, B), Ok(port));
     }
     assert_eq!(registry.allocate(A, B), Err(Error::NoPorts));
-    assert_eq!(registry.bind_source(A, Source::Control), Err(Error::NoPorts));
+    assert_eq!(registry.bind_source(A, Source::Backend), Err(Error::NoPorts));
     let port = registry.allocate(B, A).unwrap();
     assert_eq!(registry.bind(A, B, port), Err(Error::NoPorts));
     assert_eq!(state(&registry, B, port), PortState::Unbound { remote: A }, "the offer stands");
@@ -218,7 +218,7 @@ fn a_domain_that_leaves_is_missed_once_and_not_mixed_up_with_its_successor() {
     assert_eq!(registry.bind(B, A, offered), Err(Error::Refused), "it was its predecessor's");
     assert_eq!(state(&registry, A, offered), PortState::PeerClosed);
     for _ in 0..8 {
-        registry.bind_source(B, Source::Control).unwrap();
+        registry.bind_source(B, Source::Backend).unwrap();
     }
     assert_eq!(registry.send(A, first, interrupt), Err(Error::PeerClosed));
     assert_eq!(registry.notify(name, interrupt), Err(Error::PeerClosed));

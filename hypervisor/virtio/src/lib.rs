@@ -28,10 +28,9 @@ pub mod features;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 pub mod ring;
-mod snapshot;
 
+pub use caisson_abi::io::{DeviceState, QueueState};
 pub use channel::{Change, Channel, Effect, Interrupt, Refusal, Status, register};
 pub use description::{Description, DescriptionError, MAX_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
 pub use entropy::{ENTROPY, Entropy};
 pub use ring::{Ring, RingError};
-pub use snapshot::{DeviceSnapshot, QueueSnapshot};

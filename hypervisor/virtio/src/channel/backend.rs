@@ -3,12 +3,12 @@
 use core::sync::atomic::Ordering;
 
 use super::{Channel, Effect, Interrupt};
-use crate::{DeviceSnapshot, QueueSnapshot};
+use crate::{DeviceState, QueueState};
 
 impl Channel {
     /// A backend takes the device on: what it has to know. Every queue that can be notified is to be looked at, for the one
     /// before may have heard of work that it has not done.
-    pub fn attach(&self) -> DeviceSnapshot {
+    pub fn attach(&self) -> DeviceState {
         let state = self.state();
         self.attached.store(true, Ordering::SeqCst);
         self.pending.fetch_or(self.live.load(Ordering::Relaxed), Ordering::SeqCst);
@@ -35,9 +35,9 @@ impl Channel {
 
     /// The device as it is now. Its queues by [`Channel::queue`].
     #[must_use]
-    pub fn snapshot(&self) -> DeviceSnapshot {
+    pub fn snapshot(&self) -> DeviceState {
         let state = self.state();
-        DeviceSnapshot {
+        DeviceState {
             features: state.features(),
             pending: self.pending.load(Ordering::SeqCst),
             device: state.device,
@@ -51,7 +51,7 @@ impl Channel {
 
     /// One of the queues; `None` past the last. A queue that is about to end is not ready any more.
     #[must_use]
-    pub fn queue(&self, index: u16) -> Option<QueueSnapshot> {
+    pub fn queue(&self, index: u16) -> Option<QueueState> {
         let state = self.state();
         let mut queue = state.queues.get(usize::from(index))?.snapshot();
         if state.resetting || state.stopping >> (index & 63) & 1 != 0 {
@@ -68,7 +68,7 @@ impl Channel {
         self.pending.swap(0, Ordering::SeqCst)
     }
 
-    /// The backend has seen all changes up to number `change` ([`DeviceSnapshot::change`]), and touches no ring that they
+    /// The backend has seen all changes up to number `change` ([`DeviceState::change`]), and touches no ring that they
     /// have ended. Another number than the last one's says nothing: there is a later change to see.
     pub fn acknowledge(&self, change: u32) -> Effect {
         let mut state = self.state();

@@ -4,7 +4,7 @@ use core::fmt;
 
 use caisson_types::{Gpa, GuestMemory};
 
-use crate::QueueSnapshot;
+use crate::QueueState;
 use crate::ring::Layout;
 
 /// Why a queue cannot be made ready.
@@ -66,8 +66,8 @@ impl Queue {
         Ok(())
     }
 
-    pub(super) fn snapshot(&self) -> QueueSnapshot {
-        QueueSnapshot {
+    pub(super) fn snapshot(&self) -> QueueState {
+        QueueState {
             descriptors: self.descriptors,
             driver: self.driver,
             device: self.device,

@@ -26,7 +26,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use caisson_types::{Gpa, GuestMemory, MemoryError};
 
-use crate::QueueSnapshot;
+use crate::QueueState;
 use crate::features::{EVENT_IDX, INDIRECT_DESC};
 
 pub use chain::{Buffer, Chain, MAX_INDIRECT};
@@ -145,7 +145,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`RingError::NotReady`], or that the ring's memory or its indices are not as they have to be.
-    pub fn new(queue: &QueueSnapshot, features: u64, memory: &impl GuestMemory) -> Result<Self, RingError> {
+    pub fn new(queue: &QueueState, features: u64, memory: &impl GuestMemory) -> Result<Self, RingError> {
         let at = |address| Gpa::new(address);
         let layout = Layout::new(queue.size, at(queue.descriptors), at(queue.driver), at(queue.device));
         let layout = layout.filter(|_| queue.ready != 0).ok_or(RingError::NotReady)?;

@@ -18,15 +18,8 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-fn queue() -> QueueSnapshot {
-    QueueSnapshot {
-        descriptors: DESCRIPTORS,
-        driver: DRIVER,
-        device: DEVICE,
-        size: SIZE,
-        ready: 1,
-        reserved: 0,
-    }
+fn queue() -> QueueState {
+    QueueState { descriptors: DESCRIPTORS, driver: DRIVER, device: DEVICE, size: SIZE, ready: 1, reserved: 0 }
 }
 
 /// A driver's end of the ring.
@@ -262,12 +255,12 @@ fn a_queue_that_is_none_has_no_ring() {
     let mut bytes = vec![0; RAM];
     let memory = SliceMemory::new(&mut bytes);
     for size in [0, 3, 7, 12, 0x8001, u16::MAX] {
-        let queue = QueueSnapshot { size, ..queue() };
+        let queue = QueueState { size, ..queue() };
         assert_eq!(Ring::new(&queue, 0, &memory).unwrap_err(), RingError::NotReady);
     }
-    let unready = QueueSnapshot { ready: 0, ..queue() };
+    let unready = QueueState { ready: 0, ..queue() };
     assert_eq!(Ring::new(&unready, 0, &memory).unwrap_err(), RingError::NotReady);
-    let outside = QueueSnapshot { device: RAM as u64, ..queue() };
+    let outside = QueueState { device: RAM as u64, ..queue() };
     assert!(matches!(Ring::new(&outside, 0, &memory), Err(RingError::Memory(_))));
 }
 
