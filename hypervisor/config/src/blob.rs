@@ -6,12 +6,12 @@ mod records;
 use crate::admission;
 use crate::cpus::{CpuList, CpuSet};
 use crate::error::BlobError;
-use crate::layout::{DomainRecord, Header, ModuleRecord, PayloadRecord, PoolRecord, Text};
+use crate::layout::{DeviceRecord, DomainRecord, Header, ModuleRecord, PayloadRecord, PoolRecord, Text};
 use crate::pools::{ContractValues, Contracts, Pool, PoolValues};
 use crate::rules::MachineLimits;
 use crate::settings::{LogLevel, MachineSettings, PoolPolicy, SelectedConsole};
 
-pub use records::{Domain, Module, Payload};
+pub use records::{Domain, Module, Payload, VirtioDevice};
 
 /// A blob that has passed every check.
 #[derive(Clone, Copy)]
@@ -22,6 +22,7 @@ pub struct Blob<'a> {
     modules: &'a [ModuleRecord],
     payloads: &'a [PayloadRecord],
     pools: &'a [PoolRecord],
+    devices: &'a [DeviceRecord],
     text: &'a str,
 }
 
@@ -36,6 +37,7 @@ impl<'a> Blob<'a> {
         let blob = Self::split(bytes, meta)?;
         blob.check_payloads().map_err(|error| blob.name_file(error))?;
         blob.check_domains()?;
+        blob.check_virtio_devices()?;
         blob.check_pools()?;
         blob.contracts().check(None)?;
         blob.check_machine_settings()?;

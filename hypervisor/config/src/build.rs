@@ -14,8 +14,8 @@ use crate::blob::check::seal;
 use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG};
 use crate::error::Field;
 use crate::layout::{
-    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord, PoolRecord,
-    Text, VERSION,
+    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord,
+    PoolRecord, Text, VERSION,
 };
 use crate::settings::SelectedConsole;
 use crate::source::{ConfigText, SourceError};
@@ -42,6 +42,14 @@ pub fn build(
             let payload = files.add(&module.file, Field::Module(index, number, "file"))?;
             let cmdline = tables.text(&module.cmdline);
             tables.modules.push(ModuleRecord { payload: count(payload), reserved: U32::ZERO, cmdline });
+        }
+        let first_device = tables.devices.len();
+        for (number, device) in domain.indexed_devices() {
+            let parameters = tables.text(&device.parameters(&domain.name, number));
+            // `check` has found it.
+            let backend = config.backend_of(index, device).unwrap_or(0);
+            let kind = U32::new(u32::from(device.kind().code()));
+            tables.devices.push(DeviceRecord { kind, backend: count(backend), parameters });
         }
         let contract = &domain.contract;
         let reserved = contract.reservation;
@@ -74,6 +82,10 @@ pub fn build(
             extra: u8::from(reserved.is_none_or(|time| time.extra)),
             devices: domain.devices.code(),
             tsc_khz: U32::new(domain.tsc_khz.unwrap_or(0)),
+            privileges: U32::new(domain.privileges.bits()),
+            first_device: count(first_device),
+            virtio_devices: count(domain.virtio_devices.len()),
+            reserved: U32::ZERO,
         };
         tables.domains.push(record);
     }
@@ -143,6 +155,7 @@ struct Tables {
     domains: Vec<DomainRecord>,
     modules: Vec<ModuleRecord>,
     pools: Vec<PoolRecord>,
+    devices: Vec<DeviceRecord>,
     text: String,
 }
 
@@ -160,6 +173,7 @@ impl Tables {
             + size_of_val(self.modules.as_slice())
             + files.len() * size_of::<PayloadRecord>()
             + size_of_val(self.pools.as_slice())
+            + size_of_val(self.devices.as_slice())
             + self.text.len();
         let meta_len = align(tables_len);
         let mut offset = meta_len;
@@ -193,7 +207,8 @@ impl Tables {
             log_level: config.machine.log_level.code(),
             reserved1: U16::ZERO,
             console_domain: count(console_domain),
-            reserved2: U64::ZERO,
+            devices: count(self.devices.len()),
+            reserved2: U32::ZERO,
             sha256: [0; 32],
         };
         let mut bytes = Vec::with_capacity(offset);
@@ -202,6 +217,7 @@ impl Tables {
         bytes.extend_from_slice(self.modules.as_bytes());
         bytes.extend_from_slice(payloads.as_bytes());
         bytes.extend_from_slice(self.pools.as_bytes());
+        bytes.extend_from_slice(self.devices.as_bytes());
         bytes.extend_from_slice(self.text.as_bytes());
         bytes.resize(meta_len, 0);
         if let (Some(sha256), Some(place)) = (seal(&bytes), bytes.get_mut(HEADER_SHA256)) {

@@ -3,6 +3,8 @@
 use core::fmt;
 
 use crate::cpus::MAX_CPU;
+use crate::settings::DeviceKind;
+use crate::virtio::DeviceReason;
 use crate::{pools, rules};
 
 /// Why a configuration was refused. Displays as one line, `field: reason; what to do`, for a payload with its file's name
@@ -76,6 +78,9 @@ pub enum Field {
     Domain(usize, &'static str),
     /// A field of a domain's module: domain, module, field.
     Module(usize, usize, &'static str),
+    /// A field of a device that another domain serves: domain, its kind (none where the blob counts all kinds together), its number among
+    /// the domain's of that kind, field.
+    Device(usize, Option<DeviceKind>, usize, &'static str),
     /// A field of a payload.
     Payload(usize, &'static str),
 }
@@ -93,6 +98,10 @@ impl fmt::Display for Field {
             Self::WholeDomain(domain) => write!(f, "domain[{domain}]"),
             Self::Domain(domain, name) => write!(f, "domain[{domain}].{name}"),
             Self::Module(domain, module, name) => write!(f, "domain[{domain}].modules[{module}].{name}"),
+            Self::Device(domain, kind, device, name) => {
+                let word = kind.map_or("device", DeviceKind::word);
+                write!(f, "domain[{domain}].{word}[{device}].{name}")
+            }
             Self::Payload(payload, name) => write!(f, "payload[{payload}].{name}"),
         }
     }
@@ -260,11 +269,13 @@ pub enum Reason<'a> {
         /// How many CPUs the machine has.
         have: u32,
     },
+    /// Of devices that other domains serve.
+    Device(DeviceReason<'a>),
     /// A code that stands for no choice.
     UnknownCode(u8),
     /// A reference to something that does not exist.
     NoSuch {
-        /// What is referred to: "payload", "module", "domain" or "pool".
+        /// What is referred to: "payload", "module", "domain", "pool", "device" or "virtio device type".
         what: &'static str,
         /// Its number.
         index: u32,
@@ -463,6 +474,7 @@ impl Reason<'_> {
                 f,
                 "the pool {pool:?} has none of this machine's {have} CPUs; leave it one, or use another pool"
             ),
+            Self::Device(reason) => write!(f, "{reason}"),
             _ => f.write_str("refused"),
         }
     }

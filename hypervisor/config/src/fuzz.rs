@@ -74,6 +74,10 @@ fn walk(bytes: &[u8]) {
             }
             for domain in blob.domains() {
                 assert!(!domain.kernel().data().is_empty());
+                for device in domain.virtio_devices() {
+                    assert!(blob.domain(device.backend).is_some());
+                    assert!(device.parameters.lines().all(|line| line.contains('=')));
+                }
                 assert!(domain.modules().all(|module| !module.payload().data().is_empty()));
             }
         }

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
 
 /// The format version that this code reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// [`DomainRecord::max_restarts`] when there is no limit.
 pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
@@ -37,7 +37,8 @@ pub(crate) struct Header {
     pub(crate) log_level: u8,
     pub(crate) reserved1: U16,
     pub(crate) console_domain: U32,
-    pub(crate) reserved2: U64,
+    pub(crate) devices: U32,
+    pub(crate) reserved2: U32,
     pub(crate) sha256: [u8; 32],
 }
 
@@ -73,6 +74,10 @@ pub(crate) struct DomainRecord {
     pub(crate) extra: u8,
     pub(crate) devices: u8,
     pub(crate) tsc_khz: U32,
+    pub(crate) privileges: U32,
+    pub(crate) first_device: U32,
+    pub(crate) virtio_devices: U32,
+    pub(crate) reserved: U32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -103,11 +108,20 @@ pub(crate) struct PoolRecord {
     pub(crate) reserved: [u8; 11],
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct DeviceRecord {
+    pub(crate) kind: U32,
+    pub(crate) backend: U32,
+    pub(crate) parameters: Text,
+}
+
 const _: () = {
     assert!(size_of::<Header>() == 96);
     assert!(core::mem::offset_of!(Header, sha256) == HEADER_SHA256.start);
-    assert!(size_of::<DomainRecord>() == 96);
+    assert!(size_of::<DomainRecord>() == 112);
     assert!(size_of::<ModuleRecord>() == 16);
     assert!(size_of::<PayloadRecord>() == 64);
     assert!(size_of::<PoolRecord>() == 32);
+    assert!(size_of::<DeviceRecord>() == 16);
 };

@@ -4,7 +4,7 @@
 //! hypervisor as a multiboot2 module. [`Blob::parse`] is the one gate: host tools and hypervisor call the same code,
 //! and what it lets through has been checked to the last byte. It borrows from the blob and never allocates.
 //!
-//! # Format, version 2
+//! # Format, version 3
 //!
 //! All integers are little-endian. Offsets of payloads count from the start of the blob, offsets of text from the
 //! start of the text section. Everything reserved is zero.
@@ -12,18 +12,19 @@
 //! | part | size | content |
 //! |---|---|---|
 //! | header | 96 | [magic](MAGIC), version, lengths, counts, machine settings, SHA-256 |
-//! | domain records | 96 each | one per domain, in the order of their start |
+//! | domain records | 112 each | one per domain, in the order of their start |
 //! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
 //! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
 //! | pool records | 32 each | one per CPU pool |
-//! | text | as counted | names and command lines, UTF-8, not terminated |
+//! | device records | 16 each | all devices of domain 0 that another domain serves, then those of domain 1, … |
+//! | text | as counted | names, command lines and parameters, UTF-8, not terminated |
 //! | padding | to 4096 | zeros |
 //! | payloads | each padded to 4096 | in the order of their records, without gaps |
 //!
 //! | header at | type | field |
 //! |---|---|---|
 //! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
-//! | 8 | u32 | version, 2 |
+//! | 8 | u32 | version, 3 |
 //! | 12 | u32 | pools |
 //! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
 //! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
@@ -32,7 +33,8 @@
 //! | 49 | u8 | log level: 0 off, 1 error, 2 warn, 3 info, 4 debug, 5 trace |
 //! | 50 | u16 | reserved |
 //! | 52 | u32 | the domain whose console is shown, or 0 |
-//! | 56 | u64 | reserved |
+//! | 56 | u32 | devices |
+//! | 60 | u32 | reserved |
 //! | 64 | 32 bytes | SHA-256 of all bytes before the first payload, these 32 taken as zeros |
 //!
 //! | domain record at | type | field |
@@ -58,6 +60,9 @@
 //! | 90 | u8 | extra time beside the reservation: 0 no, 1 yes |
 //! | 91 | u8 | PCI functions of the machine that it owns: 0 none, 1 all |
 //! | 92 | u32 | kHz of the TSC; 0 for the host's |
+//! | 96 | u32 | privileges, a bit each: 0 events, 1 control, 2 io-backend |
+//! | 100 | 2 × u32 | first device record, number of device records |
+//! | 108 | u32 | reserved |
 //!
 //! | pool record at | type | field |
 //! |---|---|---|
@@ -66,6 +71,12 @@
 //! | 16 | u32 | quantum in µs |
 //! | 20 | u8 | policy: 0 BVT, 1 SEDF |
 //! | 21 | 11 bytes | reserved |
+//!
+//! | device record at | type | field |
+//! |---|---|---|
+//! | 0 | u32 | virtio device type: 1 network, 2 disk, 3 port, 26 share |
+//! | 4 | u32 | the domain that serves it, an earlier one |
+//! | 8 | text | parameters for that domain: lines `key=value`, each ended by a newline, at most 1024 bytes |
 //!
 //! A *text* is two u32: offset and length. A module record is a payload number, a reserved u32 and a text, the
 //! module's command line. A payload record is offset and length (u64), the text of its name, a reserved u64 and the
@@ -106,8 +117,9 @@ mod show;
 pub mod source;
 #[cfg(test)]
 mod tests;
+mod virtio;
 
-pub use blob::{Blob, Domain, Module, Payload};
+pub use blob::{Blob, Domain, Module, Payload, VirtioDevice};
 #[cfg(feature = "build")]
 pub use build::{BuildError, build};
 pub use cpus::{CpuList, CpuSet, MAX_CPU};
@@ -122,10 +134,14 @@ pub use rules::{
 };
 pub use schedule::CAP_WINDOW;
 pub use settings::{
-    Console, Contract, Devices, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction, PoolPolicy,
-    ReservedTime, SelectedConsole,
+    Console, Contract, DeviceKind, Devices, DiskFormat, LoaderKind, LogLevel, MachineSettings, OnExit,
+    OnExitAction, PoolPolicy, ReservedTime, SelectedConsole,
 };
 pub use show::{Show, show};
+pub use virtio::{
+    DeviceReason, MAX_DEVICES, MAX_INTERFACE, MAX_LABEL, MAX_PARAMETERS, MAX_PATH, MAX_QUEUES, MAX_SERIAL,
+    MAX_VLAN, MIN_RATE, PRIVILEGE_WORDS,
+};
 
 /// Payloads start at multiples of this many bytes, so that they can be mapped where they lie.
 pub const PAYLOAD_ALIGN: u64 = 4096;

@@ -6,7 +6,7 @@ use core::fmt;
 macro_rules! choice {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal, $word:literal;)+ }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         pub enum $name {
             $($(#[$vdoc])* $variant,)+
         }
@@ -69,6 +69,31 @@ choice! {
         None = 0, "none";
         /// All of them.
         All = 1, "all";
+    }
+}
+
+choice! {
+    /// What a device is that another domain serves. The code is the virtio device type (VIRTIO 1.2, section 5), the word
+    /// the table of the TOML text that describes it.
+    DeviceKind {
+        /// A network card.
+        Network = 1, "network";
+        /// A disk.
+        Disk = 2, "disk";
+        /// A console port.
+        Port = 3, "port";
+        /// A directory.
+        Share = 26, "share";
+    }
+}
+
+choice! {
+    /// How the bytes of a disk are kept in its file.
+    DiskFormat {
+        /// As they are.
+        Raw = 0, "raw";
+        /// QEMU's format, which grows with what is written.
+        Qcow2 = 1, "qcow2";
     }
 }
 

@@ -2,10 +2,13 @@
 
 use core::fmt;
 
+use caisson_abi::Privileges;
+
 use crate::blob::{Blob, Domain, Payload};
 use crate::error::{Size, Time};
 use crate::layout::VERSION;
 use crate::settings::SelectedConsole;
+use crate::virtio::PRIVILEGE_WORDS;
 
 /// The content of a blob as lines of text, the last one terminated.
 #[must_use]
@@ -85,6 +88,9 @@ fn show_domain(
     if domain.owns_devices() {
         f.write_str(", the machine's PCI functions")?;
     }
+    for (index, (word, _)) in privileges(domain).enumerate() {
+        write!(f, "{} {word}", if index == 0 { ", privileges" } else { "" })?;
+    }
     match domain.tsc_khz() {
         Some(khz) => writeln!(f, ", TSC {khz} kHz")?,
         None => writeln!(f)?,
@@ -92,6 +98,12 @@ fn show_domain(
     show_file(f, "kernel", domain.kernel(), domain.cmdline())?;
     for module in domain.modules() {
         show_file(f, "module", module.payload(), module.cmdline())?;
+    }
+    for device in domain.virtio_devices() {
+        let backend = blob.domain(device.backend).map_or("?", |backend| backend.name());
+        write!(f, "    {} by {backend}:", device.kind)?;
+        device.parameters.lines().try_for_each(|line| write!(f, " {line}"))?;
+        writeln!(f)?;
     }
     show_contract(f, blob, domain)?;
     let on_exit = domain.on_exit();
@@ -104,6 +116,11 @@ fn show_domain(
         Some(limit) => writeln!(f, ", at most {limit} restarts"),
         None => writeln!(f),
     }
+}
+
+fn privileges(domain: &Domain<'_>) -> impl Iterator<Item = (&'static str, Privileges)> + use<> {
+    let has = domain.privileges();
+    PRIVILEGE_WORDS.into_iter().filter(move |(_, privilege)| has.contains(*privilege))
 }
 
 fn show_contract(f: &mut fmt::Formatter<'_>, blob: &Blob<'_>, domain: &Domain<'_>) -> fmt::Result {

@@ -24,6 +24,7 @@
 //! console = "serial"        # serial or none; default serial
 //! devices = "all"           # the machine's PCI functions that it owns: all or none; default none
 //! entropy = true            # a source of random numbers; default false
+//! privileges = ["events", "io-backend"] # and "control"; default none
 //! on_poweroff = "destroy"   # destroy or restart; this is the default
 //! on_reboot = "restart"
 //! on_crash = "destroy"
@@ -38,10 +39,33 @@
 //! # period = "20ms"         # in a pool of policy sedf: a slice of a CPU for each vCPU in every period,
 //! # slice = "5ms"
 //! # extra = true            # and what the reservations leave; this is the default
+//!
+//! [[domain.disk]]           # devices of the domain above, which another domain serves
+//! path = "/dev/nvme0n1p1"   # there: a block device or a file
+//! format = "raw"            # raw or qcow2; default raw
+//! read_only = false         # this is the default
+//! serial = "0001"           # default: none
+//! backend = "driver"        # default: the only domain with the privilege io-backend
+//!
+//! [[domain.network]]
+//! bridge = "br0"            # a bridge there
+//! mac = "02:00:00:00:00:01" # default: one that follows from the domain's name
+//! anti_spoofing = true      # this is the default
+//! rate = "100M"             # bits per second, K, M or G; default: no limit
+//! vlan = 7                  # default: none
+//! queues = 1                # pairs; this is the default
+//!
+//! [[domain.share]]
+//! tag = "files"
+//! path = "/srv/files"       # a directory there
+//!
+//! [[domain.port]]           # a console port
+//! name = "agent"
 //! ```
 //!
 //! Unless the text says otherwise, the machine shows the console of the only domain that has one, or else all.
 
+mod devices;
 mod reader;
 
 use alloc::collections::BTreeMap;
@@ -50,11 +74,17 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use caisson_abi::Privileges;
+
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
 use crate::settings::{
     Console, Contract, Devices, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole,
+};
+
+pub use devices::{
+    DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, parse_rate, usual_mac,
 };
 
 /// A configuration as the text gives it, checked as far as that is possible without its files.
@@ -109,6 +139,10 @@ pub struct DomainText {
     pub devices: Devices,
     /// `entropy`.
     pub entropy: bool,
+    /// `privileges`.
+    pub privileges: Privileges,
+    /// `disk`, `network`, `share` and `port`: those of a kind one after the other.
+    pub virtio_devices: Vec<DeviceText>,
     /// `on_poweroff`, `on_reboot` and `on_crash`.
     pub on_exit: OnExit,
     /// `max_restarts`; `None` for no limit.
@@ -260,6 +294,7 @@ impl ConfigText {
         }
         rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))?;
         rules::check_owner(self.domains.iter().map(|domain| domain.devices))?;
+        self.check_virtio_devices()?;
         self.contracts().check(None)
     }
 

@@ -29,6 +29,7 @@ kernel = "@linux"
 initrd = ["@initrd", "more.cpio"]
 cmdline = "console=ttyS0 äöü"
 console = "none"
+privileges = ["events", "io-backend"]
 on_poweroff = "restart"
 on_reboot = "destroy"
 on_crash = "restart"
@@ -51,6 +52,34 @@ slice = "5ms"
 extra = false
 entropy = true
 devices = "all"
+
+[[domain.disk]]
+path = "/dev/nvme0n1p1"
+
+[[domain.disk]]
+path = "/srv/data 1.qcow2"
+format = "qcow2"
+read_only = true
+serial = "SN 0001"
+backend = "first"
+
+[[domain.network]]
+bridge = "br0"
+
+[[domain.network]]
+bridge = "br1"
+mac = "02:AA:00:00:00:01"
+anti_spoofing = false
+rate = "100M"
+vlan = 7
+queues = 2
+
+[[domain.share]]
+tag = "files"
+path = "/srv/files"
+
+[[domain.port]]
+name = "agent"
 "#;
 
 fn text(toml: &str) -> ConfigText {

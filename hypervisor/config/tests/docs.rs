@@ -62,6 +62,10 @@ fn every_key_is_described() {
         ("## `[machine]`", "[machine]\nx = 1\n"),
         ("## `[[pool]]`", "[[pool]]\nx = 1\n"),
         ("## `[[domain]]`", "[[domain]]\nx = 1\n"),
+        ("### `[[domain.disk]]`", &with("disk = [{ x = 1 }]")),
+        ("### `[[domain.network]]`", &with("network = [{ x = 1 }]")),
+        ("### `[[domain.share]]`", &with("share = [{ x = 1 }]")),
+        ("### `[[domain.port]]`", &with("port = [{ x = 1 }]")),
     ] {
         let error = parse_toml(table, "t").expect_err("an unknown key").reason;
         let known: Vec<_> =

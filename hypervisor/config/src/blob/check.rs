@@ -2,19 +2,22 @@
 
 use core::mem::size_of;
 
+use caisson_abi::Privileges;
 use sha2::{Digest, Sha256};
 use zerocopy::FromBytes;
 
-use super::records::tsc_khz;
+use super::records::{device_kind, tsc_khz};
 use super::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG, slice};
 use crate::PAYLOAD_ALIGN;
 use crate::error::{BlobError, Field, NamedFile, Reason};
 use crate::layout::{
-    DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, PayloadRecord, PoolRecord, Text, VERSION,
+    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, PayloadRecord, PoolRecord, Text,
+    VERSION,
 };
 use crate::pools::MAX_POOLS;
 use crate::rules::{self, DomainValues};
 use crate::settings::{Console, Devices, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
+use crate::virtio::{self, DeviceReason};
 
 /// Checks magic, version, lengths and the header's checksum. Returns the bytes before the first payload.
 pub(super) fn frame(bytes: &[u8]) -> Result<&[u8], BlobError<'_>> {
@@ -74,6 +77,7 @@ impl<'a> Blob<'a> {
         let modules = count(header.modules.get(), "modules", 0, rules::MAX_MODULES)?;
         let payloads = count(header.payloads.get(), "payloads", 1, rules::MAX_DOMAINS + rules::MAX_MODULES)?;
         let pools = count(header.pools.get(), "pools", 1, MAX_POOLS)?;
+        let devices = count(header.devices.get(), "devices", 0, rules::MAX_DOMAINS * virtio::MAX_DEVICES)?;
         let (domains, rest) = <[DomainRecord]>::ref_from_prefix_with_elems(rest, domains)
             .map_err(|_| out_of_bounds("domains"))?;
         let (modules, rest) = <[ModuleRecord]>::ref_from_prefix_with_elems(rest, modules)
@@ -82,6 +86,8 @@ impl<'a> Blob<'a> {
             .map_err(|_| out_of_bounds("payloads"))?;
         let (pools, rest) =
             <[PoolRecord]>::ref_from_prefix_with_elems(rest, pools).map_err(|_| out_of_bounds("pools"))?;
+        let (devices, rest) = <[DeviceRecord]>::ref_from_prefix_with_elems(rest, devices)
+            .map_err(|_| out_of_bounds("devices"))?;
         let (text, padding) =
             rest.split_at_checked(header.text_len.get() as usize).ok_or(out_of_bounds("text_len"))?;
         if padding.len() as u64 >= PAYLOAD_ALIGN {
@@ -93,7 +99,7 @@ impl<'a> Blob<'a> {
         }
         let text =
             str::from_utf8(text).map_err(|_| BlobError::new(Field::Header("text"), Reason::NotText))?;
-        Ok(Self { bytes, header, domains, modules, payloads, pools, text })
+        Ok(Self { bytes, header, domains, modules, payloads, pools, devices, text })
     }
 
     pub(super) fn check_payloads(&self) -> Result<(), BlobError<'a>> {
@@ -194,6 +200,55 @@ impl<'a> Blob<'a> {
         rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))?;
         let devices = |record: &DomainRecord| Devices::from_code(record.devices).unwrap_or(Devices::None);
         rules::check_owner(self.domains.iter().map(devices))
+    }
+
+    /// Checks privileges, and the devices that domains serve for others.
+    pub(super) fn check_virtio_devices(&self) -> Result<(), BlobError<'a>> {
+        let mut next = 0;
+        for (domain, record) in self.domains.iter().enumerate() {
+            let at = |name, reason| BlobError::new(Field::Domain(domain, name), reason);
+            let privileges = record.privileges.get();
+            if Privileges::from_bits(privileges).is_none() {
+                return Err(at("privileges", Reason::Device(DeviceReason::UnknownPrivileges(privileges))));
+            }
+            if record.reserved.get() != 0 {
+                return Err(at("reserved", Reason::NotZero));
+            }
+            let (first, count) = (record.first_device.get(), record.virtio_devices.get() as usize);
+            virtio::check_devices(domain, count)?;
+            let end = (first as usize).saturating_add(count);
+            if first as usize != next || end > self.devices.len() {
+                return Err(at("devices", Reason::NoSuch { what: "device", index: first }));
+            }
+            next = end;
+            let records = self.devices.get(first as usize..end).unwrap_or_default();
+            for (index, device) in records.iter().enumerate() {
+                self.check_device(domain, device).map_err(|(name, reason)| {
+                    BlobError::new(Field::Device(domain, None, index, name), reason)
+                })?;
+            }
+        }
+        if next != self.devices.len() {
+            let reason = Reason::BadLength(self.devices.len() as u64);
+            return Err(BlobError::new(Field::Header("devices"), reason));
+        }
+        Ok(())
+    }
+
+    fn check_device(&self, domain: usize, record: &DeviceRecord) -> Result<(), (&'static str, Reason<'a>)> {
+        if device_kind(record).is_none() {
+            let index = record.kind.get();
+            return Err(("kind", Reason::NoSuch { what: "virtio device type", index }));
+        }
+        let index = record.backend.get();
+        let backend = self.domains.get(index as usize);
+        let backend = backend.ok_or(("backend", Reason::NoSuch { what: "domain", index }))?;
+        let privileges = Privileges::from_bits_truncate(backend.privileges.get());
+        virtio::check_backend(domain, index as usize, self.text(backend.name), privileges)
+            .map_err(|reason| ("backend", reason))?;
+        self.check_text(record.parameters)
+            .and_then(virtio::check_parameters)
+            .map_err(|reason| ("parameters", reason))
     }
 
     /// Checks that texts and codes of pools and contracts can be read. What they say is checked with the text's rules.

@@ -1,9 +1,13 @@
 //! Views of what a blob holds. [`Blob::parse`] has checked all that they read.
 
+use caisson_abi::Privileges;
+
 use super::{Blob, slice};
 use crate::cpus::CpuList;
-use crate::layout::{DomainRecord, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord};
-use crate::settings::{Console, Contract, Devices, LoaderKind, OnExit, OnExitAction, ReservedTime};
+use crate::layout::{DeviceRecord, DomainRecord, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord};
+use crate::settings::{
+    Console, Contract, DeviceKind, Devices, LoaderKind, OnExit, OnExitAction, ReservedTime,
+};
 
 /// 0 stands for the host's frequency.
 pub(super) fn tsc_khz(record: &DomainRecord) -> Option<u32> {
@@ -105,6 +109,25 @@ impl<'a> Domain<'a> {
         self.record.entropy != 0
     }
 
+    /// What it may do beyond running.
+    #[must_use]
+    pub fn privileges(&self) -> Privileges {
+        Privileges::from_bits_truncate(self.record.privileges.get())
+    }
+
+    /// Its devices that other domains serve, at most [`MAX_DEVICES`](crate::MAX_DEVICES).
+    pub fn virtio_devices(&self) -> impl ExactSizeIterator<Item = VirtioDevice<'a>> + Clone + use<'a> {
+        let blob = self.blob;
+        let first = self.record.first_device.get() as usize;
+        let end = first.saturating_add(self.record.virtio_devices.get() as usize);
+        let records = blob.devices.get(first..end).unwrap_or_default();
+        records.iter().map(move |record| VirtioDevice {
+            kind: device_kind(record).unwrap_or(DeviceKind::Network),
+            backend: record.backend.get() as usize,
+            parameters: blob.text(record.parameters),
+        })
+    }
+
     /// The number of the CPU pool that the domain runs in.
     #[must_use]
     pub fn pool(&self) -> usize {
@@ -148,6 +171,24 @@ impl<'a> Domain<'a> {
             limit => Some(limit),
         }
     }
+}
+
+/// A device that another domain serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtioDevice<'a> {
+    /// What it is; [`DeviceKind::code`] is the virtio device type.
+    pub kind: DeviceKind,
+    /// The index of the domain that serves it: an earlier one, with the privilege
+    /// [`IO_BACKEND`](Privileges::IO_BACKEND).
+    pub backend: usize,
+    /// For that domain: lines `key=value`, each ended by a newline, at most [`MAX_PARAMETERS`](crate::MAX_PARAMETERS)
+    /// bytes, without other control characters.
+    pub parameters: &'a str,
+}
+
+/// The kind of device that a record describes, if there is such a kind.
+pub(super) fn device_kind(record: &DeviceRecord) -> Option<DeviceKind> {
+    u8::try_from(record.kind.get()).ok().and_then(DeviceKind::from_code)
 }
 
 /// A file that a kernel is started with.

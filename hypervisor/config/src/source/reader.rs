@@ -1,5 +1,7 @@
 //! From TOML to [`ConfigText`], by hand, so that every mistake is told with its place, its field's path and its value.
 
+mod devices;
+
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -61,7 +63,7 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 26] = [
+const DOMAIN_KEYS: [&str; 31] = [
     "name",
     "memory",
     "vcpus",
@@ -74,6 +76,11 @@ const DOMAIN_KEYS: [&str; 26] = [
     "console",
     "devices",
     "entropy",
+    "privileges",
+    "disk",
+    "network",
+    "share",
+    "port",
     "on_poweroff",
     "on_reboot",
     "on_crash",
@@ -215,6 +222,8 @@ impl Reader<'_> {
             console: console.unwrap_or(Console::Serial),
             devices: devices.unwrap_or(Devices::None),
             entropy: self.flag(&table, "entropy", at("entropy"))?.unwrap_or(false),
+            privileges: self.privileges(&table, at("privileges"))?,
+            virtio_devices: self.virtio_devices(&table, index)?,
             on_exit,
             max_restarts: self.restarts(&table, at("max_restarts"))?,
             pool: self.string(&table, "pool", at("pool"))?.unwrap_or_else(|| DEFAULT_POOL.to_owned()),

@@ -5,14 +5,15 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
+use caisson_abi::Privileges;
 use proptest::prelude::*;
 
 use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
-use crate::source::{ConfigText, DomainText, ModuleText};
+use crate::source::{ConfigText, DeviceSettings, DeviceText, DiskText, DomainText, ModuleText, NetworkText};
 use crate::{
-    Blob, Console, Contract, Devices, Field, LoaderKind, LogLevel, MachineLimits, OnExit, OnExitAction,
-    PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
+    Blob, Console, Contract, Devices, DiskFormat, Field, LoaderKind, LogLevel, MachineLimits, OnExit,
+    OnExitAction, PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
 };
 
 #[test]
@@ -51,6 +52,27 @@ fn what_goes_in_comes_out() {
 }
 
 #[test]
+fn devices_of_backends_come_out() {
+    let bytes = full_blob();
+    let blob = Blob::parse(&bytes).unwrap();
+    let (first, second) = (blob.domain(0).unwrap(), blob.domain(1).unwrap());
+    assert_eq!(first.privileges(), Privileges::EVENTS | Privileges::IO_BACKEND);
+    assert_eq!((second.privileges(), first.virtio_devices().len()), (Privileges::empty(), 0));
+    let devices: Vec<_> =
+        second.virtio_devices().map(|device| (device.kind.code(), device.parameters)).collect();
+    let expected = [
+        (2, "path=/dev/nvme0n1p1\nformat=raw\nread_only=false\n"),
+        (2, "path=/srv/data 1.qcow2\nformat=qcow2\nread_only=true\nserial=SN 0001\n"),
+        (1, "bridge=br0\nmac=5a:cf:2d:a2:5f:6f\nanti_spoofing=true\nqueues=1\n"),
+        (1, "bridge=br1\nmac=02:aa:00:00:00:01\nanti_spoofing=false\nrate=100000000\nvlan=7\nqueues=2\n"),
+        (26, "tag=files\npath=/srv/files\n"),
+        (3, "name=agent\n"),
+    ];
+    assert_eq!(devices, expected);
+    assert!(second.virtio_devices().all(|device| device.backend == 0));
+}
+
+#[test]
 fn equal_files_are_stored_once_and_aligned() {
     let bytes = full_blob();
     let blob = Blob::parse(&bytes).unwrap();
@@ -72,7 +94,9 @@ fn a_blob_can_be_shown() {
         "pool[1] default: CPUs the rest, bvt, quantum 10ms",
         "    pool default, weight 512, cap 150%, warp 5ms for up to 1500us, preferably on CPUs 0-1",
         "    pool rt, weight 256, 5ms in every 20ms and no more, on CPUs 2,8",
-        "domain[0] first: 512M of memory, 2 vCPUs, loader linux, console none",
+        "domain[0] first: 512M of memory, 2 vCPUs, loader linux, console none, privileges events io-backend",
+        "    disk by first: path=/srv/data 1.qcow2 format=qcow2 read_only=true serial=SN 0001",
+        "    port by first: name=agent",
         "    kernel @linux (5000 bytes): console=ttyS0 äöü",
         "    module more.cpio (9 bytes)",
         "    on poweroff restart, on reboot destroy, on crash restart, at most 3 restarts",
@@ -103,8 +127,8 @@ fn frames_that_do_not_fit_are_told_apart() {
     long.push(0);
     assert!(reason(&long).starts_with("blob: 24577 bytes where 24576 belong"));
     let mut new = good.clone();
-    new[8] = 3;
-    assert!(reason(&new).starts_with("header.version: format version 3 is unknown"));
+    new[8] = 4;
+    assert!(reason(&new).starts_with("header.version: format version 4 is unknown"));
     let mut bad = good.clone();
     bad[100] ^= 1;
     assert!(reason(&bad).starts_with("header.sha256: the SHA-256 does not match"));
@@ -133,9 +157,11 @@ fn patched(at: usize, patch: &[u8]) -> (Field, String) {
 #[test]
 fn contradictions_with_a_good_checksum_are_refused() {
     const DOMAIN: usize = 96;
-    const MODULE: usize = DOMAIN + 2 * 96;
+    const SECOND: usize = DOMAIN + 112;
+    const MODULE: usize = DOMAIN + 2 * 112;
     const PAYLOAD: usize = MODULE + 4 * 16;
     const POOL: usize = PAYLOAD + 4 * 64;
+    const DEVICE: usize = POOL + 2 * 32;
     for (at, patch, field) in [
         (12, &[0][..], Field::Header("pools")),
         (12, &[65], Field::Header("pools")),
@@ -168,7 +194,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 44, &[0xFF; 4], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[1], Field::Domain(1, "modules")),
         (DOMAIN + 48, &[0xFF; 4], Field::Domain(0, "cpus")),
-        (DOMAIN + 96 + 48 + 4, &[2], Field::Domain(1, "cpus")),
+        (SECOND + 48 + 4, &[2], Field::Domain(1, "cpus")),
         (DOMAIN + 56, &[0xFF; 4], Field::Domain(0, "prefer")),
         (DOMAIN + 64, &[0; 4], Field::Domain(0, "weight")),
         (DOMAIN + 68, &[0xFF; 4], Field::Domain(0, "cap")),
@@ -176,15 +202,34 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 76, &[0; 4], Field::Domain(0, "warp")),
         (DOMAIN + 80, &[1], Field::Domain(0, "period")),
         (DOMAIN + 84, &[1], Field::Domain(0, "slice")),
-        (DOMAIN + 96 + 80, &[0xFF; 4], Field::Domain(1, "period")),
-        (DOMAIN + 96 + 84, &[0xFF; 4], Field::Domain(1, "slice")),
-        (DOMAIN + 96 + 88, &[1], Field::Domain(1, "slice")),
+        (SECOND + 80, &[0xFF; 4], Field::Domain(1, "period")),
+        (SECOND + 84, &[0xFF; 4], Field::Domain(1, "slice")),
+        (SECOND + 88, &[1], Field::Domain(1, "slice")),
         (DOMAIN + 88, &[0], Field::Domain(0, "prefer")),
         (DOMAIN + 88, &[2], Field::Domain(0, "pool")),
         (DOMAIN + 90, &[0], Field::Domain(0, "extra")),
         (DOMAIN + 90, &[2], Field::Domain(0, "extra")),
         (DOMAIN + 92, &[1], Field::Domain(0, "tsc_khz")),
         (DOMAIN + 95, &[1], Field::Domain(0, "tsc_khz")),
+        (DOMAIN + 96, &[8], Field::Domain(0, "privileges")),
+        (DOMAIN + 99, &[1], Field::Domain(0, "privileges")),
+        (DOMAIN + 96, &[3], Field::Device(1, None, 0, "backend")),
+        (DOMAIN + 100, &[1], Field::Domain(0, "devices")),
+        (DOMAIN + 104, &[1], Field::Device(0, None, 0, "backend")),
+        (DOMAIN + 104, &[0, 0, 0, 1], Field::WholeDomain(0)),
+        (SECOND + 100, &[0xFF; 4], Field::Domain(1, "devices")),
+        (SECOND + 104, &[7], Field::Domain(1, "devices")),
+        (SECOND + 104, &[5], Field::Header("devices")),
+        (SECOND + 108, &[1], Field::Domain(1, "reserved")),
+        (56, &[5], Field::Header("padding")),
+        (56, &[0xFF, 0xFF], Field::Header("devices")),
+        (60, &[1], Field::Header("reserved")),
+        (DEVICE, &[4], Field::Device(1, None, 0, "kind")),
+        (DEVICE + 2, &[1], Field::Device(1, None, 0, "kind")),
+        (DEVICE + 16 + 4, &[1], Field::Device(1, None, 1, "backend")),
+        (DEVICE + 16 + 4, &[2], Field::Device(1, None, 1, "backend")),
+        (DEVICE + 12, &[1], Field::Device(1, None, 0, "parameters")),
+        (DEVICE + 8, &[0xFF; 4], Field::Device(1, None, 0, "parameters")),
         (POOL + 4, &[0], Field::Pool(0, "name")),
         (POOL + 8, &[0xFF; 4], Field::Pool(0, "cpus")),
         (POOL + 12, &[0], Field::Pool(0, "cpus")),
@@ -214,7 +259,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
 #[test]
 fn a_payload_without_a_user_is_told_all_the_same() {
     const KERNEL_OF_FIRST: usize = 96 + 36;
-    const PAYLOAD: usize = 96 + 2 * 96 + 4 * 16;
+    const PAYLOAD: usize = 96 + 2 * 112 + 4 * 16;
     const NAME_OF_THIRD: usize = PAYLOAD + 2 * 64 + 16;
     let damaged = |patches: &[(usize, &[u8])]| {
         let mut bytes = full_blob();
@@ -298,10 +343,11 @@ fn domain() -> impl Strategy<Value = DomainText> {
         any::<bool>(),
         [action.clone(), action.clone(), action],
         (prop::option::of(0u32..u32::MAX), prop::option::of(1_000u32..=10_000_000)),
-        contract(),
+        (contract(), prop::collection::vec(device(), 0..8)),
     )
         .prop_map(
-            |(pages, vcpus, kernel, modules, cmdline, serial, actions, (max_restarts, tsc_khz), contract)| {
+            |(pages, vcpus, kernel, modules, cmdline, serial, actions, (max_restarts, tsc_khz), other)| {
+                let (contract, virtio_devices) = other;
                 DomainText {
                     name: String::new(),
                     memory: pages * 4096,
@@ -314,6 +360,8 @@ fn domain() -> impl Strategy<Value = DomainText> {
                     console: if serial { Console::Serial } else { Console::None },
                     devices: Devices::None,
                     entropy: vcpus % 2 == 0,
+                    privileges: Privileges::empty(),
+                    virtio_devices,
                     on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
                     max_restarts,
                     pool: "rt".into(),
@@ -323,6 +371,25 @@ fn domain() -> impl Strategy<Value = DomainText> {
                 }
             },
         )
+}
+
+/// Disks that nobody writes, so that two may be one file.
+fn device() -> impl Strategy<Value = DeviceText> {
+    let disk = ("/[ -~ä]{0,40}", prop::option::of("[!-~]{1,20}")).prop_map(|(path, serial)| {
+        DeviceSettings::Disk(DiskText { path, format: DiskFormat::Qcow2, read_only: true, serial })
+    });
+    let network = ("[a-z]{1,15}", prop::option::of(8_000u64..), prop::option::of(1u32..=4094), 1u32..=8)
+        .prop_map(|(bridge, rate, vlan, queues)| {
+            DeviceSettings::Network(NetworkText {
+                bridge,
+                mac: None,
+                anti_spoofing: vlan.is_some(),
+                rate,
+                vlan,
+                queues,
+            })
+        });
+    prop_oneof![disk, network].prop_map(|settings| DeviceText { backend: None, settings })
 }
 
 /// Small enough that all of them fit.
@@ -352,6 +419,10 @@ fn config() -> impl Strategy<Value = ConfigText> {
     prop::collection::vec(domain(), 1..6).prop_map(|mut domains| {
         for (index, domain) in domains.iter_mut().enumerate() {
             domain.name = alloc::format!("d-{index}");
+            if index == 0 {
+                domain.privileges = Privileges::IO_BACKEND;
+                domain.virtio_devices.clear();
+            }
         }
         let mut config = text(FULL);
         config.machine.console = None;
@@ -382,6 +453,14 @@ proptest! {
             prop_assert_eq!(domain.contract(), wanted.contract);
             prop_assert_eq!(domain.cpus().to_string(), wanted.cpus.as_str());
             prop_assert_eq!(domain.prefer().to_string(), wanted.prefer.as_str());
+            prop_assert_eq!(domain.privileges(), wanted.privileges);
+            let devices: Vec<_> =
+                domain.virtio_devices().map(|device| (device.kind, device.parameters.to_string())).collect();
+            let wanted_devices: Vec<_> = wanted
+                .indexed_devices()
+                .map(|(index, device)| (device.kind(), device.parameters(&wanted.name, index)))
+                .collect();
+            prop_assert_eq!(devices, wanted_devices);
             prop_assert_eq!(domain.modules().len(), wanted.modules.len());
             for (module, wanted) in domain.modules().zip(&wanted.modules) {
                 prop_assert_eq!(module.cmdline(), &wanted.cmdline);

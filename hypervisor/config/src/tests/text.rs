@@ -126,7 +126,7 @@ fn files_that_cannot_be_had_are_named() {
     assert_eq!(error, "test.toml:18:22: domain[0].modules[1].file: \"missing\": no such file; and no hint");
     let config = text(&FULL.replace("probe.elf", "empty"));
     let error = build(&config, resolver).unwrap_err().to_string();
-    assert_eq!(error, "test.toml:34:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
+    assert_eq!(error, "test.toml:35:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_value_from_elsewhere_is_not_blamed_on_the_text() {
     assert_eq!(error, "--kernel: \"empty\" is an empty file; name one with content");
     assert_eq!(config.kernel_error(0, "no kernel").to_string(), "--kernel: \"empty\": no kernel");
     let error = config.kernel_error(1, "no kernel").to_string();
-    assert_eq!(error, "test.toml:34:10: domain[1].kernel: \"probe.elf\": no kernel");
+    assert_eq!(error, "test.toml:35:10: domain[1].kernel: \"probe.elf\": no kernel");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn overcommitment_is_reported_with_its_place() {
     let error = text(FULL).check_machine(&limits).unwrap_err().to_string();
     assert!(
         error.starts_with(
-            "test.toml:33:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
+            "test.toml:34:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
         ),
         "{error}"
     );
@@ -165,6 +165,78 @@ proptest! {
         text[at] = byte;
         crate::fuzz::drive_source(&text);
     }
+}
+
+/// A domain that serves, another, and one with the given devices; the first device is the fourteenth line.
+fn refusal_of_devices(devices: &str) -> String {
+    let domain = |name: &str, more: &str| {
+        format!("[[domain]]\nname = \"{name}\"\nmemory = \"1M\"\nkernel = \"k\"\n{more}")
+    };
+    let text =
+        domain("driver", "privileges = [\"io-backend\"]\n") + &domain("idle", "") + &domain("web", devices);
+    match parse_toml(&text, "t") {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn devices_of_backends_are_checked() {
+    const DISK: &str = "[[domain.disk]]\npath = \"/a\"\n";
+    const NET: &str = "[[domain.network]]\nbridge = \"br0\"\n";
+    for good in [
+        "",
+        DISK,
+        &format!("{DISK}read_only = true\n{DISK}read_only = true"),
+        &format!("{NET}vlan = 4094\nrate = \"8K\"\nqueues = 8\nbackend = \"driver\"\n{NET}"),
+        "[[domain.share]]\ntag = \"a\"\npath = \"/\"\n[[domain.port]]\nname = \"a\"",
+        &NET.repeat(31),
+    ] {
+        assert_eq!(refusal_of_devices(good), "", "{good}");
+    }
+    let label = "[[domain.port]]\nname = \"a\"\n";
+    for (text, error) in [
+        (
+            &*format!("{DISK}backend = \"web\""),
+            "t:16:11: domain[2].disk[0].backend: \"web\" does not start before",
+        ),
+        (
+            &format!("{DISK}backend = \"idle\""),
+            "t:16:11: domain[2].disk[0].backend: \"idle\" serves no devices;",
+        ),
+        (&format!("{DISK}backend = \"x\""), "t:16:11: domain[2].disk[0].backend: \"x\" is no domain's name;"),
+        (
+            &DISK.repeat(2),
+            "t:17:8: domain[2].disk[1].path: domain[2].disk[0] is the same, and two that write",
+        ),
+        (
+            &format!("{DISK}read_only = true\n{DISK}"),
+            "t:18:8: domain[2].disk[1].path: domain[2].disk[0] is the same",
+        ),
+        (
+            &format!("{NET}mac = \"02:00:00:00:00:01\"\n").repeat(2),
+            "t:19:7: domain[2].network[1].mac: domain[2].network[0]",
+        ),
+        (&label.repeat(2), "t:17:8: domain[2].port[1].name: \"a\" is the name of number 0 already;"),
+        (&NET.repeat(32), "t: domain[2]: 32 disks, networks, shares and ports are too many; have at most 31"),
+        (
+            "disk = {}",
+            "t:14:8: domain[2].disk: not a list; begin each one's description with [[domain.disk]]",
+        ),
+        ("disk = [1]", "t:14:9: domain[2].disk[0]: 1 is not a table of settings;"),
+        (
+            &format!("{NET}rate = 5"),
+            "t:16:8: domain[2].network[0].rate: 5 is not a number of bits per second;",
+        ),
+    ] {
+        let found = refusal_of_devices(text);
+        assert!(found.starts_with(error), "{found:?} is not {error:?}");
+    }
+    let two = "[[domain]]\nname = \"d2\"\nmemory = \"1M\"\nkernel = \"k\"\nprivileges = [\"io-backend\"]\n[[domain]]\n\
+               name = \"n\"\nmemory = \"1M\"\nkernel = \"k\"\n[[domain.port]]\nname = \"a\"";
+    let found = refusal_of_devices(two);
+    let error = "t:23:1: domain[4].port[0].backend: missing, and both \"driver\" and \"d2\" serve devices;";
+    assert!(found.starts_with(error), "{found}");
 }
 
 /// A text with pools and a domain that say what is given of them.

@@ -1,0 +1,152 @@
+//! The tables of devices that other domains serve, and who may serve.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use caisson_abi::Privileges;
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::{Reader, Table};
+use crate::error::Field;
+use crate::settings::{DeviceKind, DiskFormat};
+use crate::source::{
+    DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, SourceError, parse_rate,
+};
+use crate::virtio::PRIVILEGE_WORDS;
+
+impl Reader<'_> {
+    pub(super) fn privileges(&mut self, table: &Table<'_>, field: Field) -> Result<Privileges, SourceError> {
+        let Some(value) = table.get("privileges") else { return Ok(Privileges::empty()) };
+        self.remember(field, &value.span());
+        let words = PRIVILEGE_WORDS.map(|(word, _)| word).join("\", \"");
+        let DeValue::Array(names) = value.get_ref() else {
+            let what = format!("is not a list; write e.g. [\"{words}\"]");
+            return Err(self.wrong(value, table.path("privileges"), &what));
+        };
+        let mut all = Privileges::empty();
+        for (index, name) in names.iter().enumerate() {
+            let known = |text: &str| PRIVILEGE_WORDS.iter().find(|(word, _)| *word == text);
+            let found = match name.get_ref() {
+                DeValue::String(text) => known(text),
+                _ => None,
+            };
+            let Some((_, privilege)) = found else {
+                let path = format!("{}[{index}]", table.path("privileges"));
+                return Err(self.wrong(name, path, &format!("is no privilege; write one of \"{words}\"")));
+            };
+            all |= *privilege;
+        }
+        Ok(all)
+    }
+
+    /// A domain's devices: disks, networks, shares and ports, those of a kind in their order.
+    pub(super) fn virtio_devices(
+        &mut self,
+        domain: &Table<'_>,
+        number: usize,
+    ) -> Result<Vec<DeviceText>, SourceError> {
+        let mut devices = Vec::new();
+        for kind in [DeviceKind::Disk, DeviceKind::Network, DeviceKind::Share, DeviceKind::Port] {
+            let word = kind.word();
+            let Some(value) = domain.get(word) else { continue };
+            let DeValue::Array(values) = value.get_ref() else {
+                let reason = format!(
+                    "not a list; begin each one's description with [[domain.{word}]], in double brackets"
+                );
+                return Err(self.error(Some(value.span()), domain.path(word), reason));
+            };
+            for (index, value) in values.iter().enumerate() {
+                devices.push(self.virtio_device(value, kind, number, index)?);
+            }
+        }
+        Ok(devices)
+    }
+
+    fn virtio_device(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        kind: DeviceKind,
+        domain: usize,
+        index: usize,
+    ) -> Result<DeviceText, SourceError> {
+        let at = |name| Field::Device(domain, Some(kind), index, name);
+        let table = self.table(value, format!("domain[{domain}].{}[{index}]", kind.word()))?;
+        for name in ["backend", "mac", "path"] {
+            // Where nothing is said, the table is to blame.
+            self.remember(at(name), &table.span);
+        }
+        let settings = match kind {
+            DeviceKind::Disk => DeviceSettings::Disk(self.disk(&table, at)?),
+            DeviceKind::Network => DeviceSettings::Network(self.network(&table, at)?),
+            DeviceKind::Share => {
+                self.known_keys(&table, &["tag", "path", "backend"])?;
+                let tag = self.needed_string(&table, "tag", at("tag"), "\"files\"")?;
+                let path = self.needed_string(&table, "path", at("path"), "\"/srv/files\"")?;
+                DeviceSettings::Share(ShareText { tag, path })
+            }
+            DeviceKind::Port => {
+                self.known_keys(&table, &["name", "backend"])?;
+                let name = self.needed_string(&table, "name", at("name"), "\"agent\"")?;
+                DeviceSettings::Port(PortText { name })
+            }
+        };
+        Ok(DeviceText { backend: self.string(&table, "backend", at("backend"))?, settings })
+    }
+
+    fn disk(
+        &mut self,
+        table: &Table<'_>,
+        at: impl Fn(&'static str) -> Field,
+    ) -> Result<DiskText, SourceError> {
+        self.known_keys(table, &["path", "format", "read_only", "serial", "backend"])?;
+        let path = self.needed_string(table, "path", at("path"), "\"/dev/nvme0n1p1\"")?;
+        let format = self.word(table, "format", at("format"), DiskFormat::WORDS, DiskFormat::from_word)?;
+        Ok(DiskText {
+            path,
+            format: format.unwrap_or(DiskFormat::Raw),
+            read_only: self.flag(table, "read_only", at("read_only"))?.unwrap_or(false),
+            serial: self.string(table, "serial", at("serial"))?,
+        })
+    }
+
+    fn network(
+        &mut self,
+        table: &Table<'_>,
+        at: impl Fn(&'static str) -> Field,
+    ) -> Result<NetworkText, SourceError> {
+        let known = ["bridge", "mac", "anti_spoofing", "rate", "vlan", "queues", "backend"];
+        self.known_keys(table, &known)?;
+        Ok(NetworkText {
+            bridge: self.needed_string(table, "bridge", at("bridge"), "\"br0\"")?,
+            mac: self.string(table, "mac", at("mac"))?,
+            anti_spoofing: self.flag(table, "anti_spoofing", at("anti_spoofing"))?.unwrap_or(true),
+            rate: self.rate(table, at("rate"))?,
+            vlan: self.number(table, "vlan", at("vlan"))?,
+            queues: self.number(table, "queues", at("queues"))?.unwrap_or(1),
+        })
+    }
+
+    fn rate(&mut self, table: &Table<'_>, field: Field) -> Result<Option<u64>, SourceError> {
+        let Some(value) = table.get("rate") else { return Ok(None) };
+        self.remember(field, &value.span());
+        let rate = match value.get_ref() {
+            DeValue::String(text) => parse_rate(text),
+            _ => None,
+        };
+        let what = "is not a number of bits per second; write e.g. \"100M\"";
+        rate.map(Some).ok_or_else(|| self.wrong(value, table.path("rate"), what))
+    }
+
+    fn needed_string(
+        &mut self,
+        table: &Table<'_>,
+        key: &str,
+        field: Field,
+        example: &str,
+    ) -> Result<String, SourceError> {
+        let value = self.string(table, key, field)?;
+        self.required(value, table, key, example)
+    }
+}
