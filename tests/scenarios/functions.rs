@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use caisson_tests::{Failure, From, Lab, Run, Verdict, ensure};
+use caisson_tests::{Boot, Failure, From, Lab, Run, Verdict, ensure};
 use xtask::outcome::Outcome;
 
 use crate::{
@@ -18,6 +18,11 @@ const WRITTEN: std::ops::Range<usize> = 1 << 20..9 << 20;
 /// A machine with an NVMe disk, and a guest that owns all of its functions, with these words for its kernel; beside it one
 /// that owns none.
 fn boot(lab: &Lab, name: &str, words: &str, more: &str) -> Verdict<Run> {
+    machine(lab, name, words, more, "")?.start()
+}
+
+/// That machine before it is turned on, with these CPU pools.
+fn machine<'a>(lab: &'a Lab, name: &str, words: &str, more: &str, pools: &str) -> Verdict<Boot<'a>> {
     let disk = lab.directory(name)?.join("disk.img");
     let mut bytes = vec![0; DISK as usize];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
@@ -26,6 +31,8 @@ fn boot(lab: &Lab, name: &str, words: &str, more: &str) -> Verdict<Run> {
         r#"
         [machine]
         console = "all"
+
+        {pools}
 
         [[domain]]
         name = "driver"
@@ -45,7 +52,7 @@ fn boot(lab: &Lab, name: &str, words: &str, more: &str) -> Verdict<Run> {
         "#
     );
     let drive = format!("file={},if=none,id=disk,format=raw", disk.display());
-    lab.boot(name, &config)?.qemu("-drive", &drive).qemu("-device", "nvme,drive=disk,serial=caisson").start()
+    Ok(lab.boot(name, &config)?.qemu("-drive", &drive).qemu("-device", "nvme,drive=disk,serial=caisson"))
 }
 
 /// What the workload has written is in the disk's file.
@@ -76,6 +83,17 @@ pub(crate) fn messages(lab: &Lab, name: &str) -> Verdict {
 pub(crate) fn lines(lab: &Lab, name: &str) -> Verdict {
     let mut run = boot(lab, name, "pci=nomsi", "")?;
     workload::disk(&mut run, From::Guest("driver"), (DISK, name), "IO-APIC")?;
+    workload::end(&mut run, From::Guest("driver"))?;
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)?;
+    is_on_the_disk(lab, name)
+}
+
+/// On several CPUs, away from the one that QEMU spoils: an owner of two vCPUs that compute, and move, while messages come.
+pub(crate) fn on_two_cpus(lab: &Lab, name: &str) -> Verdict {
+    let pool = "[[pool]]\nname = \"default\"\ncpus = \"1-2\"\nquantum = \"2ms\"";
+    let mut run = machine(lab, name, "", "vcpus = 2", pool)?.cpus(3).start()?;
+    workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
     workload::end(&mut run, From::Guest("driver"))?;
     run.end(STEP, Outcome::Clean)?;
     lifecycle::all_memory_came_back(&run)?;

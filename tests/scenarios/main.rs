@@ -96,6 +96,7 @@ fn main() -> ExitCode {
         ("linux", linux::alone),
         ("functions", functions::messages),
         ("functions-lines", functions::lines),
+        ("functions-on-2-cpus", functions::on_two_cpus),
         ("functions-restart", functions::restart),
         ("spinning", probes::spinning),
         ("linux-smp", linux::smp),

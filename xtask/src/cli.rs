@@ -103,7 +103,8 @@ pub struct MachineArgs {
     /// The emulator's CPU model [default: host on KVM, EPYC,-monitor on TCG, corei7_haswell_4770 on Bochs]
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
-    /// CPUs of the machine [default: as many as the guests' vCPUs can use and this host has]
+    /// CPUs of the machine [default: as many as the guests' vCPUs can use and this host has; where that is several, QEMU's
+    /// translator gets one more, without guests]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_CPUS))]
     pub cpus: Option<u32>,
     /// Memory of the machine [default: what the guests and Caisson need]

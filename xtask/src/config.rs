@@ -116,6 +116,19 @@ impl Loaded {
         self.text.domains.iter().fold(0, |sum: u32, domain| sum.saturating_add(domain.vcpus))
     }
 
+    /// Keeps the guests on `cpus` CPUs behind the first. `false`, and nothing is changed, where the config itself says who runs
+    /// where.
+    pub fn leave_first_cpu(&mut self, cpus: u32) -> bool {
+        let mut domains = self.text.domains.iter();
+        let is_silent = domains.all(|domain| domain.cpus.is_empty() && domain.prefer.is_empty());
+        let [pool] = &mut self.text.pools[..] else { return false };
+        if !is_silent || !pool.cpus.is_empty() {
+            return false;
+        }
+        pool.cpus = format!("1-{cpus}");
+        true
+    }
+
     /// Bytes of memory of all domains together.
     #[must_use]
     pub fn memory(&self) -> u64 {
@@ -251,6 +264,21 @@ kernel = "@memtest"
 
     fn loaded() -> Loaded {
         Loaded { text: parse(TEXT, Path::new("t.toml")).unwrap(), folder: PathBuf::new() }
+    }
+
+    #[test]
+    fn guests_keep_off_the_first_cpu_where_the_config_is_silent() {
+        let mut config = loaded();
+        assert!(config.leave_first_cpu(2));
+        assert_eq!(config.text.pools[0].cpus, "1-2");
+        config.text.check().unwrap();
+        config.text.check_cpus(3).unwrap();
+        assert!(!config.leave_first_cpu(3), "it says so now");
+        assert_eq!(config.text.pools[0].cpus, "1-2");
+        let mut config = loaded();
+        config.text.domains[1].cpus = "0".into();
+        assert!(!config.leave_first_cpu(2));
+        assert_eq!(config.text.pools[0].cpus, "");
     }
 
     #[test]

@@ -88,16 +88,6 @@ struct Extent {
     memory_mib: u64,
 }
 
-/// As many CPUs as the guests' vCPUs can use at once and this host has. Bochs executes all of them in one thread, where
-/// more than one make nothing faster.
-fn default_cpus(vcpus: u32, kind: Kind) -> u32 {
-    let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    match kind {
-        Kind::Qemu => vcpus.clamp(1, host),
-        Kind::Bochs => 1,
-    }
-}
-
 /// What runs the machine.
 enum Emulator {
     /// QEMU, with the line that says why it is this accelerator.
@@ -106,6 +96,24 @@ enum Emulator {
         why: String,
     },
     Bochs,
+}
+
+/// As many CPUs as the guests' vCPUs can use at once and this host has. Bochs executes all of them in one thread, where more
+/// than one make nothing faster. QEMU's translator gets one more than several, the first, which runs no guest: it loses what
+/// the first CPU knows of a guest now and then when another restores the FPU (docs/testing.md, "What QEMU gets wrong").
+fn default_cpus(config: &mut Loaded, emulator: &Emulator) -> u32 {
+    let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    let cpus = config.vcpus().clamp(1, host);
+    match emulator {
+        Emulator::Bochs => 1,
+        Emulator::Qemu { accelerator: Accelerator::Tcg, .. } if cpus > 1 && config.leave_first_cpu(cpus) => {
+            eprintln!(
+                "  CPUs: {cpus} for the guests, and QEMU's first one, which it gets wrong, without any"
+            );
+            cpus + 1
+        }
+        Emulator::Qemu { .. } => cpus,
+    }
 }
 
 /// The accelerator for what the arguments ask.
@@ -204,6 +212,10 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
             eprintln!("  {}", bochs::hurry_remark(&hurried));
         }
     }
+    let cpus = match args.machine.cpus {
+        Some(cpus) => cpus,
+        None => default_cpus(&mut config, &emulator),
+    };
     let blob = config.blob(&images)?;
     if let Some(size) = machine_memory {
         check_memory(size, &config, images.caisson_end()?, blob.len() as u64)?;
@@ -213,7 +225,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let iso = images.iso(&blob, &cmdline, iso_path(workspace, &run)?)?;
 
     let size = Extent {
-        cpus: args.machine.cpus.unwrap_or_else(|| default_cpus(config.vcpus(), kind)),
+        cpus,
         memory_mib: match machine_memory {
             Some(size) => size.mib(),
             None => machine_memory_mib(config.memory(), blob.len() as u64),
