@@ -22,6 +22,8 @@ pub const CAISSON: &str = "caisson";
 pub const PROBES: &str = "caisson-probes";
 /// The package of the program that reads the time-stamp counter in a Linux guest.
 pub const STAMP: &str = "caisson-guest-stamp";
+/// The package of the daemon that serves devices in the driver domain.
+pub const BACKEND: &str = "caisson-backend";
 /// The package of the whole-machine tests.
 pub const MACHINE_TESTS: &str = "caisson-tests";
 
@@ -59,13 +61,25 @@ impl Profile {
 /// # Errors
 /// What the compiler says, or that the target cannot be had.
 pub fn build_bare_metal(workspace: &Workspace, package: &str, profile: Profile) -> Result<Vec<PathBuf>> {
-    tools::ensure_rust_target()?;
+    build(workspace, package, profile, tools::TARGET)
+}
+
+/// Builds the programs of a package that runs inside the driver domain; gives their paths.
+///
+/// # Errors
+/// What the compiler says, or that the target cannot be had.
+pub fn build_for_driver(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
+    build(workspace, package, Profile::Release, tools::DRIVER_TARGET)
+}
+
+fn build(workspace: &Workspace, package: &str, profile: Profile, target: &str) -> Result<Vec<PathBuf>> {
+    tools::ensure_rust_target(target)?;
     let step = Step::start(&match profile {
         Profile::Release => format!("build {package}"),
         Profile::Checked => format!("build {package}, {}", profile.name()),
     });
     let mut build = command(workspace);
-    build.args(["build", "--profile", profile.name(), "--target", tools::TARGET, "--package", package]);
+    build.args(["build", "--profile", profile.name(), "--target", target, "--package", package]);
     build.arg("--message-format=json-render-diagnostics");
     // Flags for the host's programs would take the place of those that the bare-metal target is configured with.
     for flags in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {

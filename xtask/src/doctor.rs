@@ -46,7 +46,7 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
         }
     }
     row("rust", &first_line("rustc", &["--version"]));
-    let target = tools::has_rust_target();
+    let target = tools::has_rust_target(tools::TARGET);
     let rustup = process::on_path("rustup");
     row(tools::TARGET, if target { "there" } else { "MISSING: what Caisson is built for" });
 

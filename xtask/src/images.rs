@@ -10,6 +10,7 @@ use caisson_config::{Blob, LoaderKind, source::ConfigText};
 
 use crate::{
     cargo::{self, Profile},
+    driver,
     error::{Context, Error, Result},
     initrd,
     iso::{Iso, Script},
@@ -53,8 +54,8 @@ impl Images {
         named(&executables, cargo::CAISSON)
     }
 
-    /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@initrd-stamp` (for the
-    /// boot benchmark), `@memtest` or `@probe/NAME`.
+    /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@driver-linux`,
+    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or `@initrd-stamp` (for the boot benchmark).
     ///
     /// # Errors
     /// When there is no such name, or its file cannot be fetched or built.
@@ -62,6 +63,8 @@ impl Images {
         match name {
             "@linux" => packages::linux(&self.workspace),
             "@initrd" => initrd::linux(&self.workspace, None),
+            "@driver-linux" => packages::driver_linux(&self.workspace),
+            "@driver-initrd" => driver::initrd(&self.workspace),
             "@initrd-stamp" => {
                 let built = cargo::build_bare_metal(&self.workspace, cargo::STAMP, Profile::Release)?;
                 let stamp = named(&built, "stamp")?;
@@ -194,16 +197,22 @@ pub fn references(config: &ConfigText) -> impl Iterator<Item = &str> {
     })
 }
 
+/// The names that [`Images::provide`] knows, without those of probes.
+const KNOWN: [&str; 6] =
+    ["@linux", "@initrd", "@driver-linux", "@driver-initrd", "@memtest", "@initrd-stamp"];
+
 /// Whether `name` is one that [`Images::provide`] knows, as far as that can be told without building anything.
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    matches!(name, "@linux" | "@initrd" | "@initrd-stamp" | "@memtest") || name.starts_with("@probe/")
+    KNOWN.contains(&name) || name.starts_with("@probe/")
 }
 
 /// What to say of a name that is not known.
 #[must_use]
 pub fn unknown_name(name: &str) -> String {
-    format!("{name} is not provided; there are @linux, @initrd, @memtest and @probe/NAME")
+    let known = KNOWN.iter().filter(|known| **known != "@initrd-stamp");
+    let known: Vec<_> = known.copied().collect();
+    format!("{name} is not provided; there are {} and @probe/NAME", known.join(", "))
 }
 
 fn named(executables: &[PathBuf], name: &str) -> Result<PathBuf> {

@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     error::{Context, Error, Result},
+    modules,
     paths::Workspace,
     process,
     progress::Step,
@@ -19,6 +20,9 @@ use crate::{
 /// Ubuntu's `linux-image-kvm`, which since 24.04 is another name for `linux-image-virtual`, is not asked for.
 const KERNEL_METAPACKAGES: &[&str] =
     &["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic", "linux-image-amd64"];
+
+/// The same for real machines: the driver domain's.
+const DRIVER_METAPACKAGES: &[&str] = &["linux-image-amd64", "linux-image-generic"];
 
 /// Images of memtest86+ that Caisson can load, the best first: version 6 and on as a 64-bit bzImage (Debian 12, Ubuntu
 /// 24.04), version 5 as a multiboot1 kernel (Ubuntu 20.04 and 22.04; its `.bin` is for real mode, its `.elf` has no entry
@@ -40,36 +44,43 @@ pub fn linux(workspace: &Workspace) -> Result<PathBuf> {
     only_file(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
 }
 
-/// Modules of that kernel by their names (`virtio_mmio.ko`), in this order: those that its package has, uncompressed. Some
-/// distributions have them built in, or in another package.
+/// The distribution's Linux kernel with drivers for real machines, as a bzImage.
 ///
 /// # Errors
-/// When the package cannot be fetched or a file cannot be read.
-pub fn modules(workspace: &Workspace, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
-    let kernel = linux(workspace)?;
-    let root = kernel.parent().and_then(Path::parent).unwrap_or(&kernel);
-    let mut found = Vec::new();
-    for name in names {
-        let path = ["lib/modules", "usr/lib/modules"].iter().find_map(|lib| find(&root.join(lib), name));
-        if let Some(path) = path {
-            found.push(((*name).to_owned(), fs::read(&path).cannot(|| format!("read {}", path.display()))?));
-        }
-    }
-    Ok(found)
+/// When the package cannot be fetched or holds no kernel.
+pub fn driver_linux(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = cached(workspace, "linux-driver", "fetch the driver domain's Linux kernel", || {
+        kernel_of(DRIVER_METAPACKAGES, control)
+            .ok_or_else(|| format!("no kernel package among {}", DRIVER_METAPACKAGES.join(", ")))
+    })?;
+    only_file(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
 }
 
-/// A file by its name, in a directory or below it.
-fn find(directory: &Path, name: &str) -> Option<PathBuf> {
-    let mut below = Vec::new();
-    for entry in fs::read_dir(directory).ok()?.filter_map(std::result::Result::ok) {
-        // A symbolic link is neither: `build` leads out of the package.
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => below.push(entry.path()),
-            Ok(kind) if kind.is_file() && entry.file_name() == name => return Some(entry.path()),
-            _ => {}
+/// The modules of a kernel that [`linux`] or [`driver_linux`] gave. Some distributions have them in packages of their own.
+///
+/// # Errors
+/// When those cannot be fetched.
+pub fn modules(workspace: &Workspace, kernel: &Path) -> Result<modules::Tree> {
+    let name = kernel.file_name().unwrap_or_default().to_string_lossy();
+    let release = name.strip_prefix("vmlinuz-").unwrap_or(&name);
+    let root = kernel.parent().and_then(Path::parent).unwrap_or(kernel);
+    let mut packages = vec![root.to_owned()];
+    if !["lib/modules", "usr/lib/modules"].iter().any(|lib| root.join(lib).join(release).is_dir()) {
+        for prefix in ["linux-modules", "linux-modules-extra"] {
+            let package = format!("{prefix}-{release}");
+            if first_known(workspace, std::slice::from_ref(&package)).is_some() {
+                packages.push(cached(workspace, &package, "fetch kernel modules", || Ok(package.clone()))?);
+            }
         }
     }
-    below.iter().find_map(|directory| find(directory, name))
+    Ok(modules::Tree::new(release, &packages))
+}
+
+/// The first of `packages` that is here already, or that the package lists know.
+#[must_use]
+pub fn first_known(workspace: &Workspace, packages: &[String]) -> Option<String> {
+    let here = |package: &&String| workspace.dir("packages").is_ok_and(|dir| dir.join(package).is_dir());
+    packages.iter().find(here).or_else(|| packages.iter().find(|package| control(package).is_some())).cloned()
 }
 
 /// A statically linked busybox.
@@ -99,7 +110,10 @@ pub fn memtest(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 /// The unpacked package's directory; `resolve` names the package to fetch when it is not there yet.
-fn cached(
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn cached(
     workspace: &Workspace,
     name: &str,
     what: &str,
@@ -224,14 +238,6 @@ fn last_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_is_found_wherever_it_is() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
-        assert_eq!(find(source, "packages.rs"), Some(source.join("src/packages.rs")));
-        assert_eq!(find(source, "src"), None, "no file");
-        assert_eq!(find(&source.join("none"), "packages.rs"), None);
-    }
 
     #[test]
     fn debians_kernel_is_found_behind_its_metapackage() {

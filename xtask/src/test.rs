@@ -112,7 +112,7 @@ fn lints(workspace: &Workspace, packages: &[Package], report: &mut Report) -> Re
     let hypervisor: Vec<_> =
         packages.iter().filter(|package| package.bare_metal || package.hypervisor).collect();
     if !hypervisor.is_empty() {
-        tools::ensure_rust_target()?;
+        tools::ensure_rust_target(tools::TARGET)?;
         let mut clippy = cargo::command(workspace);
         clippy.args(["clippy", "--quiet", "--keep-going", "--target", tools::TARGET]);
         clippy.args(hypervisor.iter().flat_map(|package| ["--package", &package.name]));

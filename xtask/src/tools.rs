@@ -97,6 +97,13 @@ pub fn for_bochs() -> impl Iterator<Item = &'static Tool> {
     IMAGE.iter().chain(BOCHS)
 }
 
+/// What unpacks kernel modules, where the distribution packs them.
+pub static DECOMPRESSORS: &[Tool] = &[
+    program("zstd", "zstd", "unpacks kernel modules"),
+    program("xz-utils", "xz", "unpacks kernel modules"),
+    program("gzip", "gzip", "unpacks kernel modules"),
+];
+
 /// How this process may install packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
@@ -204,33 +211,36 @@ pub fn ensure<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<()> {
 /// The bare-metal target that Caisson is built for.
 pub const TARGET: &str = "x86_64-unknown-none";
 
-/// Whether the toolchain has [`TARGET`]'s core library.
+/// The target of programs that run inside the driver domain: statically linked.
+pub const DRIVER_TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Whether the toolchain has a target's core library.
 #[must_use]
-pub fn has_rust_target() -> bool {
+pub fn has_rust_target(target: &str) -> bool {
     let mut command = Command::new("rustc");
-    command.args(["--print", "target-libdir", "--target", TARGET]);
+    command.args(["--print", "target-libdir", "--target", target]);
     process::capture(&mut command, None)
         .is_ok_and(|ran| ran.success && Path::new(String::from_utf8_lossy(&ran.stdout).trim()).is_dir())
 }
 
-/// Adds [`TARGET`] to the toolchain when it is missing.
+/// Adds a target to the toolchain when it is missing.
 ///
 /// # Errors
 /// [`Error::Missing`] without rustup, or what rustup says.
-pub fn ensure_rust_target() -> Result<()> {
-    if has_rust_target() {
+pub fn ensure_rust_target(target: &str) -> Result<()> {
+    if has_rust_target(target) {
         return Ok(());
     }
-    let add = format!("rustup target add {TARGET}");
+    let add = format!("rustup target add {target}");
     if !process::on_path("rustup") {
         return Err(Error::Missing {
-            what: format!("the Rust toolchain lacks the target {TARGET}, and rustup is not here to add it"),
+            what: format!("the Rust toolchain lacks the target {target}, and rustup is not here to add it"),
             command: add,
         });
     }
-    let step = Step::start(&format!("add the Rust target {TARGET}"));
+    let step = Step::start(&format!("add the Rust target {target}"));
     process::run(
-        Command::new("rustup").args(["target", "add", TARGET]),
+        Command::new("rustup").args(["target", "add", target]),
         "adding the Rust target",
         Some(&step),
     )?;
