@@ -126,7 +126,7 @@ impl<F: Format> Stage2<F> {
                     }
                 } else if let Some(child) = Self::split(memory, pool, entry, level) {
                     self.apply(memory, pool, child, level - 1, slot.start, range, change);
-                    memory.write(table, slot.index, F::table(child));
+                    memory.write(table, slot.index, F::table(child, level - 1));
                 }
                 continue;
             }

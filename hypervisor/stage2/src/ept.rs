@@ -38,7 +38,7 @@ impl Format for Ept {
         entry & (READ | WRITE | EXECUTE) != 0
     }
 
-    fn table(child: Hpa) -> u64 {
+    fn table(child: Hpa, _level: u8) -> u64 {
         child.as_u64() & Self::ADDRESS | READ | WRITE | EXECUTE | Self::ACCESSED
     }
 
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn entries_are_as_the_manual_draws_them() {
         let page = Hpa::new(0x1_2340_0000);
-        assert_eq!(Ept::table(page), 0x1_2340_0107);
+        assert_eq!(Ept::table(page, 1), 0x1_2340_0107);
         assert_eq!(Ept::leaf(page, true, Permissions::ALL, MemoryType::WriteBack), 0x1_2340_03b7);
         assert_eq!(Ept::leaf(page, false, Permissions::READ_EXECUTE, MemoryType::WriteBack), 0x1_2340_0335);
         assert_eq!(Ept::leaf(page, false, Permissions::READ_WRITE, MemoryType::Uncacheable), 0x1_2340_0303);

@@ -40,24 +40,24 @@ pub enum MemoryType {
 
 /// A table format: what the bits of an entry mean.
 ///
-/// Both formats put addresses into bits 51:12, mark a leaf above the last level by bit 7
-/// ([`LARGE`](Self::LARGE)), and take an entry of 0 for absent.
+/// All formats put addresses into bits 51:12, mark a leaf above the last level by bit 7
+/// ([`LARGE`](Self::LARGE)), and take an entry with its low 12 bits clear for absent.
 pub trait Format {
     /// A leaf of 2 MiB or 1 GiB has this bit, and a pointer to a table has not. At the last level it may mean
     /// something else.
     const LARGE: u64 = 1 << 7;
     /// Where an entry's address is.
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    /// The processor sets this bit in the entries that it walks.
+    /// The processor sets this bit in the entries that it walks. None where it leaves no such trace.
     const ACCESSED: u64;
-    /// The processor sets this bit in the leaf through which it writes.
+    /// The processor sets this bit in the leaf through which it writes. None where it leaves no such trace.
     const DIRTY: u64;
 
     /// Whether the entry is a leaf or points to a table.
     fn is_present(entry: u64) -> bool;
 
-    /// An entry that points to the table at `child` and restricts nothing.
-    fn table(child: Hpa) -> u64;
+    /// An entry that points to the table at `child`, which is one of `level` (1 is the last), and restricts nothing.
+    fn table(child: Hpa, level: u8) -> u64;
 
     /// A leaf for the page at `page`, with the accessed and dirty bits set. `large` for 2 MiB and 1 GiB.
     fn leaf(page: Hpa, large: bool, permissions: Permissions, memory_type: MemoryType) -> u64;
@@ -71,7 +71,7 @@ pub trait Format {
     /// A leaf's memory type. `large` for 2 MiB and 1 GiB.
     fn memory_type(leaf: u64, large: bool) -> MemoryType;
 
-    /// What the virtual-machine control block takes as the root of the tables: nCR3 or EPTP. `levels` is 4 or
-    /// 5; `accessed_dirty` has the processor maintain those bits where that is an option.
+    /// What takes the root of the tables has it in this form: nCR3, the EPTP, the part of a device's entry in an IOMMU's
+    /// table. `levels` is 3 to 5; `accessed_dirty` has the processor maintain those bits where that is an option.
     fn root_pointer(root: Hpa, levels: u8, accessed_dirty: bool) -> u64;
 }

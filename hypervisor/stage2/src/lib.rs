@@ -1,8 +1,9 @@
-//! Stage-2 page tables: what a guest takes for physical memory, mapped to the machine's.
+//! Stage-2 page tables: what a guest takes for physical memory, mapped to the machine's; for its CPUs, and for its
+//! devices.
 //!
-//! One engine, [`Stage2`], over two formats: [`Npt`] (AMD APM vol. 2, 15.25 "Nested Paging") and [`Ept`]
-//! (Intel SDM vol. 3, 29.3 "The Extended Page Table Mechanism"). Both are trees of 4 KiB tables with 512
-//! entries of 8 bytes, 4 or 5 levels deep; the format says what the entries' bits mean. Table pages are
+//! One engine, [`Stage2`], over four formats: [`Npt`] (AMD APM vol. 2, 15.25 "Nested Paging") and [`Ept`]
+//! (Intel SDM vol. 3, 29.3 "The Extended Page Table Mechanism") for CPUs, [`AmdVi`] and [`Vtd`] for IOMMUs. All are
+//! trees of 4 KiB tables with 512 entries of 8 bytes, 3 to 5 levels deep; the format says what the entries' bits mean. Table pages are
 //! reached through [`TableMemory`], so that the engine is pure and can be tested against a memory that
 //! remembers every write.
 //!
@@ -35,6 +36,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod amdvi;
 mod cut;
 mod ept;
 mod error;
@@ -45,6 +47,7 @@ mod npt;
 mod resize;
 mod stage2;
 mod table;
+mod vtd;
 mod writes;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -55,6 +58,7 @@ mod tests;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use model::drive;
 
+pub use amdvi::AmdVi;
 pub use ept::Ept;
 pub use error::Error;
 pub use format::{Format, MemoryType, Permissions};
@@ -62,4 +66,5 @@ pub use harvest::Trace;
 pub use npt::Npt;
 pub use stage2::{Config, Flush, Levels, Stage2, Translation};
 pub use table::{ENTRIES, TableMemory};
+pub use vtd::Vtd;
 pub use writes::{CHUNK_BYTES, Marks, WriteLog};

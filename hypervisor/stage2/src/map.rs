@@ -124,7 +124,7 @@ impl<F: Format> Stage2<F> {
                 self.fill(memory, pool, Self::child(entry), level - 1, slot.start, mapping);
             } else if let Some(child) = pool.pop(memory) {
                 self.fill(memory, pool, child, level - 1, slot.start, mapping);
-                memory.write(table, slot.index, F::table(child));
+                memory.write(table, slot.index, F::table(child, level - 1));
             }
         }
     }

@@ -9,8 +9,8 @@ use core::cell::Cell;
 use caisson_types::{Gpa, Hpa, PAGE_SIZE, PageSize};
 
 use crate::{
-    Config, ENTRIES, Ept, Error, Flush, Format, Levels, MemoryType, Npt, Permissions, Stage2, TableMemory,
-    Trace,
+    AmdVi, Config, ENTRIES, Ept, Error, Flush, Format, Levels, MemoryType, Npt, Permissions, Stage2,
+    TableMemory, Trace, Vtd,
 };
 
 /// One write to a table.
@@ -177,6 +177,21 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// The same for a device, which does not execute and whose accesses have their own memory type.
+    pub(crate) fn by_device(self) -> Self {
+        let no_execute = |permissions| Permissions { execute: false, ..permissions };
+        match self {
+            Self::Map { gpa, hpa, pages, permissions, .. } => {
+                let permissions = no_execute(permissions);
+                Self::Map { gpa, hpa, pages, permissions, memory_type: MemoryType::WriteBack }
+            }
+            Self::Protect { gpa, pages, permissions } => {
+                Self::Protect { gpa, pages, permissions: no_execute(permissions) }
+            }
+            other => other,
+        }
+    }
+
     /// The range in bytes: first address and length.
     fn range(self) -> (u64, u64) {
         match self {
@@ -435,11 +450,11 @@ impl Bytes<'_> {
     }
 }
 
-fn drive_format<F: Format>(config: Config, left: usize, mut data: Bytes) {
+fn drive_format<F: Format>(config: Config, left: usize, mut data: Bytes, as_for: fn(Op) -> Op) {
     let mut checked = Checked::<F>::new(config, left);
     for _ in 0..64 {
         let Some(op) = data.op() else { break };
-        let _ = checked.step(op);
+        let _ = checked.step(as_for(op));
     }
     checked.finish();
 }
@@ -453,14 +468,19 @@ pub fn drive(data: &[u8]) {
     let mut data = Bytes(data.iter());
     let Some(shape) = data.byte() else { return };
     let config = Config {
-        levels: if shape & 1 == 0 { Levels::Four } else { Levels::Five },
+        levels: match shape & 0x41 {
+            0 => Levels::Four,
+            1 => Levels::Five,
+            _ => Levels::Three,
+        },
         largest_leaf: if shape & 2 == 0 { PageSize::Size1G } else { PageSize::Size2M },
         address_bits: if shape & 4 == 0 { 48 } else { 32 },
     };
     let left = if shape & 8 == 0 { 64 } else { (shape >> 4) as usize };
-    if shape & 16 == 0 {
-        drive_format::<Npt>(config, left, data);
-    } else {
-        drive_format::<Ept>(config, left, data);
+    match shape >> 4 & 3 {
+        0 => drive_format::<Npt>(config, left, data, |op| op),
+        1 => drive_format::<Ept>(config, left, data, |op| op),
+        2 => drive_format::<Vtd>(config, left, data, Op::by_device),
+        _ => drive_format::<AmdVi>(config, left, data, Op::by_device),
     }
 }

@@ -39,7 +39,7 @@ impl Format for Npt {
         entry & PRESENT != 0
     }
 
-    fn table(child: Hpa) -> u64 {
+    fn table(child: Hpa, _level: u8) -> u64 {
         child.as_u64() & Self::ADDRESS | PRESENT | WRITE | USER | Self::ACCESSED
     }
 
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn entries_are_as_the_manual_draws_them() {
         let page = Hpa::new(0x1_2340_0000);
-        assert_eq!(Npt::table(page), 0x1_2340_0027);
+        assert_eq!(Npt::table(page, 1), 0x1_2340_0027);
         assert_eq!(Npt::leaf(page, true, Permissions::ALL, MemoryType::WriteBack), 0x1_2340_00e7);
         assert_eq!(Npt::leaf(page, false, Permissions::READ_EXECUTE, MemoryType::WriteBack), 0x1_2340_0065);
         assert_eq!(

@@ -67,7 +67,7 @@ impl<F: Format> Stage2<F> {
                 Self::make_small(memory, pool, Self::child(entry), level - 1, slot.start, range);
             } else if let Some(child) = Self::split(memory, pool, entry, level) {
                 Self::make_small(memory, pool, child, level - 1, slot.start, range);
-                memory.write(table, slot.index, F::table(child));
+                memory.write(table, slot.index, F::table(child, level - 1));
             }
         }
     }

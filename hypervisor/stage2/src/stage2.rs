@@ -14,10 +14,12 @@ pub(crate) const LEVEL_BITS: u32 = 9;
 /// One past the last host-physical address that an entry can hold.
 const HOST_END: u64 = 1 << 52;
 
-/// How deep the tables are. For EPT the EPTP says so; NPT is walked in the host's own paging mode (AMD APM
+/// How deep the tables are. An IOMMU's unit says what it walks. For EPT the EPTP says so; NPT is walked in the host's own paging mode (AMD APM
 /// vol. 2, 15.25.3), so that it has five levels just where the host's CR4.LA57 is set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Levels {
+    /// 39 bits of guest-physical address: for IOMMUs alone.
+    Three,
     /// 48 bits of guest-physical address.
     Four,
     /// 57 bits of guest-physical address.
@@ -29,6 +31,7 @@ impl Levels {
     #[must_use]
     pub const fn count(self) -> u8 {
         match self {
+            Self::Three => 3,
             Self::Four => 4,
             Self::Five => 5,
         }
@@ -207,7 +210,7 @@ impl<F: Format> Stage2<F> {
 
     /// What the control block takes as root: nCR3 for [`Npt`](crate::Npt), the EPTP for [`Ept`](crate::Ept),
     /// with accessed and dirty bits enabled if `accessed_dirty` (the processor must have them; NPT always
-    /// does).
+    /// does). For an IOMMU, its part of a device's entry.
     #[must_use]
     pub fn root_pointer(&self, accessed_dirty: bool) -> u64 {
         F::root_pointer(self.root, self.levels, accessed_dirty)
@@ -235,8 +238,10 @@ impl<F: Format> Stage2<F> {
             table = Self::child(Self::walk::<48, M>(memory, table, gpa)?);
         }
         // Leaves are put at level 3 at most.
-        let entry = Self::walk::<39, M>(memory, table, gpa)?;
-        let entry = Self::walk::<30, M>(memory, Self::child(entry), gpa)?;
+        if self.levels > 3 {
+            table = Self::child(Self::walk::<39, M>(memory, table, gpa)?);
+        }
+        let entry = Self::walk::<30, M>(memory, table, gpa)?;
         if entry & F::LARGE != 0 {
             return Some(Self::leaf(entry, gpa, PageSize::Size1G));
         }

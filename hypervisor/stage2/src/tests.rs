@@ -1,4 +1,4 @@
-//! The engine in both formats: by example, and by random operations against the model.
+//! The engine in its formats: by example, and by random operations against the model.
 
 use alloc::vec::Vec;
 
@@ -303,6 +303,31 @@ both! {
             }
         }
     }
+}
+
+/// What differs for devices: three levels, and entries without types.
+fn a_device_has_three_levels<F: Format>() {
+    let config = Config { levels: Levels::Three, largest_leaf: PageSize::Size1G, address_bits: 48 };
+    let mut space = Checked::<F>::new(config, 100);
+    assert_eq!(space.space.address_bits(), 39);
+    let ram = Op::Map { gpa: 511, hpa: 511, pages: 1 << 20, permissions: RAM.0, memory_type: RAM.1 };
+    assert_eq!(space.step(ram.by_device()), Ok(Flush::None));
+    let beyond = Op::Map { gpa: (1 << 27) - 1, hpa: 0, pages: 2, permissions: RAM.0, memory_type: RAM.1 };
+    assert_eq!(space.step(beyond.by_device()), Err(Error::BeyondWidth));
+    for (pages, permissions) in [(1, Permissions::READ), (5000, Permissions::READ_WRITE)] {
+        assert!(space.step(Op::Protect { gpa: 600_000, pages, permissions }).is_ok());
+    }
+    assert!(space.step(Op::Unmap { gpa: 600, pages: 300_000 }).is_ok());
+    assert!(space.step(Op::Flushed).is_ok());
+    let whole = space.space.translate(&space.memory, Gpa::new(2 * GIB)).map(|found| found.size);
+    assert_eq!(whole, Some(PageSize::Size2M), "the leaf was split");
+    space.finish();
+}
+
+#[test]
+fn devices_have_three_levels() {
+    a_device_has_three_levels::<Vtd>();
+    a_device_has_three_levels::<AmdVi>();
 }
 
 #[test]
