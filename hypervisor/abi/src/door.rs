@@ -17,6 +17,7 @@
 //! | 0x28 | 4 | write | sends an event from this port |
 //! | 0x2c | 4 | write | tells the guest of this channel that buffers have been used |
 //! | 0x30 | 4 | both | bit 0: the interrupt is asserted; any write ends that. To be done before the shared page is looked at |
+//! | 0x34 | 4 | both | the pin of the I/O APIC (16 to 23) that the interrupt leads to, as the domain's kernel knows it from ACPI; 0xff for none |
 //!
 //! Registers of 8 bytes may be accessed as two of 4; a write takes effect with its high half. Other accesses read 0 and
 //! write nothing. A call that fails by the two registers without an answer is as if it had not been made.
@@ -24,12 +25,12 @@
 /// What the first register reads: `CAIS`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"CAIS");
 /// Pages of the area.
-pub const AREA_PAGES: u32 = 8;
+pub const AREA_PAGES: u32 = 512;
 /// The area's page for events ([`events`](crate::events)).
 pub const EVENTS_PAGE: u32 = 0;
 /// The area's page for lists of calls, by convention.
 pub const LIST_PAGE: u32 = 1;
-/// The first of the area's pages for what calls read and write, by convention.
+/// The first of the area's pages for what calls read and write, by convention. All of the area is the program's.
 pub const DATA_PAGE: u32 = 2;
 
 /// The registers' offsets.
@@ -54,6 +55,8 @@ pub mod register {
     pub const INTERRUPT: u16 = 0x2c;
     /// Whether the interrupt is asserted.
     pub const STATUS: u16 = 0x30;
+    /// Where the interrupt leads to.
+    pub const PIN: u16 = 0x34;
 }
 
 /// The bits of [`register::CALLS`] that are the number of entries.

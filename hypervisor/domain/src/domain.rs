@@ -1,8 +1,10 @@
 //! What a domain's vCPUs share.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use caisson_abi::{CallError, CallResult, Operation, Privileges};
 use caisson_devices::Chipset;
 use caisson_emulate::PagingFeatures;
 use caisson_hwvirt::ExitClass;
@@ -10,9 +12,10 @@ use caisson_irqchip::{ApicMap, InterruptMessage, Mailbox, Routing, TriggerMode, 
 use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_pci::{Bus, Hardware, LineMode};
 use caisson_policy::{CpuidTable, MsrSetup};
-use caisson_types::{DomainId, Instant};
+use caisson_types::{DomainId, Gpa, Instant};
 
 use crate::clock::DomainClock;
+use crate::door::Door;
 use crate::virtio::{VirtioDevice, VirtioDevices};
 
 /// The virtual local APIC's timer clock, in kHz: a tick is a nanosecond.
@@ -31,6 +34,8 @@ pub(crate) mod work {
     pub(crate) const KICK: u16 = 1 << 2;
     /// Whether the vCPUs' TSCs are equal has changed, which the KVM clock's page tells.
     pub(crate) const CLOCK: u16 = 1 << 3;
+    /// A backend has done what a vCPU may wait for.
+    pub(crate) const CHANNEL: u16 = 1 << 4;
 }
 
 /// What a domain needs of the machine while its vCPUs run.
@@ -44,6 +49,22 @@ pub trait Host {
     /// Fills `bytes` from their start with random ones, as many as the machine has at once; answers how many that is. Never
     /// asked for more than 64.
     fn random(&mut self, bytes: &mut [u8]) -> usize;
+    /// Does what the domain asks for by a hypercall, which it is permitted to.
+    ///
+    /// # Errors
+    /// What is then its answer.
+    fn call(&mut self, operation: Operation) -> CallResult {
+        let _ = operation;
+        Err(CallError::NoSuchCall)
+    }
+    /// The guest has notified these queues, a bit each, of the device `slot` that another domain serves.
+    fn notify_backend(&mut self, slot: usize, queues: u64) {
+        let _ = (slot, queues);
+    }
+    /// The state of the device `slot` that another domain serves has changed.
+    fn tell_backend(&mut self, slot: usize) {
+        let _ = slot;
+    }
     /// The real functions that the domain owns, where it owns any.
     fn hardware(&mut self) -> Option<&mut dyn Hardware> {
         None
@@ -91,7 +112,11 @@ pub struct DomainSetup<M> {
     /// Host supports 1 GiB pages, which the guest's own tables may use as well.
     pub gigabyte_pages: bool,
     /// Its virtio devices, at most [`caisson_firmware::MAX_VIRTIO`], in the order of the firmware's description.
-    pub virtio: &'static [VirtioDevice],
+    pub virtio: Vec<VirtioDevice>,
+    /// What it may ask for beyond running.
+    pub privileges: Privileges,
+    /// Where the pages of its door are: only for a domain that owns functions, Caisson's own among them.
+    pub door: Option<Gpa>,
 }
 
 /// What a domain's vCPUs share.
@@ -118,6 +143,8 @@ pub struct Domain<M> {
     tscs_equal: AtomicBool,
     pub(crate) apics: ApicMap,
     pub(crate) virtio: VirtioDevices,
+    pub(crate) privileges: Privileges,
+    pub(crate) door: Option<Door>,
     mailboxes: Box<[Mailbox]>,
 }
 
@@ -146,6 +173,8 @@ impl<M> Domain<M> {
             tscs_equal: AtomicBool::new(true),
             apics: ApicMap::new(setup.vcpus),
             virtio: VirtioDevices::new(setup.virtio),
+            privileges: setup.privileges,
+            door: setup.door.map(Door::new),
             mailboxes: (0..setup.vcpus).map(|_| Mailbox::new()).collect(),
         }
     }

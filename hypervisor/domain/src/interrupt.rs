@@ -60,6 +60,13 @@ impl<V: Vcpu> VirtualCpu<V> {
             self.attention = true;
             return Readiness::Blocked;
         }
+        if self.waits_for_backend {
+            if domain.virtio.is_waiting() {
+                self.attention = true;
+                return Readiness::Blocked;
+            }
+            self.waits_for_backend = false;
+        }
         self.attention = false;
         match self.interrupted.take() {
             Some(Event::Exception(exception)) => self.inject_exception(exception),

@@ -23,6 +23,7 @@ extern crate alloc;
 mod build;
 mod clock;
 mod domain;
+mod door;
 mod exit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
@@ -39,4 +40,4 @@ pub use build::{BuildError, Image, Module, load};
 pub use clock::{DomainClock, TscScale};
 pub use domain::{CPU_APIC_KHZ, Domain, DomainSetup, Host};
 pub use vcpu::{Ended, KillReason, Outcome, Readiness, RunState, VirtualCpu};
-pub use virtio::VirtioDevice;
+pub use virtio::{VirtioDevice, description};

@@ -188,6 +188,8 @@ pub struct VirtualCpu<V> {
     pub(crate) shown_preempted: bool,
     /// Another vCPU has ended this one's next HLT.
     pub(crate) kicked: bool,
+    /// It has written what a backend has to finish before it goes on.
+    pub(crate) waits_for_backend: bool,
     /// What the guest has added to its TSC.
     pub(crate) tsc_adjust: u64,
     /// An INIT reached the boot vCPU, whose reset vector is the machine's.
@@ -229,6 +231,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             stolen: 0,
             shown_preempted: false,
             kicked: false,
+            waits_for_backend: false,
             tsc_adjust: 0,
             reset_requested: false,
             look_again: Instant::NEVER,
@@ -355,6 +358,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         self.steal_time = None;
         self.shown_preempted = false;
         self.kicked = false;
+        self.waits_for_backend = false;
         self.run_state = RunState::WaitForSipi;
         domain.apics.update(self.index(), &self.apic.routing());
         self.place_apic();

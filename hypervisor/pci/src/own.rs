@@ -47,6 +47,12 @@ impl Own {
         self.asserted = asserted;
     }
 
+    /// Whether it wants it.
+    #[must_use]
+    pub const fn asserted(&self) -> bool {
+        self.asserted
+    }
+
     /// Whether its pin is asserted.
     #[must_use]
     pub fn pin(&self) -> bool {

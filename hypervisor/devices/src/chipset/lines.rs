@@ -23,9 +23,11 @@ pub(super) struct Interrupts {
     pub(super) pic: PicPair,
     pub(super) ioapic: IoApic,
     pub(super) outbox: Outbox,
-    /// The lines that are high, a bit each.
+    /// The lines that are high, a bit each: those that are driven or held.
     high: u32,
-    /// Those of them that a real device holds, and those whose service has ended since somebody asked.
+    /// Those that a virtual device drives.
+    driven: u32,
+    /// Those that a real device holds, and those whose service has ended since somebody asked.
     held: u32,
     ended: u32,
     pit_in_pic: bool,
@@ -39,6 +41,7 @@ impl Interrupts {
             ioapic: IoApic::new(ioapic_id),
             outbox: Outbox::new(),
             high: 0,
+            driven: 0,
             held: 0,
             ended: 0,
             pit_in_pic: false,
@@ -65,8 +68,17 @@ impl Interrupts {
     /// Drives a line; a level that it has already costs nothing.
     #[inline]
     pub(super) fn set(&mut self, line: u8, level: bool) {
-        if self.high >> (line & 31) & 1 != u32::from(level) {
-            self.change(line & 31, level);
+        if self.driven >> (line & 31) & 1 != u32::from(level) {
+            self.driven ^= 1 << (line & 31);
+            self.join(line & 31);
+        }
+    }
+
+    /// A line is high while anybody drives or holds it.
+    fn join(&mut self, line: u8) {
+        let level = (self.driven | self.held) >> line & 1;
+        if self.high >> line & 1 != level {
+            self.change(line, level != 0);
         }
     }
 
@@ -89,7 +101,7 @@ impl Interrupts {
     /// A real device has raised a line, which is masked there until [`Interrupts::take_ended`] tells of it.
     pub(super) fn hold(&mut self, line: u8) {
         self.held |= 1 << (line & 31);
-        self.set(line, true);
+        self.join(line & 31);
     }
 
     /// The lines of real devices whose service has ended: each is low here until the device raises it again.
@@ -106,7 +118,7 @@ impl Interrupts {
             if self.ioapic.is_served_by(usize::from(line), vector) {
                 self.held &= !(1 << line);
                 self.ended |= 1 << line;
-                self.set(line, false);
+                self.join(line);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Hypercalls: those of KVM's that stock Linux uses between vCPUs, and Caisson's own ([`caisson_abi`]).
 
-use caisson_abi::{answer, kvm};
+use caisson_abi::{Call, CallResult, Operation, answer, answer_of, decode, kvm};
 use caisson_emulate::Opcode;
 use caisson_hwvirt::Vcpu;
 use caisson_irqchip::{DeliveryMode, InterruptMessage};
@@ -30,12 +30,31 @@ impl<V: Vcpu> VirtualCpu<V> {
     #[inline]
     pub(super) fn hypercall<M: GuestMemory>(&mut self, domain: &Domain<M>, host: &mut impl Host) -> Outcome {
         let answer = match (self.hw.cpl(), self.hw.gpr(Gpr::Rax)) {
-            (0, caisson_abi::hypercall::VERSION) => caisson_abi::VERSION,
+            (0, number @ caisson_abi::hypercall::FIRST..) if self.is_long() => {
+                self.own_hypercall(domain, host, number)
+            }
             (0, number) => return self.kvm_hypercall(domain, host, number),
             _ => answer::NOT_PERMITTED,
         };
         self.hw.set_gpr(Gpr::Rax, answer);
         self.end_instruction(domain, Opcode::Hypercall, Outcome::Resume)
+    }
+
+    /// Whether it is in 64-bit mode.
+    fn is_long(&self) -> bool {
+        self.hw.efer() & Efer::LMA.bits() != 0 && self.hw.segment(SegmentRegister::Cs).attributes.long()
+    }
+
+    /// One of Caisson's own, which only 64-bit mode can number.
+    fn own_hypercall<M: GuestMemory>(
+        &mut self,
+        domain: &Domain<M>,
+        host: &mut impl Host,
+        number: u64,
+    ) -> u64 {
+        host.hypercall(number);
+        let arguments = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi].map(|register| self.hw.gpr(register));
+        answer_of(decode(number, arguments, domain.privileges).and_then(|call| domain.perform(host, call)))
     }
 
     #[inline(never)]
@@ -46,8 +65,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         number: u64,
     ) -> Outcome {
         host.hypercall(number);
-        let long =
-            self.hw.efer() & Efer::LMA.bits() != 0 && self.hw.segment(SegmentRegister::Cs).attributes.long();
+        let long = self.is_long();
         // Registers have garbage above 32 bits outside of 64-bit mode.
         let mask = if long { u64::MAX } else { u64::from(u32::MAX) };
         let values = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi].map(|register| self.hw.gpr(register) & mask);
@@ -74,6 +92,20 @@ impl<V: Vcpu> VirtualCpu<V> {
         };
         self.hw.set_gpr(Gpr::Rax, answer);
         self.end_instruction(domain, Opcode::Hypercall, outcome)
+    }
+}
+
+impl<M: GuestMemory> Domain<M> {
+    /// Makes a call that has been decoded, and so is permitted.
+    pub(crate) fn perform(&self, host: &mut impl Host, call: Call) -> CallResult {
+        let mut one = |operation| match operation {
+            Operation::Version => Ok(caisson_abi::VERSION),
+            other => host.call(other),
+        };
+        match call {
+            Call::One(operation) => one(operation),
+            Call::Batch(list) => list.read(&self.memory, self.privileges)?.perform(&self.memory, one),
+        }
     }
 }
 

@@ -72,7 +72,12 @@ impl<V: Vcpu> VirtualCpu<V> {
                 Some(value) => self.hw.set_gpr(Gpr::Rax, merge(rax, value.into(), io.size)),
                 None => return false,
             },
-            Direction::Out => return bus.write_port(hardware, io.port, io.size, rax as u32),
+            Direction::Out => {
+                let written = bus.write_port(hardware, io.port, io.size, rax as u32);
+                drop(bus);
+                domain.drive_door(host);
+                return written;
+            }
         }
         true
     }
@@ -154,6 +159,8 @@ impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
         if let (Some(mut bus), Some(hardware)) = (self.domain.functions(), self.host.hardware())
             && bus.write_port(hardware, port, size, value)
         {
+            drop(bus);
+            self.domain.drive_door(self.host);
             return true;
         }
         let mut chipset = self.domain.chipset();

@@ -10,7 +10,9 @@ use caisson_types::{Gpa, GuestMemory, Instant, PAGE_SIZE};
 use caisson_x86::Exception;
 
 use crate::domain::{BOOT_VCPU, Domain, Host};
+use crate::door::Writes;
 use crate::vcpu::{Ended, KillReason, Outcome, VirtualCpu};
+use crate::virtio::Touched;
 
 /// The most effects that one instruction leaves: an access that straddles registers is split into a few.
 const MAX_EFFECTS: usize = 4;
@@ -45,11 +47,12 @@ impl<V: Vcpu> VirtualCpu<V> {
             effects: &mut effects,
             used: 0,
             chipset_touched: false,
-            virtio_touched: 0,
+            virtio_touched: Touched::default(),
+            door_writes: Writes::new(),
             hardware: if domain.has_functions() { host.hardware() } else { None },
         };
         let done = step(&mut self.hw, &domain.memory, &mut bus, fault, &domain.paging);
-        let Devices { used, chipset_touched, virtio_touched, .. } = bus;
+        let Devices { used, chipset_touched, virtio_touched, door_writes, .. } = bus;
         self.notice_request();
         for effect in effects.iter().take(used) {
             self.apic_effect(domain, host, *effect);
@@ -63,9 +66,11 @@ impl<V: Vcpu> VirtualCpu<V> {
             drop(chipset);
             host.wake(wake);
         }
-        if virtio_touched != 0 {
-            domain.serve_virtio(host, virtio_touched);
+        if !virtio_touched.is_empty() && domain.serve_virtio(host, virtio_touched) {
+            self.waits_for_backend = true;
+            self.attention = true;
         }
+        domain.serve_door(host, &door_writes);
         match done {
             Ok(Done::Completed) => {
                 self.trap_if_stepping();
@@ -177,8 +182,10 @@ struct Devices<'a, M> {
     effects: &'a mut [Effect; MAX_EFFECTS],
     used: usize,
     chipset_touched: bool,
-    /// The virtio devices for which something is left to do, a bit each.
-    virtio_touched: u32,
+    /// What is left to do for virtio devices.
+    virtio_touched: Touched,
+    /// What was written to the door's registers.
+    door_writes: Writes,
     /// The real functions, where the domain owns any.
     hardware: Option<&'a mut dyn Hardware>,
 }
@@ -216,6 +223,9 @@ impl<M: GuestMemory> MmioBus for Devices<'_, M> {
         if let Some(value) = self.domain.virtio.read(gpa, size) {
             return value;
         }
+        if let Some(offset) = self.domain.door_register(gpa) {
+            return self.domain.read_door(offset, size);
+        }
         if let (Some(hardware), Some(mut bus)) = (self.hardware.as_deref_mut(), self.domain.functions()) {
             return bus.read_memory(hardware, gpa.as_u64(), size);
         }
@@ -229,12 +239,16 @@ impl<M: GuestMemory> MmioBus for Devices<'_, M> {
         } else if let Some(offset) = Self::ioapic_offset(gpa) {
             self.domain.chipset().ioapic_mmio_write(offset, value as u32, self.now);
             self.chipset_touched = true;
+        } else if let Some(offset) = self.domain.door_register(gpa) {
+            self.door_writes.push(offset, size, value);
         } else if let (Some(hardware), Some(mut bus)) =
             (self.hardware.as_deref_mut(), self.domain.functions())
         {
             bus.write_memory(hardware, gpa.as_u64(), size, value);
+            drop(bus);
+            self.door_writes.note();
         } else {
-            self.virtio_touched |= self.domain.virtio.write(gpa, size, value, &self.domain.memory);
+            self.virtio_touched.add(self.domain.virtio.write(gpa, size, value, &self.domain.memory));
         }
     }
 }

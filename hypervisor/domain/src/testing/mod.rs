@@ -135,7 +135,9 @@ impl<'a> Machine<'a> {
             vcpus,
             gigabyte_pages: true,
             // Two on one pin: the first and the ninth.
-            virtio: &[crate::VirtioDevice::Entropy; 9],
+            virtio: alloc::vec![crate::VirtioDevice::Entropy; 9],
+            privileges: caisson_abi::Privileges::empty(),
+            door: None,
         });
         let vcpus: Vec<_> = (0..vcpus)
             .map(|index| {

@@ -25,7 +25,7 @@ fn started(vcpus: usize, test: impl FnOnce(&mut Machine<'_>)) {
 }
 
 /// vCPU `index` in 64-bit mode.
-fn long(m: &mut Machine<'_>, index: usize) {
+pub(super) fn long(m: &mut Machine<'_>, index: usize) {
     let hw = &mut m.vcpus[index].hw;
     hw.set_efer((Efer::LME | Efer::LMA).bits());
     let code = Segment { selector: 8, attributes: Attributes::CODE64, limit: u32::MAX, base: 0 };

@@ -104,6 +104,8 @@ fn hypercalls() {
         m.hw().gpr(Gpr::Rax)
     };
     with(1, |m| {
+        assert_eq!(call(m, caisson_abi::hypercall::VERSION), -1000_i64 as u64, "from 32-bit mode");
+        super::hypercalls::long(m, 0);
         assert_eq!(call(m, caisson_abi::hypercall::VERSION), caisson_abi::VERSION);
         assert_eq!(call(m, 5), -1000_i64 as u64);
         assert_eq!(call(m, u64::MAX), -1000_i64 as u64);
@@ -112,7 +114,7 @@ fn hypercalls() {
             assert_eq!(call(m, caisson_abi::hypercall::VERSION), -1_i64 as u64);
         }
         assert_eq!(m.hw().injected, None);
-        assert_eq!(m.hw().rip(), CODE + 18);
+        assert_eq!(m.hw().rip(), CODE + 21);
     });
 }
 
