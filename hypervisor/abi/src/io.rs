@@ -72,6 +72,8 @@ pub mod record {
     pub const ATTACHED: u32 = 1 << 1;
     /// Its guest has ended, and waits for the caller to detach.
     pub const ENDED: u32 = 1 << 2;
+    /// Its guest has ended for good.
+    pub const GONE: u32 = 1 << 3;
 }
 
 /// A device, as its backend says it is (`caisson_virtio::Description`).

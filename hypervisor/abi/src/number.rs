@@ -292,7 +292,7 @@ impl Number {
             Self::ChannelList => &[NotPermitted, Invalid, Fault],
             Self::ChannelParameters => &[NotPermitted, Invalid, Fault, Refused],
             Self::ChannelDescribe => &[NotPermitted, Invalid, Fault, Refused, Busy],
-            Self::ChannelAttach => &[NotPermitted, Invalid, Refused, NoSuchDomain, NoMemory],
+            Self::ChannelAttach => &[NotPermitted, Invalid, Refused, NoSuchDomain, NoMemory, Busy],
             Self::ChannelDetach | Self::ChannelAcknowledge | Self::ChannelInterrupt | Self::ChannelFail => {
                 &[NotPermitted, Invalid, Refused, NotConnected]
             }

@@ -1,0 +1,329 @@
+//! Who serves a guest's devices, and what of the guest's memory is granted for that.
+//!
+//! A guest's device is served by a *backend*, another domain that its configuration names. The backend *describes* the device
+//! and, while the guest lives, *attaches* to it. With the first device of a guest that a backend attaches to, the guest's memory is
+//! *granted* to that backend's domain: mapped there. It stays so until it is *revoked*, which happens when no device of the guest
+//! is attached there any more.
+//!
+//! ```text
+//!               described                  started                    ended              let go
+//!   the guest:  ────────► all described ──────────► living ───────────────► ending ──────────────► absent
+//!                                                    │                        │
+//!   a grant:            attach: granted ◄────────────┘   last detach, or      │ may be let go when nothing is
+//!                             │                          the backend's end    │ attached and nothing granted
+//!                             ▼                                               │
+//!                          leaving ──► revoking ──► none ─────────────────────┘
+//! ```
+//!
+//! Invariants, of which the tests have a model:
+//! - Memory of a guest that is let go is granted to nobody.
+//! - A device is attached only while memory is granted to its backend, and while its guest has not been let go.
+//! - Only the backend that the configuration names describes, attaches to or detaches from a device.
+//! - A guest is started when all its devices are described, and not before.
+//!
+//! Nothing here maps or unmaps: the caller does, as it is told, under the lock that it keeps this state in; but a revocation, which
+//! takes other CPUs' time, without it ([`Served::begin_revocation`]).
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use caisson_abi::CallError;
+use caisson_abi::io::{ChannelDescription, record};
+use caisson_types::DomainId;
+
+/// A device that another domain serves.
+#[derive(Debug)]
+pub struct Device {
+    /// Its number among the guest's devices.
+    pub slot: u16,
+    /// The virtio device type.
+    pub kind: u32,
+    /// Who serves it.
+    pub backend: DomainId,
+    description: Option<Box<ChannelDescription>>,
+    attached: bool,
+}
+
+impl Device {
+    /// A device of the configuration's.
+    #[must_use]
+    pub const fn new(slot: u16, kind: u32, backend: DomainId) -> Self {
+        Self { slot, kind, backend, description: None, attached: false }
+    }
+
+    /// What its backend says that it is.
+    #[must_use]
+    pub fn description(&self) -> Option<&ChannelDescription> {
+        self.description.as_deref()
+    }
+}
+
+/// Where the guest is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Absent,
+    Living,
+    Ending,
+}
+
+/// What a grant is about to become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum GrantState {
+    /// The memory is mapped, and used.
+    Granted,
+    /// It is mapped, and not used any more.
+    Leaving,
+    /// It is being unmapped.
+    Revoking,
+}
+
+/// What became of a description.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Described {
+    /// The guest waits for more, or for somebody to start it.
+    Waiting,
+    /// It was the last one: the guest can be started.
+    Complete,
+    /// The guest lives: its configuration is the one that was described now, which may be new.
+    Living,
+}
+
+/// What an attachment needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Attached {
+    /// The memory is granted already.
+    Granted,
+    /// It is to be mapped; if that fails, [`Served::not_granted`].
+    Grant,
+}
+
+/// The devices of a guest that other domains serve.
+#[derive(Debug)]
+pub struct Served {
+    devices: Vec<Device>,
+    phase: Phase,
+    /// The number of this life, or the last one.
+    life: u32,
+    /// It does not come again.
+    gone: bool,
+    grants: Vec<(DomainId, GrantState)>,
+}
+
+impl Served {
+    /// Those of a guest that does not live yet.
+    #[must_use]
+    pub const fn new(devices: Vec<Device>) -> Self {
+        Self { devices, phase: Phase::Absent, life: 0, gone: false, grants: Vec::new() }
+    }
+
+    /// The devices, in the order of their slots.
+    #[must_use]
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// Whether the guest can be started.
+    #[must_use]
+    pub fn is_described(&self) -> bool {
+        self.devices.iter().all(|device| device.description.is_some())
+    }
+
+    /// A device that `backend` serves.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] where it does not.
+    pub fn device(&self, slot: u16, backend: DomainId) -> Result<&Device, CallError> {
+        let found = self.devices.iter().find(|device| device.slot == slot && device.backend == backend);
+        found.ok_or(CallError::Refused)
+    }
+
+    fn device_mut(&mut self, slot: u16, backend: DomainId) -> Result<&mut Device, CallError> {
+        let found = self.devices.iter_mut().find(|device| device.slot == slot && device.backend == backend);
+        found.ok_or(CallError::Refused)
+    }
+
+    /// That a backend is attached to a device.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] where it does not serve it, [`CallError::NotConnected`] where it is not attached.
+    pub fn attached(&self, slot: u16, backend: DomainId) -> Result<&Device, CallError> {
+        Some(self.device(slot, backend)?).filter(|device| device.attached).ok_or(CallError::NotConnected)
+    }
+
+    /// The bits of a record ([`record`]).
+    #[must_use]
+    pub fn record_state(&self, device: &Device) -> u32 {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        bit(device.description.is_some(), record::DESCRIBED)
+            | bit(device.attached, record::ATTACHED)
+            | bit(self.phase == Phase::Ending, record::ENDED)
+            | bit(self.gone, record::GONE)
+    }
+
+    /// The number of the guest's life; 0 while it does not live.
+    #[must_use]
+    pub fn life(&self) -> u32 {
+        if self.phase == Phase::Absent { 0 } else { self.life }
+    }
+
+    // ---- The backend's side.
+
+    /// The backend says what a device is. The caller has made sure that it is a device's description.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`]; [`CallError::Invalid`] for another type than the configuration's; [`CallError::Busy`] for another
+    /// device than the living guest knows.
+    pub fn describe(
+        &mut self,
+        slot: u16,
+        backend: DomainId,
+        description: ChannelDescription,
+    ) -> Result<Described, CallError> {
+        let living = self.phase != Phase::Absent;
+        let device = self.device_mut(slot, backend)?;
+        if description.device != device.kind {
+            return Err(CallError::Invalid);
+        }
+        match &mut device.description {
+            Some(before) if living => {
+                let config = description.config;
+                if *before.as_ref() != (ChannelDescription { config: before.config, ..description }) {
+                    return Err(CallError::Busy);
+                }
+                before.config = config;
+                Ok(Described::Living)
+            }
+            Some(before) => {
+                **before = description;
+                Ok(Described::Waiting)
+            }
+            None => {
+                device.description = Some(Box::new(description));
+                Ok(if self.is_described() { Described::Complete } else { Described::Waiting })
+            }
+        }
+    }
+
+    /// The backend takes a device on, or once more where it has already.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`]; [`CallError::NoSuchDomain`] while the guest does not live; [`CallError::Busy`] while an earlier
+    /// grant is being revoked.
+    pub fn attach(&mut self, slot: u16, backend: DomainId) -> Result<Attached, CallError> {
+        self.device(slot, backend)?;
+        if self.phase != Phase::Living {
+            return Err(CallError::NoSuchDomain);
+        }
+        let attached = match self.grants.iter_mut().find(|(to, _)| *to == backend) {
+            Some((_, GrantState::Revoking)) => return Err(CallError::Busy),
+            Some((_, state)) => {
+                *state = GrantState::Granted;
+                Attached::Granted
+            }
+            None => {
+                self.grants.push((backend, GrantState::Granted));
+                Attached::Grant
+            }
+        };
+        self.device_mut(slot, backend)?.attached = true;
+        Ok(attached)
+    }
+
+    /// The memory could not be mapped after [`Attached::Grant`]: nothing is attached, and nothing granted.
+    pub fn not_granted(&mut self, backend: DomainId) {
+        self.forget(backend);
+    }
+
+    /// The backend lets go of a device. Whether a grant is to be revoked now.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`], [`CallError::NotConnected`].
+    pub fn detach(&mut self, slot: u16, backend: DomainId) -> Result<bool, CallError> {
+        self.attached(slot, backend)?;
+        self.device_mut(slot, backend)?.attached = false;
+        let used = self.devices.iter().any(|device| device.attached && device.backend == backend);
+        if used {
+            return Ok(false);
+        }
+        for (to, state) in &mut self.grants {
+            if *to == backend && *state == GrantState::Granted {
+                *state = GrantState::Leaving;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The backend's domain has ended, with its tables, and its devices do nothing any more: it is attached to nothing, and nothing
+    /// is granted to it. The slots that it was attached to.
+    pub fn backend_ended(&mut self, backend: DomainId) -> Vec<u16> {
+        let attached = self.devices.iter().filter(|device| device.attached && device.backend == backend);
+        let slots = attached.map(|device| device.slot).collect();
+        self.forget(backend);
+        slots
+    }
+
+    fn forget(&mut self, backend: DomainId) {
+        self.devices
+            .iter_mut()
+            .filter(|device| device.backend == backend)
+            .for_each(|device| device.attached = false);
+        self.grants.retain(|(to, _)| *to != backend);
+    }
+
+    // ---- The guest's side.
+
+    /// The guest lives from now on, all its devices being described.
+    pub fn started(&mut self) {
+        self.phase = Phase::Living;
+        // 0 is no life.
+        self.life = self.life.checked_add(1).unwrap_or(1);
+    }
+
+    /// The guest has ended.
+    pub fn ended(&mut self) {
+        if self.phase == Phase::Living {
+            self.phase = Phase::Ending;
+        }
+    }
+
+    /// It does not come again.
+    pub fn gone(&mut self) {
+        self.gone = true;
+    }
+
+    /// Backends to which memory is granted that none of their devices uses; their revocation begins: the caller unmaps it, and has
+    /// all CPUs forget it, and then calls [`Served::revoked`].
+    pub fn begin_revocation(&mut self) -> Vec<DomainId> {
+        let leaving = self.grants.iter_mut().filter(|(_, state)| *state == GrantState::Leaving);
+        leaving
+            .map(|(backend, state)| {
+                *state = GrantState::Revoking;
+                *backend
+            })
+            .collect()
+    }
+
+    /// What was granted to `backend` is mapped there no longer.
+    pub fn revoked(&mut self, backend: DomainId) {
+        self.grants.retain(|grant| *grant != (backend, GrantState::Revoking));
+    }
+
+    /// Lets the guest go, if it has ended and nobody uses anything of it any more. Whether it is gone.
+    pub fn let_go(&mut self) -> bool {
+        let free = self.grants.is_empty() && !self.devices.iter().any(|device| device.attached);
+        if free && self.phase == Phase::Ending {
+            self.phase = Phase::Absent;
+        }
+        self.phase == Phase::Absent
+    }
+}
