@@ -8,11 +8,11 @@ use caisson_firmware::{EcamRange, SourceOverride, real_memory_map};
 use caisson_irqchip::InterruptMessage;
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::acpi::Platform;
-use caisson_machine::memory::GuestRam;
+use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::pci::{self, Found};
 use caisson_machine::{device, ioapic, trap};
 use caisson_pci::{Bus, LINES, LineMode, Message, Source, direct_memory};
-use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, RegionKind};
+use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, PageSize, RegionKind};
 
 const FOUR_GIB: u64 = 4 << 30;
 /// Bytes for ACPI tables beside the machine's own.
@@ -67,17 +67,32 @@ impl Devices {
         }
     }
 
+    /// Memory that its owner's kernel cannot map of others', since it maps pieces of 2 MiB, is given to nobody: the edges of RAM.
+    pub(crate) fn reserve_edges(&self) {
+        let piece = PageSize::Size2M.bytes();
+        for area in self.areas.iter().filter(|area| area.kind == AreaKind::Usable) {
+            let caisson_boot::Range { start, end } = area.range;
+            let first = start.next_multiple_of(piece).min(end);
+            let last = (end / piece * piece).max(first);
+            memory::frames().reserve(Hpa::new(start), first - start);
+            memory::frames().reserve(Hpa::new(last), end - last);
+        }
+    }
+
     /// The tables with code, the DSDT first.
     pub(crate) fn definitions(&self) -> Vec<&[u8]> {
         self.definitions.iter().map(Vec::as_slice).collect()
     }
 
-    /// The functions as their owner sees them.
-    pub(crate) fn bus(&self) -> Bus {
+    /// The functions as their owner sees them, with Caisson's own if it has a door.
+    pub(crate) fn bus(&self, has_door: bool) -> Bus {
         let mut bus = Bus::new(self.functions.iter().map(|found| found.function().clone()).collect());
         for range in &self.ecam {
             let first = u64::from(range.buses.0) << 20;
             bus.add_window(range.address + first, range.segment, range.buses.0, range.buses.1);
+        }
+        if has_door {
+            bus.add_own();
         }
         bus
     }
@@ -98,10 +113,10 @@ impl Devices {
     }
 
     /// The domain's memory map from 1 MiB on: `memory` is RAM, and from `acpi` on its piece holds tables. What the machine has
-    /// beside it is soft-reserved.
-    pub(crate) fn regions(&self, memory: &GuestRam, acpi: Gpa) -> Vec<MemoryRegion> {
+    /// beside it is soft-reserved, the pages of its door too.
+    pub(crate) fn regions(&self, memory: &GuestRam, acpi: Gpa, door: Option<Gpa>) -> Vec<MemoryRegion> {
         let own = memory.extents().iter();
-        let own = own.filter(|extent| extent.gpa.as_u64() == extent.hpa.as_u64());
+        let own = own.filter(|extent| extent.gpa.as_u64() == extent.hpa.as_u64() && Some(extent.gpa) != door);
         let own: Vec<_> =
             own.map(|extent| (extent.gpa.as_u64(), extent.gpa.as_u64() + extent.bytes)).collect();
         let areas = self.areas.iter().map(|area| {

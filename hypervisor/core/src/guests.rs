@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use caisson_abi::Privileges;
 use caisson_accounts::{Activity, VcpuAccount};
 use caisson_config::{Console, Domain as Record, LoaderKind, OnExitAction};
 use caisson_console::Ring;
@@ -25,7 +26,7 @@ use caisson_machine::random::Random;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
 use caisson_smp::{Changes, Place, Seen};
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
-use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, VcpuId};
+use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, PageSize, VcpuId};
 
 use crate::console;
 use crate::dirty::Tracking;
@@ -103,6 +104,8 @@ pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) access: Option<Access>,
     /// Its number in the configuration.
     pub(crate) guest: usize,
+    /// How many of its virtio devices Caisson serves itself; they come before the others.
+    pub(crate) own_devices: usize,
     /// Where what it writes to its serial line goes, if that is shown.
     pub(crate) console: Option<Arc<Ring>>,
     /// One of its vCPUs has reported its end: none is entered any more.
@@ -214,6 +217,7 @@ impl Maker {
         record: &Record<'static>,
         id: DomainId,
         guest: usize,
+        served: Vec<VirtioDevice>,
     ) -> Result<Live<B, F>, MakeError> {
         let clock = clock::get();
         let start = cpu::tsc();
@@ -221,15 +225,23 @@ impl Maker {
         let vcpus = record.vcpus() as usize;
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
         let devices = self.devices.as_ref().filter(|_| record.owns_devices());
-        let memory = allocate(record.memory(), id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let mut memory =
+            allocate(record.memory(), id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let has_door = devices.is_some() && record.privileges().contains(Privileges::EVENTS);
+        let door = match has_door {
+            true => Some(memory.add_door().ok_or(MakeError::OutOfMemory(record.memory()))?),
+            false => None,
+        };
         serve_between_steps();
         let acpi = devices.and_then(|devices| acpi_room(devices, &memory));
         let (regions, definitions) = match (devices, acpi) {
-            (Some(devices), Some(acpi)) => (devices.regions(&memory, acpi.0), devices.definitions()),
+            (Some(devices), Some(acpi)) => (devices.regions(&memory, acpi.0, door), devices.definitions()),
             (Some(_), None) => return Err(MakeError::OutOfMemory(record.memory())),
             (None, _) => (Vec::new(), Vec::new()),
         };
-        let virtio = self.virtio(record);
+        let own_devices = usize::from(self.own_devices(record));
+        let mut virtio = alloc::vec![VirtioDevice::Entropy; own_devices];
+        virtio.extend(served);
         let mut layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
         layout.real = devices.zip(acpi).map(|(devices, acpi)| RealMachine {
             regions: &regions,
@@ -269,9 +281,11 @@ impl Maker {
             clock: guest_clock,
             wall_clock,
             vcpus,
-            functions: devices.map(Devices::bus),
+            functions: devices.map(|devices| devices.bus(has_door)),
             gigabyte_pages: self.features.gigabyte_pages,
             virtio,
+            privileges: record.privileges(),
+            door,
         });
         let setup = VcpuSetup {
             stage2_root: root,
@@ -318,19 +332,16 @@ impl Maker {
             domain,
             access,
             guest,
+            own_devices,
             console: console::ring(id),
             ending: AtomicBool::new(false),
         })
     }
 
-    /// The guest's virtio devices.
-    fn virtio(&self, record: &Record<'static>) -> &'static [VirtioDevice] {
+    /// How many of a guest's virtio devices Caisson serves itself.
+    pub(crate) fn own_devices(&self, record: &Record<'static>) -> u16 {
         // The real machine's tables describe none.
-        if record.entropy() && !record.owns_devices() && Random::of(&self.features).is_some() {
-            &[VirtioDevice::Entropy]
-        } else {
-            &[]
-        }
+        u16::from(record.entropy() && !record.owns_devices() && Random::of(&self.features).is_some())
     }
 
     /// The guest's stage-2 tables, twice where there is a page for its local APIC.
@@ -409,7 +420,9 @@ fn allocate(bytes: u64, id: DomainId, devices: Option<&Devices>) -> Option<Guest
         Some(_) => {
             const LOW: u64 = 1 << 20;
             let mut memory = GuestRam::allocate(id, &[(Gpa::new(0), LOW)])?;
-            memory.add_identical(bytes.saturating_sub(LOW)).then_some(memory)
+            // Nobody else's memory shares a piece of 2 MiB with it, which is what its kernel can map of others'.
+            let bytes = bytes.saturating_sub(LOW).next_multiple_of(PageSize::Size2M.bytes());
+            memory.add_identical(bytes).then_some(memory)
         }
     }
 }
@@ -468,6 +481,21 @@ impl<B: Backend, F: Format> Guest<B, F> {
     pub(crate) fn started(&mut self, live: Arc<Live<B, F>>, cost: u64) {
         self.live = Some(live);
         self.not_before = cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART));
+    }
+
+    /// Says that it is started, the first time.
+    pub(crate) fn say_start(&self) {
+        if self.restarts != 0 {
+            return;
+        }
+        let (memory, vcpus) = (self.record.memory() >> 20, self.record.vcpus());
+        let s = if vcpus == 1 { "" } else { "s" };
+        log::info!("guest {}: {memory} MiB, {vcpus} vCPU{s}, started", self.name());
+    }
+
+    /// Whether it is gone for good.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.phase, Phase::Gone)
     }
 
     /// Its name.

@@ -21,7 +21,9 @@ use crate::scheduler::{System, serve_between_steps};
 
 /// What is to be done for a guest beside running it.
 pub(crate) enum Phase {
-    /// Nothing, but that somebody may want to know what it writes.
+    /// It has not been made yet: the domains that serve its devices are to describe them first.
+    Awaited,
+    /// Nothing, but that somebody may want to know what it writes, or does not use its memory any more.
     Living,
     /// All its vCPUs are out of the queues.
     Ended,
@@ -29,6 +31,8 @@ pub(crate) enum Phase {
     Burial(GuestRam),
     /// It is made again when the TSC has come to this.
     Restart(u64),
+    /// Nothing any more.
+    Gone,
 }
 
 /// What a turn of chores came to.
@@ -49,6 +53,7 @@ impl<B: Backend, F: Format> System<B, F> {
             return;
         }
         self.guests[live.guest].lock().end(ended, vcpu);
+        self.io.ended(self, live.guest);
         for (index, task) in live.tasks.iter().enumerate().filter(|(index, _)| *index != vcpu.index()) {
             if self.withdraw(&task.place) {
                 self.left(live, index);
@@ -78,9 +83,32 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn chore(&self, index: usize, until: u64) -> Chore {
         let mut guest = self.guests[index].lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
+            Phase::Awaited => {
+                guest.phase = Phase::Awaited;
+                let Some(backend) = self.io.awaited(index) else {
+                    guest.phase = Phase::Restart(0);
+                    return Chore::More;
+                };
+                let name = guest.name();
+                drop(guest);
+                if self.guests[backend].lock().is_gone() {
+                    log::error!(
+                        "guest {name}: cannot be started: the domain that serves its devices is gone"
+                    );
+                    return Chore::Gone(false);
+                }
+                // Who describes the last device wakes the chores afterwards.
+                let guest = self.guests[index].lock();
+                if self.io.is_awaited(index) {
+                    self.block_chore(u64::MAX);
+                }
+                drop(guest);
+                Chore::More
+            }
             Phase::Living => {
                 let live = guest.live.clone();
                 drop(guest);
+                self.io.revoke(self, index);
                 match live.map_or(Progress::Rest(u64::MAX), |live| self.watch_writes(&live, until)) {
                     Progress::More => Chore::More,
                     Progress::Rest(deadline) => {
@@ -94,10 +122,20 @@ impl<B: Backend, F: Format> System<B, F> {
                 }
             }
             Phase::Ended => {
+                guest.phase = Phase::Ended;
+                let id = guest.id;
+                drop(guest);
+                self.io.disconnect(self, id);
+                self.io.revoke(self, index);
+                if !self.io.let_go(index, || self.block_chore(u64::MAX)) {
+                    return Chore::More;
+                }
+                let mut guest = self.guests[index].lock();
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
                     Ok(live) => {
                         self.quiesce(&live);
+                        self.io.backend_ended(self, id);
                         guest.phase = Phase::Burial(guest.take_apart(live));
                         Chore::More
                     }
@@ -131,6 +169,11 @@ impl<B: Backend, F: Format> System<B, F> {
                 }
                 Chore::More
             }
+            Phase::Gone => {
+                guest.phase = Phase::Gone;
+                self.block_chore(u64::MAX);
+                Chore::More
+            }
             Phase::Restart(at) => {
                 if cpu::tsc() < at {
                     guest.phase = Phase::Restart(at);
@@ -151,18 +194,20 @@ impl<B: Backend, F: Format> System<B, F> {
         id: caisson_types::DomainId,
     ) -> Chore {
         let start = cpu::tsc();
-        let made = self.maker.make(self.backend, record, id, index);
+        let made = self.maker.make(self.backend, record, id, index, self.io.described(index));
         let mut guest = self.guests[index].lock();
         match made {
             Ok(live) => {
                 let live = Arc::new(live);
                 guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
+                guest.say_start();
                 drop(guest);
+                self.io.started(self, &live);
                 self.enrol_vcpus(&live);
                 Chore::More
             }
             Err(error) => {
-                log::error!("guest {}: cannot be restarted: {error}", guest.name());
+                log::error!("guest {}: cannot be started: {error}", guest.name());
                 Chore::Gone(false)
             }
         }

@@ -22,6 +22,8 @@ mod drill;
 mod functions;
 mod guests;
 #[cfg(any(target_os = "none", doc))]
+mod io;
+#[cfg(any(target_os = "none", doc))]
 mod life;
 #[cfg(any(target_os = "none", doc))]
 mod logger;

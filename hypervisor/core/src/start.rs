@@ -300,6 +300,7 @@ fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<D
         log::debug!("{}: {vendor:04x}:{device:04x}, class {class:06x}", function.address);
     }
     log::info!("guest {} owns {} PCI functions", owner.name(), devices.functions.len());
+    devices.reserve_edges();
     Some(devices)
 }
 

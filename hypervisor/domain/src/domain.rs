@@ -198,6 +198,12 @@ impl<M> Domain<M> {
         self.functions = Some(Mutex::new(Rank::Functions, bus));
     }
 
+    /// Whether it has a door.
+    #[must_use]
+    pub const fn has_door(&self) -> bool {
+        self.door.is_some()
+    }
+
     /// Whether it owns real functions.
     #[inline]
     pub(crate) fn has_functions(&self) -> bool {

@@ -7,9 +7,22 @@ use caisson_types::{Gpa, MemoryRegion, RegionKind};
 /// Where the first MiB ends, which is as in any guest.
 const LOW_END: u64 = 0x10_0000;
 
+/// What Linux maps of soft-reserved memory at a time, from a multiple of it on (`device_dax`).
+const PIECE: u64 = 0x20_0000;
+
+/// The machine's memory that is not the domain's: soft-reserved in whole pieces, what is left at the ends reserved.
+fn keep(add: &mut impl FnMut(u64, u64, RegionKind), start: u64, end: u64) {
+    let first = start.next_multiple_of(PIECE).min(end);
+    let last = (end / PIECE * PIECE).max(first);
+    add(start, first, RegionKind::Reserved);
+    add(first, last, RegionKind::SoftReserved);
+    add(last, end, RegionKind::Reserved);
+}
+
 /// The map from 1 MiB on, of a machine whose firmware tells of `areas` (in any order, RAM as [`RegionKind::Ram`]): `own` is
 /// the domain's RAM, as first and past-the-end address, in ascending order without overlap; the end of the piece that holds
-/// `acpi` is for ACPI tables, from there on. All other RAM of the machine is soft-reserved, and what is no RAM is reserved.
+/// `acpi` is for ACPI tables, from there on. All other RAM of the machine is soft-reserved, in whole pieces of 2 MiB, and what is
+/// no RAM is reserved.
 ///
 /// The regions ascend and do not overlap, whatever the firmware says; where its areas overlap, the one that starts first
 /// counts.
@@ -37,12 +50,12 @@ pub fn real_memory_map(areas: &[MemoryRegion], own: &[(u64, u64)], acpi: Gpa) ->
                 continue;
             }
             let tables = if (first..last).contains(&acpi.as_u64()) { acpi.as_u64() } else { last };
-            add(at, first, RegionKind::SoftReserved);
+            keep(&mut add, at, first);
             add(first, tables, RegionKind::Ram);
             add(tables, last, RegionKind::AcpiReclaim);
             at = last;
         }
-        add(at, end, RegionKind::SoftReserved);
+        keep(&mut add, at, end);
     }
     regions
 }
@@ -72,7 +85,8 @@ mod tests {
         assert_eq!(
             map,
             [
-                (0x10_0000, 0x40_0000, RegionKind::SoftReserved),
+                (0x10_0000, 0x20_0000, RegionKind::Reserved),
+                (0x20_0000, 0x40_0000, RegionKind::SoftReserved),
                 (0x40_0000, 0x80_0000, RegionKind::Ram),
                 (0x80_0000, 0x1000_0000, RegionKind::SoftReserved),
                 (0x1000_0000, 0x1fff_0000, RegionKind::Ram),

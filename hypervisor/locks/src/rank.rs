@@ -41,6 +41,9 @@ ranks! {
     /// A guest's record: what exists of it, how it ended, what is to be done for it.
     /// Who makes, ends, restarts or looks the guest up; at the guest's end inside `Vcpu`, for its name inside `Tracking`.
     Guest,
+    /// Who serves a guest's devices, and what of its memory is granted for that.
+    /// A backend's calls, inside `Vcpu`; who makes or ends a guest, inside `Guest`; it changes the backend's stage-2 tables.
+    Served,
     /// A domain's stage-2 tables.
     /// A CPU whose guest wrote to a page that is tracked, inside `Vcpu`; chores, inside `Tracking`.
     Stage2,

@@ -20,6 +20,7 @@ mod watch;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use caisson_accounts::CpuAccount;
@@ -42,10 +43,13 @@ use crate::dirty::Meter;
 use crate::drill::Drill;
 use crate::functions::Routes;
 use crate::guests::{Guest, Live, Maker};
+use crate::io::Io;
+use crate::life::Phase;
 use crate::trace;
 use contract::{Pool, Share};
 use queue::Queue;
 pub(crate) use queue::Work;
+pub(crate) use run::Machine;
 pub(crate) use shoot::serve_between_steps;
 
 /// A physical CPU, as the others see it.
@@ -85,6 +89,8 @@ pub(crate) struct System<B: Backend, F: Format> {
     pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
     /// Where functions' interrupts go.
     pub(crate) routes: Routes,
+    /// Devices of guests that other domains serve, and event ports.
+    pub(crate) io: Io<B, F>,
     /// Where each guest's chores are.
     pub(crate) chores: Box<[Place]>,
     /// Guests that live, or will.
@@ -123,6 +129,7 @@ impl<B: Backend, F: Format> System<B, F> {
             .collect();
         // Every vCPU, and a chore for each guest.
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
+        let io = Io::new(blob, |record| maker.own_devices(record));
         let cpus = (0..count).filter_map(|index| Cpu::new(index, &pools, &shares, entities)).collect();
         Self {
             backend,
@@ -133,6 +140,7 @@ impl<B: Backend, F: Format> System<B, F> {
             shares,
             living: AtomicUsize::new(guests.len()),
             routes: Routes::new(),
+            io,
             chores: guests.iter().map(|_| Place::new(0)).collect(),
             guests,
             failed: AtomicBool::new(false),
@@ -150,20 +158,19 @@ impl<B: Backend, F: Format> System<B, F> {
         self.free_before.store(free_kib(), Ordering::Relaxed);
         for (index, guest) in self.guests.iter().enumerate() {
             let mut guest = guest.lock();
-            match self.maker.make(self.backend, &guest.record, guest.id, index) {
+            if self.io.is_awaited(index) {
+                log::info!("guest {}: waits for the domain that serves its devices", guest.name());
+                guest.phase = Phase::Awaited;
+                continue;
+            }
+            match self.maker.make(self.backend, &guest.record, guest.id, index, Vec::new()) {
                 Ok(live) => guest.live = Some(Arc::new(live)),
                 Err(error) => {
                     log::error!("cannot start: config: domain[{index}] ({}): {error}", guest.name());
                     return Err(());
                 }
             }
-            log::info!(
-                "guest {}: {} MiB, {} vCPU{}, started",
-                guest.name(),
-                guest.record.memory() >> 20,
-                guest.record.vcpus(),
-                if guest.record.vcpus() == 1 { "" } else { "s" }
-            );
+            guest.say_start();
         }
         self.say_cost();
         for index in 0..self.guests.len() {
@@ -174,8 +181,9 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// Says what the guests take of memory beside their RAM, as they are made.
     fn say_cost(&self) {
-        let guests = self.guests.len() as u64;
-        let ram: u64 = self.guests.iter().map(|guest| guest.lock().record.memory() >> 10).sum();
+        let made = || self.guests.iter().filter_map(|guest| guest.lock().live.clone());
+        let guests = made().count() as u64;
+        let ram: u64 = made().map(|live| live.domain.memory.bytes() >> 10).sum();
         let frames = self.free_before.load(Ordering::Relaxed) - free_kib();
         let heap = (memory::heap_used() - self.heap_before) >> 10;
         let beside = (frames + heap).saturating_sub(ram);
@@ -247,7 +255,10 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// A guest is gone for good. After the last one the machine is turned off.
-    pub(crate) fn gone(&self, well: bool) {
+    pub(crate) fn gone(&self, guest: usize, well: bool) {
+        self.guests[guest].lock().phase = Phase::Gone;
+        self.io.gone(self, guest);
+        self.io.disappoint(self, guest);
         self.failed.fetch_or(!well, Ordering::Relaxed);
         if self.living.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.account();

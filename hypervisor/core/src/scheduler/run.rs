@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use caisson_abi::{CallResult, Operation};
 use caisson_accounts::Charge;
 use caisson_domain::{Ended, Host, Outcome, Readiness, RunState, VirtualCpu};
 use caisson_hwvirt::{Backend, ExitClass, Vcpu};
@@ -33,13 +34,20 @@ use crate::trace::{self, NOBODY, What, Why};
 pub(crate) type Loaded<B, F> = Option<(Arc<Live<B, F>>, usize)>;
 
 /// The machine as a vCPU sees it while it runs.
-struct Machine<'a, B: Backend, F: Format> {
+pub(crate) struct Machine<'a, B: Backend, F: Format> {
     system: &'a System<B, F>,
     live: &'a Live<B, F>,
     /// The vCPU that is running; none for what the machine itself does to the guest.
     index: usize,
     /// What the time since the last exit goes to.
     charge: Charge,
+}
+
+impl<'a, B: Backend, F: Format> Machine<'a, B, F> {
+    /// For what the machine does to a guest from outside of its vCPUs.
+    pub(crate) const fn outside(system: &'a System<B, F>, live: &'a Live<B, F>) -> Self {
+        Self { system, live, index: usize::MAX, charge: Charge::TURN }
+    }
 }
 
 impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
@@ -50,6 +58,18 @@ impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
 
     fn hardware(&mut self) -> Option<&mut dyn Hardware> {
         if self.live.access.is_some() { Some(self) } else { None }
+    }
+
+    fn call(&mut self, operation: Operation) -> CallResult {
+        self.system.io.call(self.system, self.live, operation)
+    }
+
+    fn notify_backend(&mut self, slot: usize, queues: u64) {
+        self.system.io.notified(self.system, self.live, slot, queues);
+    }
+
+    fn tell_backend(&mut self, slot: usize) {
+        self.system.io.changed(self.system, self.live, slot);
     }
 
     fn console(&mut self, byte: u8) -> bool {
@@ -246,7 +266,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn function_interrupt(&self, vector: u8) {
         let Some((domain, arrival)) = self.routes.arrive(vector) else { return };
         let Some(live) = self.live(domain) else { return };
-        let mut host = Machine { system: self, live: &live, index: usize::MAX, charge: Charge::TURN };
+        let mut host = Machine::outside(self, &live);
         match arrival {
             Arrival::Message(message) => live.domain.interrupt(&message, &mut host),
             Arrival::Line(line) => live.domain.raise_line(line, &mut host),
@@ -256,7 +276,7 @@ impl<B: Backend, F: Format> System<B, F> {
     /// A guest that owns functions has ended: they do nothing any more.
     pub(crate) fn quiesce(&self, live: &Live<B, F>) {
         if let Some(mut bus) = live.domain.functions() {
-            let mut host = Machine { system: self, live, index: usize::MAX, charge: Charge::TURN };
+            let mut host = Machine::outside(self, live);
             bus.quiesce(&mut host);
             self.routes.release(live.domain.id);
         }
@@ -265,7 +285,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn deliver_input(&self) {
         console::deliver_input(|id: DomainId, byte| match self.live(id) {
             Some(live) => {
-                let mut host = Machine { system: self, live: &live, index: usize::MAX, charge: Charge::TURN };
+                let mut host = Machine::outside(self, &live);
                 live.domain.console_input(byte, &mut host)
             }
             // Input for a guest that is gone is dropped.
@@ -414,7 +434,7 @@ impl<B: Backend, F: Format> System<B, F> {
             Chore::Later => this.lock().give_way(cpu::tsc()),
             Chore::Gone(well) => {
                 let _ = this.lock().remove(&self.chores[guest]);
-                self.gone(well);
+                self.gone(guest, well);
             }
         }
     }

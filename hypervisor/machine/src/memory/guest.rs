@@ -18,6 +18,9 @@ use super::{direct, frames, scrub};
 /// Bytes that are scrubbed at a time when a domain dies, so that nobody waits long.
 const SCRUB_STEP: u64 = 2 << 20;
 
+/// The pages of a door, as a power of two.
+const DOOR_ORDER: u8 = 9;
+
 /// What 32 bits reach.
 const FOUR_GIB: u64 = 4 << 30;
 
@@ -115,6 +118,71 @@ impl GuestRam {
         let pieces = core::mem::take(&mut self.extents);
         pieces.into_iter().for_each(|extent| push(&mut self.extents, extent));
         true
+    }
+
+    /// Adds the pages of a door: a piece of 2 MiB that the guest sees where it is, apart from its other memory. Where that
+    /// is; `None` without memory.
+    #[must_use]
+    pub fn add_door(&mut self) -> Option<Gpa> {
+        let block = frames().allocate(DOOR_ORDER, Owner::Domain(self.domain))?;
+        let (hpa, bytes) = (block.start(), block.bytes());
+        // The allocator knows whose it is, and takes it back at the domain's end.
+        let _ = block.into_start();
+        let gpa = Gpa::new(hpa.as_u64());
+        self.extents.push(Extent { gpa, hpa, bytes });
+        self.extents.sort_unstable_by_key(|extent| extent.gpa);
+        Some(gpa)
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.bytes).sum()
+    }
+
+    /// Sets a bit (modulo 64) of the word at `gpa`, by one instruction: whether it was set.
+    ///
+    /// # Errors
+    /// [`MemoryError`] where no RAM is, or for an address that is no multiple of 8.
+    pub fn set_bit(&self, gpa: Gpa, bit: u32) -> Result<bool, MemoryError> {
+        let at = self.word(gpa, 8)?;
+        let was: u8;
+        // SAFETY: an aligned word of the guest's RAM; the bit is one of it.
+        unsafe {
+            asm!("lock bts qword ptr [{at}], {bit}", "setc {was}", at = in(reg) at,
+                 bit = in(reg) u64::from(bit % 64), was = out(reg_byte) was, options(nostack));
+        }
+        self.written(gpa, 8);
+        Ok(was != 0)
+    }
+
+    /// Clears one, likewise.
+    ///
+    /// # Errors
+    /// As [`GuestRam::set_bit`].
+    pub fn clear_bit(&self, gpa: Gpa, bit: u32) -> Result<bool, MemoryError> {
+        let at = self.word(gpa, 8)?;
+        let was: u8;
+        // SAFETY: an aligned word of the guest's RAM; the bit is one of it.
+        unsafe {
+            asm!("lock btr qword ptr [{at}], {bit}", "setc {was}", at = in(reg) at,
+                 bit = in(reg) u64::from(bit % 64), was = out(reg_byte) was, options(nostack));
+        }
+        self.written(gpa, 8);
+        Ok(was != 0)
+    }
+
+    /// Puts `new` into the word at `gpa`: what was there.
+    ///
+    /// # Errors
+    /// As [`GuestRam::set_bit`].
+    pub fn swap_u64(&self, gpa: Gpa, new: u64) -> Result<u64, MemoryError> {
+        let at = self.word(gpa, 8)?;
+        // SAFETY: an aligned word of the guest's RAM, accessed atomically.
+        let word = unsafe { &*at.cast::<AtomicU64>() };
+        let old = word.swap(new, Ordering::SeqCst);
+        self.written(gpa, 8);
+        Ok(old)
     }
 
     /// Whose it is.
