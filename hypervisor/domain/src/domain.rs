@@ -192,6 +192,24 @@ impl<M> Domain<M> {
         self.functions.as_ref().map(Mutex::lock)
     }
 
+    /// Its virtio devices are these.
+    #[cfg(test)]
+    pub(crate) fn set_virtio(&mut self, devices: Vec<VirtioDevice>) {
+        self.virtio = VirtioDevices::new(devices);
+    }
+
+    /// It has a door from now on, with Caisson's own function.
+    #[cfg(test)]
+    pub(crate) fn open_door(&mut self, area: Gpa, privileges: Privileges) {
+        if self.door.is_none() {
+            self.door = Some(Door::new(area));
+            if let Some(mut bus) = self.functions() {
+                bus.add_own();
+            }
+        }
+        self.privileges = privileges;
+    }
+
     /// It owns these from now on.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn set_functions(&mut self, bus: Bus) {

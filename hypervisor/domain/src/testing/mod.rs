@@ -11,6 +11,7 @@ mod hardware;
 use alloc::vec::Vec;
 use core::cell::Cell;
 
+use caisson_abi::{CallResult, Operation};
 use caisson_hwvirt::{Event, Exit, InterruptWindow, IoExit, NestedFault, Vcpu, VcpuState};
 use caisson_pci::Hardware;
 use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Paravirt, Topology};
@@ -64,6 +65,12 @@ pub(crate) struct FakeHost {
     pub(crate) woken: Vec<usize>,
     /// The machine's real functions, where the domain owns any.
     pub(crate) functions: Option<caisson_pci::testing::Machine>,
+    /// The calls that were made, each of which is answered with 7.
+    pub(crate) calls: Vec<Operation>,
+    /// Notifications of backends: device and queues.
+    pub(crate) notified: Vec<(usize, u64)>,
+    /// Devices whose backends were told of a change.
+    pub(crate) told: Vec<usize>,
 }
 
 impl Host for FakeHost {
@@ -82,6 +89,19 @@ impl Host for FakeHost {
     fn random(&mut self, bytes: &mut [u8]) -> usize {
         bytes.fill(0x5a);
         bytes.len()
+    }
+
+    fn call(&mut self, operation: Operation) -> CallResult {
+        self.calls.push(operation);
+        Ok(7)
+    }
+
+    fn notify_backend(&mut self, slot: usize, queues: u64) {
+        self.notified.push((slot, queues));
+    }
+
+    fn tell_backend(&mut self, slot: usize) {
+        self.told.push(slot);
     }
 
     fn hardware(&mut self) -> Option<&mut dyn Hardware> {
@@ -152,6 +172,9 @@ impl<'a> Machine<'a> {
             room: usize::MAX,
             woken: vcpus.iter().map(|_| 0).collect(),
             functions: None,
+            calls: Vec::new(),
+            notified: Vec::new(),
+            told: Vec::new(),
         };
         Self { domain, vcpus, host }
     }
@@ -161,6 +184,14 @@ impl<'a> Machine<'a> {
         let mut functions = caisson_pci::testing::machine();
         self.domain.set_functions(caisson_pci::testing::bus(&mut functions));
         self.host.functions = Some(functions);
+    }
+
+    /// Routes a pin of the I/O APIC to vCPU 0, level-triggered.
+    pub(crate) fn route_pin(&mut self, pin: u32, vector: u8) {
+        for (register, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, 0x8000 | u32::from(vector))] {
+            self.store(0, 0xfec0_0000, register).resumes();
+            self.store(0, 0xfec0_0010, value).resumes();
+        }
     }
 
     /// The hardware of vCPU 0.
@@ -293,6 +324,11 @@ impl<'a> Machine<'a> {
     fn check_blocked(&self, index: usize) {
         let vcpu = &self.vcpus[index];
         assert!(!self.domain.mailbox(index).has_work(), "blocked with mail");
+        if vcpu.waits_for_backend {
+            // What is to be delivered waits with it.
+            assert!(self.domain.virtio.is_waiting(), "blocked for nobody");
+            return;
+        }
         assert!(vcpu.hw.injected.is_none() && vcpu.interrupted.is_none(), "blocked with an event to deliver");
         match vcpu.run_state() {
             RunState::Running => unreachable!("blocked although it runs"),

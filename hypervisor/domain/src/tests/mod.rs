@@ -14,6 +14,7 @@ mod msr;
 mod nmi;
 mod paravirt;
 mod random;
+mod served;
 mod smp;
 mod steal;
 mod task;
