@@ -1,0 +1,314 @@
+//! A file or block device whose bytes are the disk's.
+//!
+//! Transfers are `O_DIRECT` where the file can do that: between the medium and the guest's memory, without a copy and without the
+//! driver domain's page cache. Buffers that are not aligned as the medium needs it go through pages of the daemon's own, a bounded
+//! number at a time.
+//!
+//! The file is claimed for as long as it is open (`O_EXCL` of a block device, `flock(2)` of a file). A claim goes away with the last
+//! use of the open file, work of the kernel's included: so a daemon that follows one that was killed cannot open the file before
+//! what that one had under way has ended, and no old write comes behind a new one.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock, ioctl_blksszget};
+
+use super::{Done, Geometry, SECTOR, Storage, Transfer};
+use crate::sys::{Buffers, Completion, Pages, Uring, Work};
+
+/// The most bytes of a transfer that go through the daemon's own pages at a time, and the most such transfers.
+const BOUNCE_BYTES: usize = 256 << 10;
+const MAX_BOUNCES: usize = 8;
+/// Zeroes are written so many bytes at a time, where the file cannot do it by itself.
+const ZERO_BYTES: usize = 1 << 20;
+/// How often a transfer is tried that the kernel has no room for.
+const RETRIES: u32 = 1000;
+/// The least alignment of memory for direct transfers.
+const MEMORY_ALIGN: u32 = 512;
+
+/// The file.
+pub struct Raw {
+    ring: Uring,
+    geometry: Geometry,
+    /// Transfers go past the page cache.
+    direct: bool,
+    jobs: HashMap<u64, Job>,
+    bounces: usize,
+    completions: Vec<Completion>,
+    /// Ended without the kernel.
+    ended: Vec<Done>,
+}
+
+/// A transfer on its way.
+#[derive(Debug)]
+struct Job {
+    kind: Kind,
+    /// Where the piece that is under way begins, in bytes.
+    offset: u64,
+    /// What is left from there on.
+    left: u64,
+    durable: bool,
+    retries: u32,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Read,
+    Write,
+    /// Through the daemon's own pages, from and to what is left of the guest's.
+    BounceRead(Buffers),
+    BounceWrite(Buffers),
+    Flush,
+    Discard,
+    Zero {
+        unmap: bool,
+    },
+    /// By writing them.
+    ZeroByWriting,
+}
+
+impl Raw {
+    /// Opens and claims the file, for `depth` transfers at a time.
+    ///
+    /// # Errors
+    /// The kernel's; `ResourceBusy` while somebody else, perhaps a daemon that is about to end, uses it.
+    pub fn open(path: &Path, read_only: bool, depth: usize) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let (file, direct) = open(path, read_only).map_err(named)?;
+        Self::new(file, direct, read_only, depth).map_err(named)
+    }
+
+    /// The same of a file that is open.
+    pub(super) fn new(mut file: File, direct: bool, read_only: bool, depth: usize) -> io::Result<Self> {
+        let block = block_size(&file)?;
+        let bytes = file.seek(SeekFrom::End(0))?;
+        let bytes = bytes - bytes % u64::from(block);
+        if bytes == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is too small for a disk"));
+        }
+        let ring = Uring::new(file, depth as u16)?;
+        let geometry = Geometry { bytes, block, read_only };
+        Ok(Self {
+            ring,
+            geometry,
+            direct,
+            jobs: HashMap::new(),
+            bounces: 0,
+            completions: Vec::new(),
+            ended: Vec::new(),
+        })
+    }
+
+    /// Begins the next piece of a job. `whole` are the guest's buffers of one that goes straight.
+    fn go(&mut self, token: u64, mut job: Job, whole: Option<Buffers>) {
+        let Job { offset, left, durable, .. } = job;
+        let bounce =
+            || Buffers::own(Pages::new(BOUNCE_BYTES.min(left as usize)), BOUNCE_BYTES.min(left as usize));
+        let write = Work::Write { offset, durable };
+        let allocate = |mode| Work::Allocate { mode, offset, bytes: left };
+        let hole = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        let (work, buffers) = match &mut job.kind {
+            Kind::Read => (Work::Read { offset }, whole),
+            Kind::Write => (write, whole),
+            Kind::BounceRead(_) => (Work::Read { offset }, Some(bounce())),
+            Kind::BounceWrite(guest) => {
+                let own = bounce();
+                own.copy_from(guest, own.bytes());
+                (write, Some(own))
+            }
+            Kind::Flush => (Work::Flush, None),
+            Kind::Discard => (allocate(hole), None),
+            Kind::Zero { unmap: true } => (allocate(hole), None),
+            Kind::Zero { unmap: false } => {
+                (allocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE), None)
+            }
+            Kind::ZeroByWriting => {
+                let bytes = ZERO_BYTES.min(left as usize);
+                (write, Some(Buffers::own(Pages::new(bytes), bytes)))
+            }
+        };
+        match self.ring.start(token, work, buffers) {
+            Ok(()) => {
+                self.jobs.insert(token, job);
+            }
+            Err(error) => self.end(token, &job.kind, Err(error)),
+        }
+    }
+
+    fn end(&mut self, token: u64, kind: &Kind, result: io::Result<()>) {
+        if matches!(kind, Kind::BounceRead(_) | Kind::BounceWrite(_)) {
+            self.bounces -= 1;
+        }
+        self.ended.push(Done { token, result });
+    }
+
+    /// Work of the kernel's has ended: the job ends, or goes on.
+    fn proceed(&mut self, completion: Completion) {
+        let Completion { token, result, buffers } = completion;
+        let Some(mut job) = self.jobs.remove(&token) else { return };
+        let count = match result {
+            Ok(count) => count,
+            Err(error) => return self.fail(token, job, buffers, error),
+        };
+        job.retries = 0;
+        match &mut job.kind {
+            Kind::Flush | Kind::Discard | Kind::Zero { .. } => return self.end(token, &job.kind, Ok(())),
+            Kind::BounceRead(guest) => {
+                if let Some(own) = &buffers {
+                    guest.copy_from(own, count);
+                }
+                guest.skip(count);
+            }
+            Kind::BounceWrite(guest) => guest.skip(count),
+            Kind::Read | Kind::Write | Kind::ZeroByWriting => {}
+        }
+        job.left = job.left.saturating_sub(count as u64);
+        job.offset += count as u64;
+        if job.left == 0 {
+            return self.end(token, &job.kind, Ok(()));
+        }
+        // The end of a file that has become shorter; or a part of a block, behind which nothing direct can go on.
+        if count == 0 || !job.offset.is_multiple_of(u64::from(self.geometry.block)) {
+            return self.end(token, &job.kind, Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let rest = buffers.map(|mut buffers| {
+            buffers.skip(count);
+            buffers
+        });
+        self.go(token, job, rest);
+    }
+
+    fn fail(&mut self, token: u64, mut job: Job, buffers: Option<Buffers>, error: io::Error) {
+        let code = error.raw_os_error();
+        if matches!(code, Some(libc::EAGAIN | libc::EINTR)) && job.retries < RETRIES {
+            job.retries += 1;
+            return self.go(token, job, buffers);
+        }
+        let unsupported = matches!(code, Some(libc::EOPNOTSUPP | libc::ENODEV | libc::EINVAL));
+        match job.kind {
+            // To discard is a hint.
+            Kind::Discard if unsupported => self.end(token, &job.kind, Ok(())),
+            Kind::Zero { .. } if unsupported => {
+                job.kind = Kind::ZeroByWriting;
+                self.go(token, job, None);
+            }
+            _ => self.end(token, &job.kind, Err(error)),
+        }
+    }
+}
+
+impl Storage for Raw {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn has_room(&self) -> bool {
+        self.ring.has_room() && self.bounces < MAX_BOUNCES
+    }
+
+    fn start(&mut self, token: u64, transfer: Transfer, durable: bool) {
+        let align = self.geometry.block.max(MEMORY_ALIGN) as usize;
+        let straight =
+            |buffers: &Buffers| !self.direct || buffers.is_aligned(align, self.geometry.block as usize);
+        let (kind, offset, left, whole) = match transfer {
+            Transfer::Read { offset, into } => {
+                let left = into.bytes() as u64;
+                if straight(&into) {
+                    (Kind::Read, offset, left, Some(into))
+                } else {
+                    (Kind::BounceRead(into), offset, left, None)
+                }
+            }
+            Transfer::Write { offset, from } => {
+                let left = from.bytes() as u64;
+                if straight(&from) {
+                    (Kind::Write, offset, left, Some(from))
+                } else {
+                    (Kind::BounceWrite(from), offset, left, None)
+                }
+            }
+            Transfer::Flush => (Kind::Flush, 0, 0, None),
+            Transfer::Discard { offset, bytes } => (Kind::Discard, offset, bytes, None),
+            Transfer::Zero { offset, bytes, unmap } => (Kind::Zero { unmap }, offset, bytes, None),
+        };
+        if matches!(kind, Kind::BounceRead(_) | Kind::BounceWrite(_)) {
+            self.bounces += 1;
+        }
+        self.go(token, Job { kind, offset, left, durable, retries: 0 }, whole);
+    }
+
+    fn submit(&mut self) {
+        self.ring.submit();
+    }
+
+    fn collect(&mut self, into: &mut Vec<Done>) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.collect(&mut completions);
+        for completion in completions.drain(..) {
+            self.proceed(completion);
+        }
+        self.completions = completions;
+        into.append(&mut self.ended);
+        self.ring.submit();
+    }
+
+    fn wait(&mut self) {
+        if self.ended.is_empty() {
+            self.ring.wait();
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.ring.fd()
+    }
+}
+
+/// Opens and claims the file: whether transfers go past the page cache.
+fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither a file nor a block device"));
+    }
+    // Two that only read may share a block device; a file's lock says the same of files.
+    let claim = if kind.is_block_device() && !read_only { libc::O_EXCL } else { 0 };
+    let with = |flags: i32| OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
+    let (file, direct) = match with(claim | libc::O_DIRECT) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (with(claim)?, false),
+        other => (other?, true),
+    };
+    if kind.is_file() {
+        let lock = if read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        flock(file.as_fd(), lock)
+            .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "somebody else uses it"))?;
+    }
+    Ok((file, direct))
+}
+
+/// What transfers of the file have to be multiples of.
+fn block_size(file: &File) -> io::Result<u32> {
+    let metadata = file.metadata()?;
+    let size = if metadata.file_type().is_block_device() {
+        ioctl_blksszget(file)?
+    } else {
+        file_block_size(metadata.dev()).unwrap_or(SECTOR as u32)
+    };
+    Ok(size.clamp(512, 4096).next_power_of_two())
+}
+
+/// The logical block of the device that the file system of a file lies on, if it is one.
+fn file_block_size(device: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    // A partition's queue is its disk's.
+    ["queue", "../queue"].iter().find_map(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    })
+}

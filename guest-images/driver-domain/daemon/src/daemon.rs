@@ -1,0 +1,390 @@
+//! The daemon: which devices there are, a thread for each that has a guest, and who hears of which event.
+//!
+//! One thread, this one, takes Caisson's interrupt and hands events on to the devices' threads; it does no I/O. A device's course:
+//!
+//! ```text
+//! listed ── open its file, its bridge ──► open ── describe ──► described ── its guest lives: attach ──► attached, a thread
+//!   ▲               │ fails: tried again, a second later           ▲                                        │
+//!   └───────────────┘                                              └──── detach ◄── its guest has ended ────┘
+//! ```
+//!
+//! A guest is started when all its devices have been described, so one whose file is missing waits, and the log says for what. A
+//! daemon that starts anew finds guests alive: it describes and attaches as ever, and each device's thread goes on where the rings
+//! say that the one before it was (`ring.rs`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use caisson_abi::io::{CHANGES, ChannelRecord, device_of, record};
+use caisson_events::consumer;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
+use crate::bell::{Bell, CHANGED, queue_bit};
+use crate::device::Device;
+use crate::guests::Guests;
+use crate::host::{Caisson, Host};
+use crate::kinds::{self, OpenError};
+use crate::log::log;
+use crate::service::{End, Service};
+use crate::statistics::Counters;
+
+/// How long to wait before a device that could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The daemon.
+pub struct Daemon {
+    caisson: Caisson,
+    entries: BTreeMap<u16, Entry>,
+    /// By port: whose bell an event there rings, and with which bit. No bell: the list is to be read again.
+    ports: Vec<Option<(Option<Arc<Bell>>, u64)>>,
+    /// Rung by threads that end, when they have sent what is left of them.
+    bell: Arc<Bell>,
+    ended: (Sender<Ended>, Receiver<Ended>),
+    /// When to try again what has failed.
+    retry: Option<Instant>,
+    guests: Guests,
+}
+
+/// A device.
+struct Entry {
+    name: String,
+    stage: Stage,
+    /// What was said of it last, so that it is not said again.
+    complaint: String,
+}
+
+enum Stage {
+    /// Not open yet.
+    Listed,
+    /// Open; whether this daemon has described it since it was opened or its guest was last there.
+    Open { device: Box<dyn Device>, described: bool },
+    /// A thread has it.
+    Attached(Attached),
+}
+
+struct Attached {
+    life: u64,
+    ports: Vec<u16>,
+    counters: Arc<Counters>,
+}
+
+/// A device whose thread has ended.
+struct Ended {
+    channel: u16,
+    device: Box<dyn Device>,
+    end: End,
+}
+
+/// What a device has done, for who asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Its channel.
+    pub channel: u16,
+    /// Its name.
+    pub name: String,
+    /// `listed`, `open` or `attached`.
+    pub stage: &'static str,
+    /// What is wrong with it, or nothing.
+    pub complaint: String,
+    /// Its counters, while it is attached to.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+impl Daemon {
+    /// Takes the shared page into use.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub fn new(host: Arc<dyn Host>, guests: Guests) -> Result<Self, OpenError> {
+        let caisson = Caisson::new(host);
+        caisson.connect()?;
+        let port = caisson.bind_backend()?;
+        let mut daemon = Self {
+            caisson,
+            entries: BTreeMap::new(),
+            ports: Vec::new(),
+            bell: Arc::new(Bell::new()?),
+            ended: mpsc::channel(),
+            retry: None,
+            guests,
+        };
+        daemon.set_port(port, None, CHANGED);
+        Ok(daemon)
+    }
+
+    /// Serves guests until the door fails.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn run(&mut self) -> Result<(), OpenError> {
+        self.refresh()?;
+        loop {
+            self.step(None)?;
+        }
+    }
+
+    /// Waits for something to happen, for as long as `limit`, and does what is to be done.
+    ///
+    /// # Errors
+    /// As [`Daemon::run`].
+    pub fn step(&mut self, limit: Option<Duration>) -> Result<(), OpenError> {
+        let now = Instant::now();
+        let retry = self.retry.map(|at| at.saturating_duration_since(now));
+        let left = [retry, limit].into_iter().flatten().min();
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let host = Arc::clone(self.caisson.host());
+        let mut sources = [
+            PollFd::from_borrowed_fd(host.interrupt_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.bell.fd(), PollFlags::IN),
+        ];
+        match poll(&mut sources, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::NOMEM) => {}
+            Err(error) => return Err(Box::new(io::Error::from(error))),
+        }
+        let interrupted = sources.first().is_some_and(|source| !source.revents().is_empty());
+        self.bell.drain();
+        let mut again = self.bell.take() != 0;
+        if interrupted {
+            host.take_interrupt()?;
+        }
+        again |= self.hand_on();
+        if again || self.retry.is_some_and(|at| at <= Instant::now()) {
+            self.refresh()?;
+        }
+        Ok(())
+    }
+
+    /// Hands pending events on. Whether the list is to be read again.
+    fn hand_on(&self) -> bool {
+        let mut again = false;
+        consumer::take(self.caisson.host().events(), self.ports.len() as u16, |port| {
+            match self.ports.get(usize::from(port)) {
+                Some(Some((Some(bell), bit))) => bell.ring(*bit),
+                Some(Some((None, _))) => again = true,
+                _ => {}
+            }
+        });
+        again
+    }
+
+    fn set_port(&mut self, port: u16, bell: Option<&Arc<Bell>>, bit: u64) {
+        let index = usize::from(port);
+        if self.ports.len() <= index {
+            self.ports.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.ports.get_mut(index) {
+            *place = Some((bell.cloned(), bit));
+        }
+    }
+
+    /// Brings every device as far as it can come now.
+    fn refresh(&mut self) -> Result<(), OpenError> {
+        self.retry = None;
+        // Devices that are free again first: they are attached to anew where the guest lives again.
+        while let Ok(ended) = self.ended.1.try_recv() {
+            self.detach(ended);
+        }
+        let records = self.caisson.list()?;
+        self.entries.retain(|channel, entry| {
+            matches!(entry.stage, Stage::Attached(_))
+                || records.iter().any(|record| record.channel == *channel)
+        });
+        for record in &records {
+            self.advance(record);
+        }
+        let attached =
+            |(&channel, entry): (&u16, &Entry)| matches!(entry.stage, Stage::Attached(_)).then_some(channel);
+        self.guests.update(&self.entries.iter().filter_map(attached).collect());
+        Ok(())
+    }
+
+    /// Brings a device as far as it can come now.
+    fn advance(&mut self, record: &ChannelRecord) {
+        let mut entry = self.entries.remove(&record.channel).unwrap_or_else(|| Entry {
+            name: name_of(record),
+            stage: Stage::Listed,
+            complaint: String::new(),
+        });
+        match self.stages(record, &mut entry) {
+            Ok(()) => entry.complaint.clear(),
+            Err(error) => {
+                let complaint = error.to_string();
+                if complaint != entry.complaint {
+                    log!("{}: {complaint}; trying again", entry.name);
+                    entry.complaint = complaint;
+                }
+                self.retry = Some(Instant::now() + RETRY);
+            }
+        }
+        self.entries.insert(record.channel, entry);
+    }
+
+    fn stages(&mut self, record: &ChannelRecord, entry: &mut Entry) -> Result<(), OpenError> {
+        let channel = record.channel;
+        if matches!(entry.stage, Stage::Listed) {
+            let text = self.caisson.parameters(channel, record.parameters)?;
+            entry.stage = Stage::Open { device: kinds::open(record, &text)?, described: false };
+        }
+        if let Stage::Open { device, described } = &mut entry.stage
+            && (!*described || record.state & record::DESCRIBED == 0)
+        {
+            self.caisson.describe(channel, &device.description().record())?;
+            *described = true;
+        }
+        let ended = record.state & record::ENDED != 0;
+        if ended && matches!(entry.stage, Stage::Open { .. }) && record.state & record::ATTACHED != 0 {
+            // Attached by a daemon before this one, to a guest that is no more.
+            self.caisson.detach(channel)?;
+            return Ok(());
+        }
+        if record.life == 0 || ended {
+            return Ok(());
+        }
+        match std::mem::replace(&mut entry.stage, Stage::Listed) {
+            Stage::Open { device, described } => match self.attach(record, &entry.name, device) {
+                Ok(Some(attached)) => {
+                    log!("{}: attached to life {}", entry.name, attached.life);
+                    entry.stage = Stage::Attached(attached);
+                }
+                Ok(None) => entry.stage = Stage::Listed,
+                Err((device, error)) => {
+                    entry.stage = Stage::Open { device, described };
+                    return Err(error);
+                }
+            },
+            other => entry.stage = other,
+        }
+        Ok(())
+    }
+
+    /// Attaches to a device whose guest lives, and starts its thread. `None` where the thread could not be started.
+    fn attach(
+        &mut self,
+        record: &ChannelRecord,
+        name: &str,
+        device: Box<dyn Device>,
+    ) -> Result<Option<Attached>, (Box<dyn Device>, OpenError)> {
+        let channel = record.channel;
+        let queues = device.description().queues.len() as u16;
+        let numbers: Vec<_> = (0..queues).chain([CHANGES]).collect();
+        let bell = match Bell::new() {
+            Ok(bell) => Arc::new(bell),
+            Err(error) => return Err((device, error.into())),
+        };
+        let ports = match self.caisson.bind_channel(channel, &numbers) {
+            Ok(ports) => ports,
+            Err(error) => return Err((device, error.into())),
+        };
+        for (&port, &number) in ports.iter().zip(&numbers) {
+            let bit = if number == CHANGES { CHANGED } else { queue_bit(number) };
+            self.set_port(port, Some(&bell), bit);
+        }
+        let (life, memory) = match self.take_on(channel) {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.let_go(channel, &ports);
+                return Err((device, error));
+            }
+        };
+        bell.ring(CHANGED);
+        let counters = Arc::new(Counters::default());
+        let service = Service {
+            caisson: self.caisson.clone(),
+            channel,
+            name: name.to_owned(),
+            bell,
+            memory,
+            counters: Arc::clone(&counters),
+            device,
+        };
+        let dispatcher = Arc::clone(&self.bell);
+        let sender = self.ended.0.clone();
+        let run = move || {
+            let (device, end) = service.run();
+            // The daemon is gone where nobody receives it.
+            let _ = sender.send(Ended { channel, device, end });
+            dispatcher.ring(CHANGED);
+        };
+        match thread::Builder::new().name(format!("channel {channel}")).spawn(run) {
+            Ok(_) => Ok(Some(Attached { life, ports, counters })),
+            Err(error) => {
+                // The device went with the thread; it is opened again.
+                self.let_go(channel, &ports);
+                log!("{name}: cannot start its thread: {error}");
+                self.retry = Some(Instant::now() + RETRY);
+                Ok(None)
+            }
+        }
+    }
+
+    fn take_on(&self, channel: u16) -> Result<(u64, Arc<crate::sys::Memory>), OpenError> {
+        let life = self.caisson.attach(channel)?;
+        let ranges = self.caisson.memory(channel)?;
+        Ok((life, Arc::new(self.caisson.host().map(&ranges)?)))
+    }
+
+    /// Gives ports back, and the channel.
+    fn let_go(&mut self, channel: u16, ports: &[u16]) {
+        self.close(ports);
+        // Refused where it was not attached to.
+        let _ = self.caisson.detach(channel);
+    }
+
+    fn close(&mut self, ports: &[u16]) {
+        self.caisson.close(ports);
+        for &port in ports {
+            if let Some(place) = self.ports.get_mut(usize::from(port)) {
+                *place = None;
+            }
+        }
+    }
+
+    /// A device's thread has ended.
+    fn detach(&mut self, Ended { channel, device, end }: Ended) {
+        let Some(mut entry) = self.entries.remove(&channel) else { return };
+        let open = Stage::Open { device, described: true };
+        if let Stage::Attached(attached) = std::mem::replace(&mut entry.stage, open) {
+            let requests = attached.counters.requests.get();
+            match end {
+                End::Guest => log!("{}: its guest has ended, after {requests} requests", entry.name),
+                End::Lost(error) => log!("{}: given up after {requests} requests: {error}", entry.name),
+            }
+            self.close(&attached.ports);
+            if end == End::Guest {
+                // Refused where Caisson has seen to it already.
+                let _ = self.caisson.detach(channel);
+            }
+        }
+        self.entries.insert(channel, entry);
+    }
+
+    /// What there is of devices.
+    #[must_use]
+    pub fn status(&self) -> Vec<Status> {
+        let status = |(&channel, entry): (&u16, &Entry)| {
+            let (stage, counters) = match &entry.stage {
+                Stage::Listed => ("listed", Vec::new()),
+                Stage::Open { .. } => ("open", Vec::new()),
+                Stage::Attached(attached) => ("attached", attached.counters.all()),
+            };
+            let (name, complaint) = (entry.name.clone(), entry.complaint.clone());
+            Status { channel, name, stage, complaint, counters }
+        };
+        self.entries.iter().map(status).collect()
+    }
+}
+
+/// How a device is called in the log: `web disk 1`.
+fn name_of(record: &ChannelRecord) -> String {
+    let name = record.name.split(|&byte| byte == 0).next().unwrap_or_default();
+    let (_, slot) = device_of(record.channel);
+    format!("{} {} {slot}", String::from_utf8_lossy(name), kinds::word(record.kind))
+}
+
+#[cfg(test)]
+mod tests;

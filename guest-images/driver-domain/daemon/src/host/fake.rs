@@ -1,0 +1,403 @@
+//! Caisson for tests: devices' transports are those of `caisson_virtio`, and a guest is a struct that writes their registers.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use caisson_abi::events::{ANY, PAGE_WORDS, PENDING, Source};
+use caisson_abi::io::{
+    CHANGES, ChannelDescription, ChannelRecord, MemoryRange, QueueState, device_of, record,
+};
+use caisson_abi::{CallError, CallResult, Number};
+use caisson_types::{Gpa, GuestMemory, MemoryError};
+use caisson_virtio::{Channel, Description, Effect, Interrupt, register};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Call, Host};
+use crate::bell::Bell;
+use crate::sys::{Mapping, Memory, Piece};
+
+/// The address of a guest's memory, and how much there is.
+pub const RAM: (u64, usize) = (0x10_0000, 4 << 20);
+
+/// The machine.
+pub struct Fake {
+    inner: Mutex<Inner>,
+    events: Box<[AtomicU64; PAGE_WORDS]>,
+    pin: Bell,
+    /// All guests' memory: a guest's is at its domain's number times its size.
+    memory: File,
+}
+
+#[derive(Default)]
+struct Inner {
+    devices: BTreeMap<u16, FakeDevice>,
+    ports: Vec<Option<Source>>,
+}
+
+struct FakeDevice {
+    record: ChannelRecord,
+    parameters: String,
+    description: Option<ChannelDescription>,
+    channel: Option<Arc<Channel>>,
+    interrupts: u64,
+}
+
+/// A guest's view of its memory, for the transport.
+struct View<'a>(&'a Memory);
+
+impl GuestMemory for View<'_> {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
+        self.0.regions().read_slice(buf, GuestAddress(gpa.as_u64())).map_err(|_| MemoryError { gpa })
+    }
+
+    fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemoryError> {
+        self.0.regions().write_slice(data, GuestAddress(gpa.as_u64())).map_err(|_| MemoryError { gpa })
+    }
+
+    fn is_ram(&self, gpa: Gpa, len: u64) -> bool {
+        self.0.regions().get_slices(GuestAddress(gpa.as_u64()), len as usize).all(|slice| slice.is_ok())
+    }
+
+    // The transport asks where RAM is, and no more.
+
+    fn compare_exchange_u32(&self, gpa: Gpa, _: u32, _: u32) -> Result<bool, MemoryError> {
+        Err(MemoryError { gpa })
+    }
+
+    fn compare_exchange_u64(&self, gpa: Gpa, _: u64, _: u64) -> Result<bool, MemoryError> {
+        Err(MemoryError { gpa })
+    }
+
+    fn swap_u8(&self, gpa: Gpa, _: u8) -> Result<u8, MemoryError> {
+        Err(MemoryError { gpa })
+    }
+}
+
+impl Fake {
+    /// Without devices.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::default(),
+            events: Box::new([const { AtomicU64::new(0) }; PAGE_WORDS]),
+            pin: Bell::new().unwrap(),
+            memory: crate::testing::file(16 * RAM.1 as u64),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device of a guest that has not started.
+    pub fn add(&self, channel: u16, kind: u32, name: &str, parameters: &str) {
+        let mut record =
+            ChannelRecord { channel, domain: device_of(channel).0.0, kind, ..ChannelRecord::default() };
+        record.name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        record.parameters = parameters.len() as u32;
+        let parameters = parameters.to_owned();
+        let device = FakeDevice { record, parameters, description: None, channel: None, interrupts: 0 };
+        self.inner().devices.insert(channel, device);
+        self.deliver(Source::Backend);
+    }
+
+    /// The configuration says something else of a device.
+    pub fn set_parameters(&self, channel: u16, parameters: &str) {
+        let mut inner = self.inner();
+        let device = inner.devices.get_mut(&channel).unwrap();
+        device.parameters = parameters.to_owned();
+        device.record.parameters = parameters.len() as u32;
+    }
+
+    /// The guest of a device that has been described starts.
+    pub fn start(self: &Arc<Self>, channel: u16) -> Guest {
+        let mut inner = self.inner();
+        let device = inner.devices.get_mut(&channel).unwrap();
+        device.record.life += 1;
+        let description = device.description.unwrap();
+        let queues = usize::from(description.queues);
+        let made = Channel::new(&Description {
+            device: description.device,
+            features: description.features,
+            queues: &description.queue_sizes[..queues],
+            config: &description.config[..usize::from(description.config_bytes)],
+            writable: &[],
+        });
+        let transport = Arc::new(made.unwrap());
+        device.channel = Some(Arc::clone(&transport));
+        let range = range_of(channel);
+        drop(inner);
+        let memory = Arc::new(self.map(&[range]).unwrap());
+        memory.regions().write_slice(&vec![0; RAM.1], GuestAddress(RAM.0)).unwrap();
+        self.deliver(Source::Backend);
+        Guest { fake: Arc::clone(self), channel, transport, memory }
+    }
+
+    /// The guest of a device ends.
+    pub fn end(&self, channel: u16) {
+        self.inner().devices.get_mut(&channel).unwrap().record.state |= record::ENDED;
+        self.deliver(Source::Channel { channel, queue: CHANGES });
+        self.deliver(Source::Backend);
+    }
+
+    /// The daemon has died: nothing of it is left but what Caisson knows.
+    pub fn forget_ports(&self) {
+        self.inner().ports.clear();
+    }
+
+    /// A device's record.
+    pub fn record(&self, channel: u16) -> ChannelRecord {
+        self.inner().devices[&channel].record
+    }
+
+    /// How often a device's guest was interrupted.
+    pub fn interrupts(&self, channel: u16) -> u64 {
+        self.inner().devices[&channel].interrupts
+    }
+
+    /// How many ports there are.
+    pub fn open_ports(&self) -> usize {
+        self.inner().ports.iter().flatten().count()
+    }
+
+    fn deliver(&self, source: Source) {
+        let ports: Vec<_> = {
+            let inner = self.inner();
+            inner
+                .ports
+                .iter()
+                .enumerate()
+                .filter(|(_, port)| **port == Some(source))
+                .map(|(port, _)| port)
+                .collect()
+        };
+        for port in ports {
+            self.events[PENDING + port / 64].fetch_or(1 << (port % 64), Ordering::SeqCst);
+            if self.events[ANY].fetch_or(1, Ordering::SeqCst) & 1 == 0 {
+                self.pin.ring(1);
+            }
+        }
+    }
+
+    fn perform(&self, call: &mut Call) -> CallResult {
+        let [first, second, ..] = call.arguments;
+        let mut inner = self.inner();
+        let data = &mut call.data;
+        let mut put = |bytes: &[u8]| data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        let bind = |inner: &mut Inner, source| {
+            let free = inner.ports.iter().position(Option::is_none).unwrap_or(inner.ports.len());
+            inner.ports.resize(inner.ports.len().max(free + 1), None);
+            inner.ports[free] = Some(source);
+            Ok(free as u64)
+        };
+        match call.number {
+            Number::EventConnect => {
+                inner.ports.clear();
+                self.events.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+                return Ok(0);
+            }
+            Number::EventBindBackend => return bind(&mut inner, Source::Backend),
+            Number::EventClose => {
+                *inner.ports.get_mut(first as usize).ok_or(CallError::BadPort)? = None;
+                return Ok(0);
+            }
+            Number::ChannelList => {
+                let records: Vec<_> = inner.devices.values().map(|device| device.record).collect();
+                put(records.as_bytes());
+                return Ok(records.len() as u64);
+            }
+            _ => {}
+        }
+        let channel = first as u16;
+        if call.number == Number::EventBindChannel {
+            inner.devices.get(&channel).ok_or(CallError::Refused)?;
+            return bind(&mut inner, Source::Channel { channel, queue: second as u16 });
+        }
+        let device = inner.devices.get_mut(&channel).ok_or(CallError::Refused)?;
+        let attached = device.record.state & record::ATTACHED != 0;
+        match call.number {
+            Number::ChannelParameters => {
+                put(device.parameters.as_bytes());
+                return Ok(device.parameters.len() as u64);
+            }
+            Number::ChannelDescribe => {
+                let described = ChannelDescription::read_from_bytes(data).map_err(|_| CallError::Fault)?;
+                device.record.state |= record::DESCRIBED;
+                match device.description.replace(described) {
+                    Some(before) if device.record.life != 0 && before != described => {
+                        return Err(CallError::Busy);
+                    }
+                    _ => return Ok(0),
+                }
+            }
+            Number::ChannelAttach => {
+                let transport = device.channel.as_ref().ok_or(CallError::NoSuchDomain)?;
+                transport.attach();
+                device.record.state |= record::ATTACHED;
+                return Ok(device.record.life.into());
+            }
+            _ if !attached => return Err(CallError::NotConnected),
+            Number::ChannelMemory => {
+                put(range_of(channel).as_bytes());
+                return Ok(1);
+            }
+            _ => {}
+        }
+        let transport = device.channel.clone().ok_or(CallError::NotConnected)?;
+        match call.number {
+            Number::ChannelDetach => {
+                let _ = transport.detach();
+                device.record.state &= !record::ATTACHED;
+                if device.record.state & record::ENDED != 0 {
+                    device.record.state &= !record::ENDED;
+                    device.record.life = 0;
+                    device.channel = None;
+                }
+                Ok(0)
+            }
+            Number::ChannelState if device.record.state & record::ENDED != 0 => Err(CallError::PeerClosed),
+            Number::ChannelState => {
+                let mut state = transport.snapshot();
+                state.pending = transport.take_notifications();
+                let queues: Vec<QueueState> =
+                    (0..state.queues as u16).filter_map(|queue| transport.queue(queue)).collect();
+                let all: Vec<u8> = state.as_bytes().iter().chain(queues.as_bytes()).copied().collect();
+                put(&all);
+                Ok(all.len() as u64)
+            }
+            Number::ChannelAcknowledge => {
+                let _ = transport.acknowledge(second as u32);
+                Ok(0)
+            }
+            Number::ChannelFail => {
+                let _ = transport.fail();
+                Ok(0)
+            }
+            _ => Err(CallError::NoSuchCall),
+        }
+    }
+}
+
+fn range_of(channel: u16) -> MemoryRange {
+    let address = u64::from(device_of(channel).0.0) * RAM.1 as u64;
+    MemoryRange { guest: RAM.0, address, bytes: RAM.1 as u64 }
+}
+
+impl Host for Fake {
+    fn calls(&self, calls: &mut [Call]) {
+        for call in calls {
+            call.answer = self.perform(call);
+        }
+    }
+
+    fn interrupt(&self, channel: u16) {
+        let mut inner = self.inner();
+        let Some(device) = inner.devices.get_mut(&channel) else { return };
+        device.interrupts += 1;
+        if let Some(transport) = &device.channel {
+            let _ = transport.interrupt(Interrupt::Used);
+        }
+    }
+
+    fn events(&self) -> &[AtomicU64; PAGE_WORDS] {
+        &self.events
+    }
+
+    fn events_address(&self) -> u64 {
+        0
+    }
+
+    fn interrupt_fd(&self) -> BorrowedFd<'_> {
+        self.pin.fd()
+    }
+
+    fn take_interrupt(&self) -> io::Result<()> {
+        self.pin.drain();
+        self.pin.take();
+        Ok(())
+    }
+
+    fn map(&self, ranges: &[MemoryRange]) -> io::Result<Memory> {
+        let piece = |range: &MemoryRange| {
+            let mapping = Mapping::new(&self.memory, range.address, range.bytes as usize)?;
+            Ok(Piece { guest: range.guest, mapping, offset: 0, bytes: range.bytes as usize })
+        };
+        Memory::new(ranges.iter().map(piece).collect::<io::Result<_>>()?).map_err(io::Error::other)
+    }
+}
+
+/// A guest that drives one device.
+pub struct Guest {
+    fake: Arc<Fake>,
+    channel: u16,
+    /// The device's registers.
+    pub transport: Arc<Channel>,
+    /// Its memory.
+    pub memory: Arc<Memory>,
+}
+
+impl Guest {
+    fn write(&self, offset: u64, value: u32) {
+        let queue = match self.transport.write(offset, 4, value.into(), &View(&self.memory)) {
+            Effect::Notify { queue } => queue,
+            Effect::Changed(_) => CHANGES,
+            Effect::Nothing | Effect::Line => return,
+        };
+        self.fake.deliver(Source::Channel { channel: self.channel, queue });
+    }
+
+    /// The device status.
+    pub fn status(&self) -> u32 {
+        self.transport.read(register::STATUS, 4) as u32
+    }
+
+    /// Notifies a queue.
+    pub fn notify(&self, queue: u16) {
+        self.write(register::QUEUE_NOTIFY, queue.into());
+    }
+
+    /// Resets the device, and waits until that is done.
+    pub fn reset(&self) {
+        self.write(register::STATUS, 0);
+        for _ in 0..10_000 {
+            if !self.transport.is_waiting() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("nobody acknowledges the reset");
+    }
+
+    /// Initialises the device with all its features but `without`, and these queues.
+    pub fn init(&self, without: u64, queues: &[QueueState]) {
+        self.reset();
+        self.write(register::STATUS, 1);
+        self.write(register::STATUS, 3);
+        for half in 0..2_u32 {
+            self.write(register::DEVICE_FEATURES_SEL, half);
+            let offered = self.transport.read(register::DEVICE_FEATURES, 4) as u32;
+            self.write(register::DRIVER_FEATURES_SEL, half);
+            self.write(register::DRIVER_FEATURES, offered & !((without >> (32 * half)) as u32));
+        }
+        self.write(register::STATUS, 11);
+        assert_eq!(self.status(), 11);
+        for (index, queue) in (0..).zip(queues) {
+            self.write(register::QUEUE_SEL, index);
+            self.write(register::QUEUE_NUM, queue.size.into());
+            for (low, address) in [
+                (register::QUEUE_DESC_LOW, queue.descriptors),
+                (register::QUEUE_DRIVER_LOW, queue.driver),
+                (register::QUEUE_DEVICE_LOW, queue.device),
+            ] {
+                self.write(low, address as u32);
+                self.write(low + 4, (address >> 32) as u32);
+            }
+            self.write(register::QUEUE_READY, 1);
+        }
+        self.write(register::STATUS, 15);
+    }
+}

@@ -1,0 +1,35 @@
+//! The kinds of devices that there are.
+
+use caisson_abi::io::ChannelRecord;
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET};
+
+use crate::block::Block;
+use crate::device::Device;
+use crate::parameters::Parameters;
+
+/// Why a device cannot be had.
+pub type OpenError = Box<dyn std::error::Error>;
+
+/// What a kind is called.
+#[must_use]
+pub const fn word(kind: u32) -> &'static str {
+    match kind {
+        VIRTIO_ID_NET => "network",
+        VIRTIO_ID_BLOCK => "disk",
+        VIRTIO_ID_CONSOLE => "port",
+        VIRTIO_ID_FS => "share",
+        _ => "device",
+    }
+}
+
+/// Makes the device of a record, with these parameters.
+///
+/// # Errors
+/// What is wrong with them, or with what they name.
+pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>, OpenError> {
+    let parameters = Parameters::parse(parameters)?;
+    Ok(match record.kind {
+        VIRTIO_ID_BLOCK => Box::new(Block::open(&parameters)?),
+        kind => return Err(format!("virtio devices of type {kind} are not served here: leave it out").into()),
+    })
+}

@@ -1,0 +1,268 @@
+//! The thread of a device that is attached to: it follows the transport's state, lets the device work, and sleeps.
+//!
+//! Each device has a thread of its own. So the kernel's scheduler shares the driver domain's CPUs among guests and accounts for
+//! them, a device that is slow or busy holds up no other, and a device's code is plain: it may wait for a file.
+//!
+//! # Sleep
+//!
+//! While there is work, notifications are off: the rings are looked at again and again. When there is none, the thread looks a
+//! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt: sleeps that turn out short
+//! make it longer, up to [`Pace::MOST`]; long ones make it shorter, down to nothing, so that an idle guest costs nothing.
+//!
+//! # Changes
+//!
+//! A guest that resets its device, or stops a queue, waits until the device has let go of the queue and this thread has
+//! acknowledged the change; the state is read with the acknowledgement's number, so that a later change is another one. When the
+//! guest has ended, all queues stop and the thread ends; whoever started it detaches then.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use caisson_abi::CallError;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
+use crate::bell::{Bell, CHANGED};
+use crate::device::{Device, Fault};
+use crate::host::{Caisson, Refusal, State};
+use crate::log::{Limiter, log};
+use crate::ring::QueueSetup;
+use crate::statistics::Counters;
+use crate::sys::Memory;
+
+/// Bits of the device status (VIRTIO 1.2, section 2.1).
+const DRIVER_OK: u32 = 4;
+const NEEDS_RESET: u32 = 64;
+const FAILED: u32 = 128;
+
+/// Why a device's thread has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The guest has ended.
+    Guest,
+    /// The device is not this backend's any more.
+    Lost(Refusal),
+}
+
+/// How long a thread looks for work before it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pace {
+    spin: Duration,
+}
+
+impl Pace {
+    /// The most: about what a sleep and a wake-up cost.
+    pub const MOST: Duration = Duration::from_micros(50);
+    const LEAST: Duration = Duration::from_micros(5);
+
+    /// How long to look.
+    #[must_use]
+    pub fn spin(self) -> Duration {
+        self.spin
+    }
+
+    /// A sleep has ended after `slept`.
+    pub fn woke(&mut self, slept: Duration) {
+        self.spin = if slept < Self::MOST {
+            (self.spin * 2).clamp(Self::LEAST, Self::MOST)
+        } else if self.spin <= Self::LEAST {
+            Duration::ZERO
+        } else {
+            self.spin / 2
+        };
+    }
+}
+
+/// A device that is attached to.
+pub struct Service {
+    /// Calls.
+    pub caisson: Caisson,
+    /// Its channel.
+    pub channel: u16,
+    /// How it is called in the log.
+    pub name: String,
+    /// Where its events come.
+    pub bell: Arc<Bell>,
+    /// Its guest's memory.
+    pub memory: Arc<Memory>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
+    /// The device.
+    pub device: Box<dyn Device>,
+}
+
+/// What the thread remembers.
+struct Running {
+    /// How many queues the device has.
+    queues: usize,
+    /// The queues that have started, a bit each.
+    started: u64,
+    limiter: Limiter,
+    pace: Pace,
+}
+
+impl Service {
+    /// Serves the device until its guest has ended; gives it back.
+    pub fn run(mut self) -> (Box<dyn Device>, End) {
+        let mut running = Running {
+            queues: self.device.description().queues.len(),
+            started: 0,
+            limiter: Limiter::new(Instant::now()),
+            pace: Pace::default(),
+        };
+        let end = self.serve(&mut running);
+        self.stop_all(&mut running);
+        (self.device, end)
+    }
+
+    fn serve(&mut self, running: &mut Running) -> End {
+        let mut told = 0;
+        let mut idle_since = None;
+        loop {
+            let bits = self.bell.take();
+            if bits != 0 {
+                self.counters.events.add(1);
+                match self.follow(running) {
+                    Ok(pending) => told |= pending | bits & !CHANGED,
+                    Err(end) => return end,
+                }
+            }
+            if running.started == 0 {
+                self.sleep(None);
+                continue;
+            }
+            match self.step(running, &mut told, &mut idle_since) {
+                Ok(()) => {}
+                Err(fault) => self.fail(running, &fault),
+            }
+        }
+    }
+
+    /// Works, or sleeps if there is nothing to do.
+    fn step(
+        &mut self,
+        running: &mut Running,
+        told: &mut u64,
+        idle_since: &mut Option<Instant>,
+    ) -> Result<(), Fault> {
+        let progress = self.device.work(std::mem::take(told), &self.counters)?;
+        if progress.interrupt {
+            self.counters.interrupts.add(1);
+            self.caisson.host().interrupt(self.channel);
+        }
+        if progress.any {
+            *idle_since = None;
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now.duration_since(*idle_since.get_or_insert(now)) < running.pace.spin() {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        if self.device.arm()? {
+            return Ok(());
+        }
+        let deadline = self.device.deadline();
+        self.sleep(deadline);
+        *idle_since = None;
+        running.pace.woke(now.elapsed());
+        Ok(())
+    }
+
+    /// Sleeps until something comes.
+    fn sleep(&self, deadline: Option<Instant>) {
+        let mut sources = vec![PollFd::from_borrowed_fd(self.bell.fd(), PollFlags::IN)];
+        self.device.sources(&mut sources);
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        self.counters.sleeps.add(1);
+        // Interrupted, or for want of memory for a moment: then it is as if something had come.
+        let _ = poll(&mut sources, timeout.as_ref());
+        self.bell.drain();
+    }
+
+    /// Reads the state and lets the device follow it: the queues to look at.
+    fn follow(&mut self, running: &mut Running) -> Result<u64, End> {
+        let state = match self.caisson.state(self.channel, running.queues) {
+            Ok(state) => state,
+            Err(Refusal { error: CallError::PeerClosed, .. }) => return Err(End::Guest),
+            Err(error) => return Err(End::Lost(error)),
+        };
+        let status = state.device.status;
+        let serve = status & DRIVER_OK != 0 && status & (NEEDS_RESET | FAILED) == 0;
+        let mut fault = None;
+        for (index, queue) in (0_u16..).zip(&state.queues) {
+            let bit = 1_u64 << (index & 63);
+            let wanted = serve && queue.ready != 0;
+            if !wanted && running.started & bit != 0 {
+                self.device.stop(index);
+                running.started &= !bit;
+            } else if wanted && running.started & bit == 0 && fault.is_none() {
+                match self.start(index, &state) {
+                    Ok(()) => running.started |= bit,
+                    Err(error) => fault = Some(error),
+                }
+            }
+        }
+        if let Some(fault) = fault {
+            self.fail(running, &fault);
+        }
+        if state.device.waiting != 0 {
+            match self.caisson.acknowledge(self.channel, state.device.change) {
+                Ok(()) => {}
+                Err(Refusal { error: CallError::PeerClosed, .. }) => return Err(End::Guest),
+                Err(error) => return Err(End::Lost(error)),
+            }
+        }
+        Ok(state.device.pending)
+    }
+
+    fn start(&mut self, index: u16, state: &State) -> Result<(), Fault> {
+        let Some(&queue) = state.queues.get(usize::from(index)) else { return Ok(()) };
+        let features = state.device.features;
+        self.device.start(&QueueSetup { index, state: queue, features, memory: Arc::clone(&self.memory) })?;
+        // A backend that died may have given buffers back without a word.
+        self.caisson.host().interrupt(self.channel);
+        Ok(())
+    }
+
+    fn stop_all(&mut self, running: &mut Running) {
+        for queue in 0..running.queues as u16 {
+            if running.started >> (queue & 63) & 1 != 0 {
+                self.device.stop(queue);
+            }
+        }
+        running.started = 0;
+    }
+
+    /// The device needs a reset.
+    fn fail(&mut self, running: &mut Running, fault: &Fault) {
+        self.stop_all(running);
+        self.counters.errors.add(1);
+        if let Some(held) = running.limiter.pass(Instant::now()) {
+            let more = if held > 0 { format!(" ({held} such lines were left out)") } else { String::new() };
+            log!("{}: stopped until the guest resets it: {fault}{more}", self.name);
+        }
+        // Where the guest has ended meanwhile, the next look at the state says so.
+        let _ = self.caisson.fail(self.channel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_follows_the_sleeps() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.spin(), Duration::ZERO);
+        for _ in 0..10 {
+            pace.woke(Duration::from_micros(20));
+        }
+        assert_eq!(pace.spin(), Pace::MOST);
+        for _ in 0..10 {
+            pace.woke(Duration::from_millis(1));
+        }
+        assert_eq!(pace.spin(), Duration::ZERO);
+    }
+}
