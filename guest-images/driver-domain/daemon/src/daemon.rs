@@ -20,6 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use caisson_abi::io::{CHANGES, ChannelRecord, device_of, record};
+use caisson_abi::{CallError, Number};
 use caisson_events::consumer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -27,7 +28,7 @@ use rustix::time::Timespec;
 use crate::bell::{Bell, CHANGED, queue_bit};
 use crate::device::Device;
 use crate::guests::Guests;
-use crate::host::{Caisson, Host};
+use crate::host::{Caisson, Host, Refusal};
 use crate::kinds::{self, OpenError};
 use crate::log::log;
 use crate::service::{End, Service};
@@ -35,6 +36,8 @@ use crate::statistics::Counters;
 
 /// How long to wait before a device that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same for what passes by itself.
+const SOON: Duration = Duration::from_millis(10);
 
 /// The daemon.
 pub struct Daemon {
@@ -212,6 +215,7 @@ impl Daemon {
         });
         match self.stages(record, &mut entry) {
             Ok(()) => entry.complaint.clear(),
+            Err(error) if is_passing(error.as_ref()) => self.retry = Some(Instant::now() + SOON),
             Err(error) => {
                 let complaint = error.to_string();
                 if complaint != entry.complaint {
@@ -377,6 +381,14 @@ impl Daemon {
         };
         self.entries.iter().map(status).collect()
     }
+}
+
+/// Whether it is only too early: a guest's memory is just being taken away, or the guest has just ended.
+fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| {
+        refusal.call == Number::ChannelAttach
+            && matches!(refusal.error, CallError::Busy | CallError::NoSuchDomain)
+    })
 }
 
 /// How a device is called in the log: `web disk 1`.

@@ -122,8 +122,11 @@ impl Service {
             let bits = self.bell.take();
             if bits != 0 {
                 self.counters.events.add(1);
+                told |= bits & !CHANGED;
+            }
+            if bits & CHANGED != 0 {
                 match self.follow(running) {
-                    Ok(pending) => told |= pending | bits & !CHANGED,
+                    Ok(pending) => told |= pending,
                     Err(end) => return end,
                 }
             }

@@ -38,6 +38,10 @@ const COMMAND_NO_PIN: u16 = 1 << 10;
 /// Words of an entry of a list, and of those the answer's.
 const ENTRY_WORDS: usize = BATCH_ENTRY_BYTES as usize / 8;
 const ANSWER_WORD: usize = 5;
+/// What no call answers.
+const UNANSWERED: u64 = 1 << 63;
+/// The pins of the I/O APIC that functions' interrupts lead to.
+const PINS: std::ops::RangeInclusive<u32> = 16..=23;
 
 /// Why the door does not open.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub enum DoorError {
     Version(u32),
     /// The area is smaller than agreed.
     Area(u32),
+    /// The kernel knows of no pin that the interrupt leads to, but of this number.
+    Pin(u32),
     /// The kernel refuses a step.
     Kernel(&'static str, io::Error),
 }
@@ -66,6 +72,11 @@ impl fmt::Display for DoorError {
                 write!(f, "Caisson speaks version {version} of its interface, and this is built for {VERSION}: use a pair")
             }
             Self::Area(pages) => write!(f, "the door's area has {pages} pages, and {AREA_PAGES} are needed"),
+            Self::Pin(irq) => write!(
+                f,
+                "the function's interrupt is {irq} to the kernel, and not 16 to 23 as the ACPI tables say: do not boot the \
+                 driver domain with noapic or acpi=off"
+            ),
             Self::Kernel(step, error) => write!(f, "cannot {step}: {error}"),
         }
     }
@@ -108,14 +119,15 @@ impl Door {
         let registers = both.open(device.join("resource0")).map_err(step("open the function's registers"))?;
         let registers = Mapping::new(&registers, 0, PAGE).map_err(step("map the function's registers"))?;
 
-        let half = |at: u16| registers.half(at.into()).map_or(0, |word| word.load(Ordering::SeqCst));
+        let half = |at: u16| registers.half(at.into()).map_or(0, |word| word.load(Ordering::Acquire));
         match (half(register::MAGIC), half(register::VERSION), half(register::AREA_PAGES)) {
             (magic, ..) if magic != MAGIC => return Err(DoorError::Stranger(magic)),
             (_, version, _) if u64::from(version) != VERSION => return Err(DoorError::Version(version)),
             (.., pages) if pages < AREA_PAGES => return Err(DoorError::Area(pages)),
             _ => {}
         }
-        let area_address = u64::from(half(register::AREA)) | u64::from(half(register::AREA + 4)) << 32;
+        let area = registers.words(register::AREA.into(), 1).and_then(<[_]>::first);
+        let area_address = area.map_or(0, |word| word.load(Ordering::Acquire));
         let dax = Dax::all();
         let bytes = u64::from(AREA_PAGES) * PAGE as u64;
         let (area, area_offset) = dax::map(&dax, area_address, bytes).map_err(step("map the door's area"))?;
@@ -130,6 +142,13 @@ impl Door {
             dax,
             calls: Mutex::new(()),
         };
+        // Linux's numbers of interrupts are the I/O APIC's pins, where that is the first one.
+        let irq = fs::read_to_string(device.join("irq")).map_err(step("read the function's interrupt"))?;
+        let irq = irq.trim().parse().unwrap_or(0);
+        if !PINS.contains(&irq) {
+            return Err(DoorError::Pin(irq));
+        }
+        door.set(register::PIN, irq);
         // So that no later access can fail.
         match (door.words(0, AREA_PAGES as usize * PAGE / 8), door.events_page()) {
             (Some(_), Some(_)) => Ok(door),
@@ -140,16 +159,21 @@ impl Door {
     /// The number of the domain that this is.
     #[must_use]
     pub fn domain(&self) -> u32 {
-        self.half(register::DOMAIN).map_or(0, |word| word.load(Ordering::SeqCst))
+        self.half(register::DOMAIN).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn half(&self, at: u16) -> Option<&AtomicU32> {
         self.registers.half(at.into())
     }
 
+    fn word(&self, at: u16) -> Option<&AtomicU64> {
+        self.registers.words(at.into(), 1)?.first()
+    }
+
     fn set(&self, at: u16, value: u32) {
         if let Some(register) = self.half(at) {
-            register.store(value, Ordering::SeqCst);
+            // A plain store: Caisson carries out what the compiler makes of it.
+            register.store(value, Ordering::Release);
         }
     }
 
@@ -178,23 +202,25 @@ impl Door {
                 }
                 used += there.len();
             }
-            let words = std::iter::once(call.number.value()).chain(call.arguments).chain([u64::MAX]);
+            let words = std::iter::once(call.number.value()).chain(call.arguments).chain([UNANSWERED]);
             entry.iter().zip(words).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         }
         let address = self.area_address + u64::from(LIST_PAGE) * PAGE as u64;
-        // The count has its place below the address, which is a multiple of a page. The write takes effect with its high half.
-        let low = address as u32 | (calls.len() as u32 & CALLS_COUNT as u32);
-        self.set(register::CALLS, low);
-        self.set(register::CALLS + 4, (address >> 32) as u32);
-        let answer = u64::from(self.half(register::ANSWER)?.load(Ordering::SeqCst))
-            | u64::from(self.half(register::ANSWER + 4)?.load(Ordering::SeqCst)) << 32;
+        // The count has its place below the address, which is a multiple of a page.
+        self.word(register::CALLS)?.store(address | (calls.len() as u64 & CALLS_COUNT), Ordering::Release);
+        let unmade = list.chunks_exact(ENTRY_WORDS).any(|entry| {
+            entry.get(ANSWER_WORD).is_none_or(|answer| answer.load(Ordering::Acquire) == UNANSWERED)
+        });
+        // Asked only where it says something: a register costs an exit.
+        let answer = if unmade { self.word(register::ANSWER)?.load(Ordering::Acquire) } else { 0 };
         let failed = CallError::of_answer(answer);
         let mut used = 0;
         for (call, entry) in calls.iter_mut().zip(list.chunks_exact(ENTRY_WORDS)) {
-            let answer = entry.get(ANSWER_WORD)?.load(Ordering::SeqCst);
+            let answer = entry.get(ANSWER_WORD)?.load(Ordering::Acquire);
             call.answer = match (failed, CallError::of_answer(answer)) {
-                (Some(error), _) | (None, Some(error)) => Err(error),
-                (None, None) => Ok(answer),
+                (_, Some(error)) => Err(error),
+                (_, None) if answer < UNANSWERED => Ok(answer),
+                (error, None) => Err(error.unwrap_or(CallError::Fault)),
             };
             if call.address.is_some() {
                 let there = data.get(used..used + call.data.len().div_ceil(8))?;

@@ -342,12 +342,17 @@ pub struct Guest {
 
 impl Guest {
     fn write(&self, offset: u64, value: u32) {
-        let queue = match self.transport.write(offset, 4, value.into(), &View(&self.memory)) {
-            Effect::Notify { queue } => queue,
-            Effect::Changed(_) => CHANGES,
-            Effect::Nothing | Effect::Line => return,
-        };
-        self.fake.deliver(Source::Channel { channel: self.channel, queue });
+        let effect = self.transport.write(offset, 4, value.into(), &View(&self.memory));
+        let tell = |queue| self.fake.deliver(Source::Channel { channel: self.channel, queue });
+        match effect {
+            // The event says all that the bits said.
+            Effect::Notify { .. } => {
+                let told = self.transport.take_notifications();
+                (0..64).filter(|queue| told >> queue & 1 != 0).for_each(tell);
+            }
+            Effect::Changed(_) => tell(CHANGES),
+            Effect::Nothing | Effect::Line => {}
+        }
     }
 
     /// The device status.

@@ -27,7 +27,7 @@ pub use calls::{Caisson, Refusal, State};
 pub use door::{Door, DoorError};
 
 /// The most bytes that a call's argument can point to.
-pub const MAX_DATA: usize = 6 * 4096;
+pub const MAX_DATA: usize = 16 * 4096;
 
 /// A call of Caisson's.
 #[derive(Debug)]
