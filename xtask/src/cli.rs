@@ -113,6 +113,12 @@ pub struct MachineArgs {
     /// What starts the loader; Bochs has only BIOS
     #[arg(long, value_enum, default_value_t)]
     pub firmware: FirmwareArg,
+    /// One more namespace of QEMU's NVMe disk, raw or *.qcow2, beside those of the config; may be given again
+    #[arg(long, value_name = "FILE")]
+    pub disk: Vec<PathBuf>,
+    /// A network card in QEMU's machine, with QEMU's network behind it
+    #[arg(long)]
+    pub nic: bool,
     /// One more argument for QEMU; may be given again
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub qemu_arg: Vec<String>,

@@ -144,14 +144,29 @@ impl Loaded {
     }
 }
 
-/// Has each guest that our initial RAM disk starts end by itself: nobody is there to type into a shell. Guests whose
-/// command line says already what to do are left alone.
+/// Has each guest that our initial RAM disks start end by itself: nobody is there to type into a shell. Guests whose
+/// command line says already what to do, or how to end, are left alone. A server ends when a client says good bye to it, and the
+/// driver domain with the last of its guests.
 pub fn without_a_person(config: &mut ConfigText) {
     for domain in &mut config.domains {
-        let ours = domain.modules.iter().any(|module| module.file == "@initrd");
-        let told = domain.cmdline.split_whitespace().any(|word| word.starts_with("caisson."));
-        if ours && !told {
-            domain.cmdline = format!("{} caisson.test=smoke", domain.cmdline).trim_start().to_owned();
+        let has = |start: &str| domain.cmdline.split_whitespace().any(|word| word.starts_with(start));
+        let starts_from = |file: &str| domain.modules.iter().any(|module| module.file == file);
+        let word = if has("caisson.end=") {
+            None
+        } else if starts_from("@driver-initrd") {
+            Some("caisson.end=guests")
+        } else if !starts_from("@initrd") {
+            None
+        } else if has("root=") {
+            Some("caisson.end=bye")
+        } else if has("caisson.test=") {
+            // The end of its work is its end.
+            None
+        } else {
+            Some("caisson.test=smoke")
+        };
+        if let Some(word) = word {
+            domain.cmdline = format!("{} {word}", domain.cmdline).trim_start().to_owned();
         }
     }
 }
@@ -306,6 +321,32 @@ kernel = "@memtest"
         let guest =
             GuestArgs { kernel: Some("no/such/file".into()), initrd: None, cmdline: None, memory: None };
         assert!(loaded().apply(&guest).unwrap_err().to_string().contains("no/such/file"));
+    }
+
+    #[test]
+    fn without_a_person_servers_end_with_their_clients() {
+        let domain = |cmdline: &str, initrd: &str| {
+            let toml = format!(
+                "[[domain]]\nname = \"a\"\nmemory = \"64M\"\nkernel = \"k\"\ninitrd = \"{initrd}\"\ncmdline = \"{cmdline}\"\n"
+            );
+            let mut text = parse(&toml, Path::new("t.toml")).unwrap();
+            without_a_person(&mut text);
+            text.domains[0].cmdline.clone()
+        };
+        assert_eq!(domain("quiet", "@driver-initrd"), "quiet caisson.end=guests");
+        assert_eq!(
+            domain("root=/dev/vda caisson.ip=10.0.2.20/24", "@initrd"),
+            "root=/dev/vda caisson.ip=10.0.2.20/24 caisson.end=bye"
+        );
+        assert_eq!(
+            domain("caisson.ip=10.0.2.21/24", "@initrd"),
+            "caisson.ip=10.0.2.21/24 caisson.test=smoke"
+        );
+        for told in ["caisson.test=hash", "caisson.end=shell", "root=/dev/vda caisson.end=shell"] {
+            assert_eq!(domain(told, "@initrd"), told);
+        }
+        assert_eq!(domain("caisson.end=shell", "@driver-initrd"), "caisson.end=shell");
+        assert_eq!(domain("quiet", "mine.img"), "quiet");
     }
 
     #[test]

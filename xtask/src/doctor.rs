@@ -30,7 +30,7 @@ pub fn command(workspace: &Workspace) -> Result<u8> {
 
     let installable = privilege != Privilege::None && process::on_path("apt-get");
     let mut missing: Vec<&str> = Vec::new();
-    for tool in tools::for_run(true).chain(tools::BOCHS).chain(tools::PACKAGES) {
+    for tool in tools::for_run(true).chain([&tools::MKE2FS]).chain(tools::BOCHS).chain(tools::PACKAGES) {
         let there = tool.is_there();
         let optional = if tool.package == tools::OVMF.package {
             " (only for --firmware uefi)"

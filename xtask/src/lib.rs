@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod cpio;
+pub mod disk;
 pub mod doctor;
 pub mod driver;
 pub mod elf;

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use caisson_config::source::Forward;
+
 use crate::{
     emulator::Process,
     error::{Context, Error, Result},
@@ -84,6 +86,22 @@ pub enum Boot {
     },
 }
 
+/// A disk of the machine: a namespace of its one NVMe disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The image: raw, or qcow2 when it is called so.
+    pub path: PathBuf,
+    /// What is written is kept; otherwise the image stays as it is.
+    pub keep: bool,
+}
+
+/// A network card and the network behind it, which QEMU plays: 10.0.2.0/24, and out through 10.0.2.2.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// TCP ports of this computer, and where they lead behind the card.
+    pub forward: Vec<Forward>,
+}
+
 /// A machine to start.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -99,6 +117,10 @@ pub struct Machine {
     pub boot: Boot,
     /// What starts the loader.
     pub firmware: Firmware,
+    /// Namespaces of an NVMe disk.
+    pub disks: Vec<Disk>,
+    /// An Intel 82574L, if there is one.
+    pub network: Option<Network>,
     /// With a number: an instruction takes 2 to the power of that nanoseconds, and every run is the same to the byte (TCG, one
     /// CPU). Memory is touched beforehand, which keeps the host's first-touch costs out.
     pub exact: Option<u32>,
@@ -119,6 +141,8 @@ impl Machine {
             memory_mib,
             boot,
             firmware: Firmware::Bios,
+            disks: Vec::new(),
+            network: None,
             exact: None,
             extra: Vec::new(),
             directory,
@@ -166,8 +190,34 @@ impl Machine {
                 arguments.extend(["-initrd".into(), initrd.into(), "-append".into(), cmdline.into()]);
             }
         }
+        self.add_devices(&mut arguments);
         arguments.extend(self.extra.iter().cloned());
         arguments
+    }
+
+    fn add_devices(&self, arguments: &mut Vec<OsString>) {
+        if !self.disks.is_empty() {
+            arguments.extend(["-device".into(), "nvme,id=nvme,serial=caisson".into()]);
+        }
+        for (number, disk) in (1..).zip(&self.disks) {
+            let format =
+                if disk.path.extension().is_some_and(|end| end == "qcow2") { "qcow2" } else { "raw" };
+            let snapshot = if disk.keep { "" } else { "snapshot=on," };
+            let mut drive =
+                OsString::from(format!("if=none,id=disk{number},format={format},{snapshot}file="));
+            drive.push(escape_commas(&disk.path));
+            let device = format!("nvme-ns,bus=nvme,drive=disk{number},nsid={number}");
+            arguments.extend(["-drive".into(), drive, "-device".into(), device.into()]);
+        }
+        if let Some(network) = &self.network {
+            let mut user = "user,id=network".to_owned();
+            for Forward { port, to } in &network.forward {
+                user.push_str(&format!(",hostfwd=tcp:127.0.0.1:{port}-{}:{}", to.ip(), to.port()));
+            }
+            // It is not started from.
+            let card = "e1000e,netdev=network,romfile=";
+            arguments.extend(["-netdev".into(), user.into(), "-device".into(), card.into()]);
+        }
     }
 
     /// Starts it, with the first serial port on the returned handle.
@@ -335,6 +385,24 @@ mod tests {
         let line = line(&Machine { boot, ..machine() }, None);
         assert!(line.ends_with("-bios qboot.rom -kernel /k -initrd /i -append quiet x=1"), "{line}");
         assert!(!line.contains("cdrom"));
+    }
+
+    #[test]
+    fn disks_are_namespaces_of_one_and_the_card_has_a_network() {
+        let disks = [("/t/a,b.img", false), ("/t/c.qcow2", true)];
+        let disks = disks.map(|(path, keep)| Disk { path: path.into(), keep }).to_vec();
+        let forward = vec![Forward { port: 8080, to: "10.0.2.20:80".parse().unwrap() }];
+        let line = line(&Machine { disks, network: Some(Network { forward }), ..machine() }, None);
+        for part in [
+            "-device nvme,id=nvme,serial=caisson ",
+            "-drive if=none,id=disk1,format=raw,snapshot=on,file=/t/a,,b.img -device nvme-ns,bus=nvme,drive=disk1,nsid=1 ",
+            "-drive if=none,id=disk2,format=qcow2,file=/t/c.qcow2 -device nvme-ns,bus=nvme,drive=disk2,nsid=2 ",
+            "-netdev user,id=network,hostfwd=tcp:127.0.0.1:8080-10.0.2.20:80 -device e1000e,netdev=network,romfile=",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        let plain = self::line(&machine(), None);
+        assert!(!plain.contains("nvme") && !plain.contains("-netdev"));
     }
 
     #[test]

@@ -3,21 +3,25 @@
 use std::{
     fs,
     fs::File,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use caisson_config::source::{EmulatorText, Forward};
 
 use crate::{
     accel, bochs,
     cli::{AccelArg, FirmwareArg, ImageArgs, MachineArg, MachineArgs, RunArgs},
     config::{self, Loaded},
     console::{self, Input},
+    disk,
     emulator::{Kind, Running},
     error::{Context, Error, Result},
     images::Images,
     outcome::Outcome,
     paths::{Workspace, prune},
-    qemu::{Accelerator, Boot, Firmware, Machine},
+    qemu::{Accelerator, Boot, Disk, Firmware, Machine, Network},
     size::{MIB, Size},
     stamp, tools,
 };
@@ -71,6 +75,8 @@ fn kind(args: &MachineArgs) -> Result<Kind> {
     let only_qemu = [
         ("--accel", args.accel != AccelArg::Auto),
         ("--firmware uefi", args.firmware == FirmwareArg::Uefi),
+        ("--disk", !args.disk.is_empty()),
+        ("--nic", args.nic),
         ("--qemu-arg", !args.qemu_arg.is_empty()),
     ];
     match only_qemu.iter().find(|(_, given)| *given) {
@@ -81,12 +87,62 @@ fn kind(args: &MachineArgs) -> Result<Kind> {
     }
 }
 
-/// How large a machine is.
-#[derive(Clone, Copy, Debug)]
+/// How large a machine is, and what else it has.
+#[derive(Clone, Debug)]
 struct Extent {
     cpus: u32,
     memory_mib: u64,
+    disks: Vec<Disk>,
+    network: Option<Network>,
 }
+
+/// The disks that the config and the command line ask for.
+///
+/// # Errors
+/// When one is not there, or cannot be made.
+fn disks(images: &Images, config: &Loaded, args: &MachineArgs) -> Result<Vec<Disk>> {
+    let mut disks = Vec::new();
+    for name in &config.text.emulator.disks {
+        let keep = !name.starts_with('@');
+        let path = if keep { config.folder.join(name) } else { disk::provide(images.workspace(), name)? };
+        disks.push(Disk { path, keep });
+    }
+    disks.extend(args.disk.iter().map(|path| Disk { path: path.clone(), keep: true }));
+    match disks.iter().find(|disk| !disk.path.is_file()) {
+        Some(disk) => Err(Error::Usage(format!(
+            "the disk {} is not there: make it, say by `truncate -s 1G {0}`, or name another",
+            disk.path.display()
+        ))),
+        None => Ok(disks),
+    }
+}
+
+/// The network card that the config and the command line ask for. A port of this computer that is in use is left to who uses
+/// it: the next free one leads there.
+fn network(config: &Loaded, args: &MachineArgs) -> Option<Network> {
+    let wanted = &config.text.emulator;
+    if !wanted.network && !args.nic {
+        return None;
+    }
+    let mut forward = Vec::new();
+    for &Forward { port, to } in &wanted.forward {
+        let free = |port: &u16| {
+            let taken = forward.iter().any(|other: &Forward| other.port == *port);
+            !taken && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
+        };
+        match (port..=port.saturating_add(NEAR_PORTS)).find(free) {
+            Some(port) => {
+                eprintln!("  localhost:{port} leads to {to}");
+                forward.push(Forward { port, to });
+            }
+            None => eprintln!("  nothing leads to {to}: the ports from {port} on are in use"),
+        }
+    }
+    Some(Network { forward })
+}
+
+/// How far from the port that a config asks for another may be.
+const NEAR_PORTS: u16 = 20;
 
 /// What runs the machine.
 enum Emulator {
@@ -166,6 +222,8 @@ fn qemu(
 ) -> Machine {
     let mut machine = Machine::new(accelerator, size.memory_mib, Boot::Iso(iso), directory);
     machine.cpus = size.cpus;
+    machine.disks = size.disks;
+    machine.network = size.network;
     if let Some(cpu) = &args.cpu {
         machine.cpu.clone_from(cpu);
     }
@@ -186,6 +244,12 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let mut config = config::load(workspace, &args.config.config)?;
     config.apply(&args.config.guest)?;
     let kind = kind(&args.machine)?;
+    if kind == Kind::Bochs && config.text.emulator != EmulatorText::default() {
+        return Err(Error::Usage(format!(
+            "{}: emulator: the disks and the network card are QEMU's: take --machine qemu, or another config",
+            config.text.file
+        )));
+    }
     let machine_memory = args.machine.machine_memory;
     if let Some(size) = machine_memory {
         // What no machine can hold needs no building to be told.
@@ -230,6 +294,8 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
             Some(size) => size.mib(),
             None => machine_memory_mib(config.memory(), blob.len() as u64),
         },
+        disks: disks(&images, &config, &args.machine)?,
+        network: network(&config, &args.machine),
     };
     let runs = workspace.dir("runs")?;
     prune(&runs, KEPT);
@@ -343,10 +409,50 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_the_configs_and_the_command_lines() {
+        let folder = std::env::temp_dir().join(format!("caisson-disks-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["one.img", "two.img"] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        let toml =
+            "[emulator]\ndisks = [\"one.img\"]\n[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"\n";
+        let text = caisson_config::source::parse_toml(toml, "a.toml").unwrap();
+        let config = Loaded { text, folder: folder.clone() };
+        let images = Images::new(Workspace::find());
+        let two = folder.join("two.img");
+        let args = machine_args(&["--disk", &two.to_string_lossy()]);
+        let expected = [folder.join("one.img"), two].map(|path| Disk { path, keep: true });
+        assert_eq!(disks(&images, &config, &args).unwrap(), expected);
+        let error = disks(&images, &config, &machine_args(&["--disk", "none.img"])).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the disk none.img is not there: make it, say by `truncate -s 1G none.img`"),
+            "{error}"
+        );
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_port_in_use_is_left_alone() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let domain = "[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"\n";
+        let toml = format!("[emulator]\nnetwork = true\nforward = [\"{port}:10.0.2.20:80\"]\n{domain}");
+        let text = caisson_config::source::parse_toml(&toml, "a.toml").unwrap();
+        let config = Loaded { text, folder: PathBuf::new() };
+        let network = network(&config, &machine_args(&[])).unwrap();
+        assert!(network.forward.iter().all(|forward| forward.port != port));
+        let text = caisson_config::source::parse_toml(domain, "a.toml").unwrap();
+        let config = Loaded { text, folder: PathBuf::new() };
+        assert_eq!(self::network(&config, &machine_args(&[])), None);
+        assert_eq!(self::network(&config, &machine_args(&["--nic"])), Some(Network::default()));
+    }
+
+    #[test]
     fn what_only_qemu_has_is_refused_for_bochs() {
         assert_eq!(kind(&machine_args(&[])).unwrap(), Kind::Qemu);
         assert_eq!(kind(&machine_args(&["--machine", "bochs", "--cpu", "tigerlake"])).unwrap(), Kind::Bochs);
-        for words in [["--accel", "tcg"], ["--firmware", "uefi"], ["--qemu-arg", "-S"]] {
+        for words in [["--accel", "tcg"], ["--firmware", "uefi"], ["--qemu-arg", "-S"], ["--disk", "d"]] {
             assert_eq!(kind(&machine_args(&words)).unwrap(), Kind::Qemu);
             let words = [["--machine", "bochs"], words].concat();
             assert_eq!(kind(&machine_args(&words)).unwrap_err().exit_code(), 2);

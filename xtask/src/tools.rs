@@ -97,6 +97,13 @@ pub fn for_bochs() -> impl Iterator<Item = &'static Tool> {
     IMAGE.iter().chain(BOCHS)
 }
 
+/// Where `mke2fs` is: an ordinary person's search path may lack its folder.
+pub const MKE2FS_PATH: &[&str] = &["/usr/sbin/mke2fs", "/sbin/mke2fs"];
+
+/// What makes file systems in images of disks.
+pub static MKE2FS: Tool =
+    Tool { package: "e2fsprogs", sign: Sign::AnyOf(MKE2FS_PATH), purpose: "makes the guests' disks" };
+
 /// What unpacks kernel modules, where the distribution packs them.
 pub static DECOMPRESSORS: &[Tool] = &[
     program("zstd", "zstd", "unpacks kernel modules"),

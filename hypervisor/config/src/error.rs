@@ -64,6 +64,8 @@ pub enum Field {
     Header(&'static str),
     /// A setting of the machine.
     Machine(&'static str),
+    /// A setting of an emulated machine.
+    Emulator(&'static str),
     /// The list of CPU pools.
     Pools,
     /// A pool as a whole.
@@ -91,6 +93,7 @@ impl fmt::Display for Field {
             Self::Blob => f.write_str("blob"),
             Self::Header(name) => write!(f, "header.{name}"),
             Self::Machine(name) => write!(f, "machine.{name}"),
+            Self::Emulator(name) => write!(f, "emulator.{name}"),
             Self::Pools => f.write_str("pool"),
             Self::WholePool(pool) => write!(f, "pool[{pool}]"),
             Self::Pool(pool, name) => write!(f, "pool[{pool}].{name}"),

@@ -5,6 +5,11 @@
 //! console = "all"           # whose console is shown after boot: a domain's name, "all", or "caisson" for the log
 //! log = "info"              # off, error, warn, info, debug or trace
 //!
+//! [emulator]                # optional: what an emulated machine of cargo xtask run has; the blob does not tell of it
+//! disks = ["disk.img"]      # namespaces of an NVMe disk: files, or @name for what xtask provides
+//! network = true            # a network card
+//! forward = ["8080:10.0.2.20:80"] # a TCP port of this computer, and where it leads behind that card
+//!
 //! [[pool]]                  # optional: CPUs that are shared out by themselves
 //! name = "batch"            # "default" for that of domains which name none
 //! cpus = "2-3"              # "default" alone may leave it out: all that no other pool has
@@ -97,6 +102,8 @@ pub struct ConfigText {
     pub file: String,
     /// Settings of the whole machine.
     pub machine: MachineText,
+    /// What an emulated machine has.
+    pub emulator: EmulatorText,
     /// The CPU pools; one of them is the default one.
     pub pools: Vec<PoolText>,
     /// The domains, in the order of their start.
@@ -112,6 +119,26 @@ pub struct MachineText {
     pub console: Option<String>,
     /// `log`.
     pub log_level: LogLevel,
+}
+
+/// The text's `[emulator]` table. The blob does not tell of it: a real machine has what it has.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct EmulatorText {
+    /// `disks`: paths or `@name`s.
+    pub disks: Vec<String>,
+    /// `network`.
+    pub network: bool,
+    /// `forward`.
+    pub forward: Vec<Forward>,
+}
+
+/// A TCP port of the computer that runs the emulator, and where it leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Forward {
+    /// The port of the computer.
+    pub port: u16,
+    /// The address of a guest.
+    pub to: core::net::SocketAddrV4,
 }
 
 /// One `[[domain]]` of the text.

@@ -60,6 +60,7 @@ fn mistakes_are_refused_in_these_words() {
 fn every_key_is_described() {
     for (heading, table) in [
         ("## `[machine]`", "[machine]\nx = 1\n"),
+        ("## `[emulator]`", "[emulator]\nx = 1\n"),
         ("## `[[pool]]`", "[[pool]]\nx = 1\n"),
         ("## `[[domain]]`", "[[domain]]\nx = 1\n"),
         ("### `[[domain.disk]]`", &with("disk = [{ x = 1 }]")),

@@ -1,6 +1,7 @@
 //! From TOML to [`ConfigText`], by hand, so that every mistake is told with its place, its field's path and its value.
 
 mod devices;
+mod emulator;
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
@@ -26,13 +27,15 @@ pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
     let mut reader = Reader { text, file, positions: BTreeMap::new() };
     let table = DeTable::parse(text).map_err(|error| reader.syntax(&error))?;
     let root = Table { path: String::new(), table: table.get_ref(), span: 0..0 };
-    reader.known_keys(&root, &["machine", "pool", "domain"])?;
+    reader.known_keys(&root, &["machine", "emulator", "pool", "domain"])?;
     let machine = reader.machine(&root)?;
+    let emulator = reader.emulator(&root)?;
     let pools = reader.pools(&root)?;
     let domains = reader.domains(&root)?;
     Ok(ConfigText {
         file: file.to_owned(),
         machine,
+        emulator,
         pools,
         domains,
         positions: reader.positions,

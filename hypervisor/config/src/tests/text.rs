@@ -239,6 +239,34 @@ fn devices_of_backends_are_checked() {
     assert!(found.starts_with(error), "{found}");
 }
 
+#[test]
+fn an_emulated_machine_has_what_the_text_says() {
+    let domain = "\n[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"\n";
+    let good =
+        "[emulator]\ndisks = [\"a.img\", \"@web-disk\"]\nnetwork = true\nforward = [\"80:10.0.2.3:8080\"]";
+    let emulator = text(&format!("{good}{domain}")).emulator;
+    assert_eq!((emulator.disks.len(), emulator.network, emulator.forward[0].port), (2, true, 80));
+    assert_eq!(emulator.forward[0].to.to_string(), "10.0.2.3:8080");
+    for (line, error) in [
+        ("disks = \"a\"", "t.toml:2:9: emulator.disks: \"a\" is not a list; write e.g. [\"disk.img\"]"),
+        (
+            "disks = [\"\"]",
+            "t.toml:2:10: emulator.disks[0]: \"\" is not a file's name; write a path or @name in quotes",
+        ),
+        ("network = 1", "t.toml:2:11: emulator.network: 1 is neither; write true or false"),
+        (
+            "forward = [\"80\"]",
+            "t.toml:2:12: emulator.forward[0]: \"80\" is not a port and where it leads; write e.g. \"8080:10.0.2.20:80\"",
+        ),
+        (
+            "forward = [\"0:1.2.3.4:5\"]",
+            "t.toml:2:12: emulator.forward[0]: \"0:1.2.3.4:5\" is not a port and where it leads; write e.g. \"8080:10.0.2.20:80\"",
+        ),
+    ] {
+        assert_eq!(refusal(&format!("[emulator]\n{line}{domain}")), error);
+    }
+}
+
 /// A text with pools and a domain that say what is given of them.
 fn pools(pools: &str, domain: &str) -> String {
     let good = "name = \"one\"\nmemory = \"1M\"\nkernel = \"k\"\n";
