@@ -31,6 +31,7 @@ fn machine<'a>(lab: &'a Lab, name: &str, words: &str, more: &str, pools: &str) -
         r#"
         [machine]
         console = "all"
+        log = "debug"
 
         {pools}
 
@@ -100,12 +101,18 @@ pub(crate) fn on_two_cpus(lab: &Lab, name: &str) -> Verdict {
     is_on_the_disk(lab, name)
 }
 
-/// Its owner crashes in the midst of it, and starts again: the disk is quiet in between, and works again afterwards.
+/// Its owner crashes in the midst of it, and starts again: the disk is reset in between, and works again afterwards.
 pub(crate) fn restart(lab: &Lab, name: &str) -> Verdict {
     let mut run = boot(lab, name, "caisson.end=crash", "max_restarts = 1")?;
     for _ in 0..2 {
         workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
         run.expect(From::Guest("driver"), STEP, "Kernel panic - not syncing: sysrq triggered crash")?;
+        // The disk; the chipset's other functions cannot be.
+        run.expect(
+            From::Caisson,
+            STEP,
+            "guest driver: its PCI functions: 1 reset, 0 by power, 0 by bus, [0-9]+ only stopped, 0 lost$",
+        )?;
     }
     run.end(STEP, Outcome::GuestFailed)?;
     lifecycle::all_memory_came_back(&run)?;

@@ -1,6 +1,7 @@
 //! The machine's PCI functions, for the domain that owns them: what it sees of the machine, and where their interrupts go.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use caisson_boot::{Area, AreaKind};
@@ -9,19 +10,36 @@ use caisson_irqchip::InterruptMessage;
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::acpi::Platform;
 use caisson_machine::memory::{self, GuestRam};
-use caisson_machine::pci::{self, Found};
+use caisson_machine::pci::{self, Access, Configuration, Found};
 use caisson_machine::{device, ioapic, trap};
-use caisson_pci::{Bus, LINES, LineMode, Message, Source, direct_memory};
+use caisson_pci::{
+    Address, Bus, Collision, Function, LINES, Layout, LineMode, Message, Reserved, Reset, Source,
+};
 use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, PageSize, RegionKind};
 
 const FOUR_GIB: u64 = 4 << 30;
 /// Bytes for ACPI tables beside the machine's own.
 const TABLES: u64 = 64 << 10;
 
-/// What the domain that owns the machine's functions is told of the machine.
+/// Which functions a guest is to own: these; none: all that no other guest names.
+pub(crate) type Choice = Option<Vec<Address>>;
+
+/// A guest that owns functions.
+struct Owner {
+    /// Its number in the configuration.
+    guest: usize,
+    choice: Choice,
+    layout: Layout,
+    /// None where there is no room to map what Caisson accesses for it.
+    access: Option<Arc<Access>>,
+}
+
+/// The machine's functions, and what the domains that own them are told of the machine.
 pub(crate) struct Devices {
-    /// The functions.
-    pub(crate) functions: Vec<Found>,
+    functions: Vec<Found>,
+    /// Those that decode what they must not.
+    pub(crate) collisions: Vec<Collision>,
+    owners: Vec<Owner>,
     /// The machine's memory, as the firmware tells it.
     areas: Vec<Area>,
     /// DSDT and SSDTs.
@@ -35,14 +53,14 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Finds them.
+    /// Finds them. Each of `choices` is a guest's, by its number in the configuration.
     ///
     /// # Safety
     /// As [`pci::init`].
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn find(platform: &Platform, areas: &[Area]) -> Self {
+    pub(crate) unsafe fn find(platform: &Platform, areas: &[Area], choices: Vec<(usize, Choice)>) -> Self {
         // SAFETY: promised by the caller.
-        let functions = unsafe { pci::init(platform) };
+        let (functions, collisions) = unsafe { pci::init(platform, &reserved(platform, areas)) };
         let definitions = platform.definitions.iter().map(|table| {
             // SAFETY: the firmware's tables lie in memory that nobody writes, which is no frame of the allocator's.
             unsafe { device::bytes(table.address, table.bytes) }.unwrap_or_default()
@@ -57,14 +75,72 @@ impl Devices {
             gsi: line.gsi,
             flags: if line.active_low { 3 } else { 1 } | if line.level { 3 } else { 1 } << 2,
         });
-        Self {
+        let owner = |(guest, choice)| Owner { guest, choice, layout: Layout::default(), access: None };
+        let mut devices = Self {
             functions,
+            collisions,
+            owners: choices.into_iter().map(owner).collect(),
             areas: areas.to_vec(),
             definitions: definitions.collect(),
             ecam: ecam.collect(),
             overrides: overrides.collect(),
             soft_off: platform.soft_off.as_ref().map(|off| off.sleep_type.0),
+        };
+        for index in 0..devices.owners.len() {
+            let guest = devices.owners[index].guest;
+            let foreign = devices.functions.iter().map(Found::function);
+            let foreign =
+                foreign.filter(|function| !devices.owns(guest, function)).flat_map(Function::memory);
+            let foreign: Vec<_> = foreign.collect();
+            let layout = Layout::new(devices.owned(guest).map(Found::function), &foreign);
+            let access = Access::new(devices.owned(guest), &layout.judged).map(Arc::new);
+            let owner = &mut devices.owners[index];
+            (owner.layout, owner.access) = (layout, access);
+            // What the firmware has begun ends before anybody's memory is where it thought to have some.
+            devices.bus(guest, false).quiesce(&mut Configuration);
         }
+        devices
+    }
+
+    /// All functions of the machine.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Function> + Clone {
+        self.functions.iter().map(Found::function)
+    }
+
+    /// Whether a guest owns a function.
+    fn owns(&self, guest: usize, function: &Function) -> bool {
+        let names =
+            |owner: &&Owner| owner.choice.as_ref().is_some_and(|named| named.contains(&function.address));
+        let rest = || self.owners.iter().find(|owner| owner.choice.is_none());
+        let owner = self.owners.iter().find(names).or_else(rest);
+        !function.is_mainboard() && owner.is_some_and(|owner| owner.guest == guest)
+    }
+
+    /// What a guest owns.
+    pub(crate) fn owned(&self, guest: usize) -> impl Iterator<Item = &Found> + Clone {
+        self.functions.iter().filter(move |found| self.owns(guest, found.function()))
+    }
+
+    /// The guests that own functions.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = usize> {
+        self.owners.iter().map(|owner| owner.guest)
+    }
+
+    /// The guest that the lines of the functions' pins belong to: which function's pin leads to which line only ACPI's code
+    /// tells, and functions of several owners might share one. The others' functions have messages alone.
+    pub(crate) fn line_owner(&self) -> Option<usize> {
+        let rest = self.owners.iter().find(|owner| owner.choice.is_none());
+        rest.or(self.owners.first()).map(|owner| owner.guest)
+    }
+
+    /// What Caisson accesses of a guest's functions for it. `None` where there is no room to map it.
+    pub(crate) fn access(&self, guest: usize) -> Option<Arc<Access>> {
+        self.owners.iter().find(|owner| owner.guest == guest)?.access.clone()
+    }
+
+    /// The reset of a guest's functions, which have been stopped.
+    pub(crate) fn reset(&self, guest: usize) -> Reset {
+        Reset::new(&self.all(), |function| self.owns(guest, function))
     }
 
     /// Memory that its owner's kernel cannot map of others', since it maps pieces of 2 MiB, is given to nobody: the edges of RAM.
@@ -84,9 +160,10 @@ impl Devices {
         self.definitions.iter().map(Vec::as_slice).collect()
     }
 
-    /// The functions as their owner sees them, with Caisson's own if it has a door.
-    pub(crate) fn bus(&self, has_door: bool) -> Bus {
-        let mut bus = Bus::new(self.functions.iter().map(|found| found.function().clone()).collect());
+    /// The functions as a guest that owns some sees them, with Caisson's own if it has a door.
+    pub(crate) fn bus(&self, guest: usize, has_door: bool) -> Bus {
+        let has_lines = self.line_owner() == Some(guest);
+        let mut bus = Bus::new(&self.all(), |function| self.owns(guest, function), has_lines);
         for range in &self.ecam {
             let first = u64::from(range.buses.0) << 20;
             bus.add_window(range.address + first, range.segment, range.buses.0, range.buses.1);
@@ -126,11 +203,39 @@ impl Devices {
         real_memory_map(&areas.collect::<Vec<_>>(), &own, acpi)
     }
 
-    /// The memory that the functions decode and their owner reaches by itself: start and bytes.
-    pub(crate) fn direct(&self) -> Vec<(Hpa, u64)> {
-        let ranges = direct_memory(self.functions.iter().map(Found::function));
-        ranges.into_iter().map(|(start, bytes)| (Hpa::new(start), bytes)).collect()
+    /// The memory that a guest's functions decode and it reaches by itself: start and bytes.
+    pub(crate) fn direct(&self, guest: usize) -> Vec<(Hpa, u64)> {
+        let owner = self.owners.iter().find(|owner| owner.guest == guest);
+        let ranges = owner.into_iter().flat_map(|owner| &owner.layout.direct);
+        ranges.map(|&(start, bytes)| (Hpa::new(start), bytes)).collect()
     }
+}
+
+/// What no function may decode: RAM, interrupt controllers, timers, configuration space, the ports of power management.
+fn reserved(platform: &Platform, areas: &[Area]) -> Reserved {
+    const PAGE: u64 = 4096;
+    const MIB: u64 = 1 << 20;
+    let mut reserved = Reserved::default();
+    let ram = areas.iter().filter(|area| area.kind == AreaKind::Usable);
+    reserved.memory.extend(ram.map(|area| (area.range.start, area.range.end)));
+    let registers = platform.io_apics.iter().map(|chip| chip.address).chain(platform.hpet);
+    reserved.memory.extend(registers.map(|at| (at.as_u64() & !(PAGE - 1), (at.as_u64() | (PAGE - 1)) + 1)));
+    // The local APICs', and messages.
+    reserved.memory.push((0xfee0_0000, 0xfef0_0000));
+    reserved.memory.extend(platform.ecam.iter().map(|ecam| {
+        let (first, last) = (u64::from(ecam.buses.0), u64::from(ecam.buses.1) + 1);
+        (ecam.address.as_u64() + first * MIB, ecam.address.as_u64() + last * MIB)
+    }));
+    let timer = platform.pm_timer.map(|(port, _)| port);
+    let reset = platform.reset.as_ref().map(|reset| reset.port);
+    let off = platform.soft_off.as_ref();
+    let off = off
+        .into_iter()
+        .flat_map(|off| [Some(off.pm1a), off.pm1b, off.enable.map(|(port, _)| port)].into_iter().flatten());
+    // The blocks of power management are small, and lie together as a rule: 128 ports of the chipset's each.
+    let ports = timer.into_iter().chain(reset).chain(off).map(u64::from);
+    reserved.ports.extend(ports.map(|port| (port & !127, (port | 127) + 1)));
+    reserved
 }
 
 /// What a vector is for.
@@ -162,14 +267,17 @@ pub(crate) enum Arrival {
 /// Where functions' interrupts go: for each of [`trap::FUNCTIONS`] the domain, and the message that it asked for.
 pub(crate) struct Routes {
     vectors: Box<[Mutex<Option<Route>>]>,
-    /// How each line is routed now. One domain owns all lines.
+    /// Whose the lines are.
+    line_owner: Option<DomainId>,
+    /// How each line is routed now.
     lines: Mutex<[Option<LineMode>; LINES.end as usize]>,
 }
 
 impl Routes {
-    pub(crate) fn new() -> Self {
+    /// None yet; lines are this domain's.
+    pub(crate) fn new(line_owner: Option<DomainId>) -> Self {
         let vectors = trap::FUNCTIONS.map(|_| Mutex::new(Rank::Route, None)).collect();
-        Self { vectors, lines: Mutex::new(Rank::Lines, [None; LINES.end as usize]) }
+        Self { vectors, line_owner, lines: Mutex::new(Rank::Lines, [None; LINES.end as usize]) }
     }
 
     /// The domain wants its function's interrupt as `message` from now on: what the function is to send, so that it arrives
@@ -181,6 +289,9 @@ impl Routes {
 
     /// The domain wants a line, or no longer.
     pub(crate) fn set_line(&self, domain: DomainId, line: u8, mode: Option<LineMode>) {
+        if self.line_owner != Some(domain) {
+            return;
+        }
         let mut lines = self.lines.lock();
         let Some(place) = lines.get_mut(usize::from(line)).filter(|place| **place != mode) else { return };
         *place = mode;
@@ -198,7 +309,10 @@ impl Routes {
     }
 
     /// The service of a line has ended: it may come again, if the domain still wants it.
-    pub(crate) fn end_line(&self, line: u8) {
+    pub(crate) fn end_line(&self, domain: DomainId, line: u8) {
+        if self.line_owner != Some(domain) {
+            return;
+        }
         let lines = self.lines.lock();
         if lines.get(usize::from(line)).is_some_and(Option::is_some) {
             ioapic::mask(line.into(), false);

@@ -101,7 +101,7 @@ pub(crate) struct Live<B: Backend, F: Format> {
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
     /// What Caisson accesses of its functions for it, if it owns any.
-    pub(crate) access: Option<Access>,
+    pub(crate) access: Option<Arc<Access>>,
     /// Its number in the configuration.
     pub(crate) guest: usize,
     /// How many of its virtio devices Caisson serves itself; they come before the others.
@@ -251,10 +251,10 @@ impl Maker {
             overrides: &devices.overrides,
         });
         let access = match devices {
-            Some(devices) => Some(Access::new(&devices.functions).ok_or(MakeError::NoWindow)?),
+            Some(devices) => Some(devices.access(guest).ok_or(MakeError::NoWindow)?),
             None => None,
         };
-        let direct = devices.map(Devices::direct).unwrap_or_default();
+        let direct = devices.map(|devices| devices.direct(guest)).unwrap_or_default();
         let apic_page = backend.apic_access_page();
         let tables = self.tables::<F>(id, &memory, &direct, apic_page).map_err(MakeError::Tables)?;
         let (root, apic_root) = (tables.plain.root(), tables.with_apic.as_ref().map(Stage2::root));
@@ -281,7 +281,7 @@ impl Maker {
             clock: guest_clock,
             wall_clock,
             vcpus,
-            functions: devices.map(|devices| devices.bus(has_door)),
+            functions: devices.map(|devices| devices.bus(guest, has_door)),
             gigabyte_pages: self.features.gigabyte_pages,
             virtio,
             privileges: record.privileges(),

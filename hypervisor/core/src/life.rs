@@ -12,8 +12,11 @@ use core::sync::atomic::Ordering;
 use caisson_domain::{Ended, VirtualCpu};
 use caisson_hwvirt::Backend;
 use caisson_machine::memory::GuestRam;
+use caisson_machine::pci::Configuration;
 use caisson_machine::{cpu, percpu};
+use caisson_pci::{Reset, Step, Tally};
 use caisson_stage2::Format;
+use caisson_types::Instant;
 
 use crate::dirty::Progress;
 use crate::guests::Live;
@@ -27,6 +30,8 @@ pub(crate) enum Phase {
     Living,
     /// All its vCPUs are out of the queues.
     Ended,
+    /// Its functions are being reset; nobody has its memory before that.
+    Resets(GuestRam, Reset),
     /// Its memory is being scrubbed.
     Burial(GuestRam),
     /// It is made again when the TSC has come to this.
@@ -134,9 +139,13 @@ impl<B: Backend, F: Format> System<B, F> {
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
                     Ok(live) => {
-                        self.quiesce(&live);
+                        let reset = self.quiesce(&live);
                         self.io.backend_ended(self, id);
-                        guest.phase = Phase::Burial(guest.take_apart(live));
+                        let memory = guest.take_apart(live);
+                        guest.phase = match reset {
+                            Some(reset) => Phase::Resets(memory, reset),
+                            None => Phase::Burial(memory),
+                        };
                         Chore::More
                     }
                     // Some CPU is about to let go of it.
@@ -146,6 +155,22 @@ impl<B: Backend, F: Format> System<B, F> {
                         Chore::Later
                     }
                 }
+            }
+            Phase::Resets(memory, mut reset) => {
+                drop(guest);
+                let step = reset.step(&mut Configuration, self.host_time());
+                let mut guest = self.guests[index].lock();
+                match step {
+                    Step::Wait(until) => {
+                        guest.phase = Phase::Resets(memory, reset);
+                        self.block_chore(self.host_tsc(until));
+                    }
+                    Step::Done(tally) => {
+                        tell_resets(guest.name(), &reset, tally);
+                        guest.phase = Phase::Burial(memory);
+                    }
+                }
+                Chore::More
             }
             Phase::Burial(mut memory) => {
                 drop(guest);
@@ -187,6 +212,18 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
+    /// The time since the TSC was 0, as resets count it.
+    fn host_time(&self) -> Instant {
+        let ns = u128::from(cpu::tsc()) * 1_000_000_000 / u128::from(self.clock.tsc_hz);
+        Instant::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    /// The TSC then, or a little later.
+    fn host_tsc(&self, time: Instant) -> u64 {
+        let ticks = u128::from(time.as_nanos()) * u128::from(self.clock.tsc_hz) / 1_000_000_000;
+        u64::try_from(ticks + 1).unwrap_or(u64::MAX)
+    }
+
     fn restart(
         &self,
         index: usize,
@@ -211,5 +248,18 @@ impl<B: Backend, F: Format> System<B, F> {
                 Chore::Gone(false)
             }
         }
+    }
+}
+
+/// Says what the resets of a guest's functions came to.
+fn tell_resets(guest: &str, reset: &Reset, tally: Tally) {
+    let Tally { functions, power, bus, stopped, lost } = tally;
+    log::debug!(
+        "guest {guest}: its PCI functions: {functions} reset, {power} by power, {bus} by bus, {stopped} only stopped, {lost} lost"
+    );
+    for address in reset.lost() {
+        log::error!(
+            "guest {guest}: PCI function {address} has not answered since its reset: reset the machine to get it back"
+        );
     }
 }

@@ -14,6 +14,7 @@ use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::random::Random;
 use caisson_machine::{apic, clock, crash, gdt, ioapic, memory, percpu, pic, screen, serial, trap};
+use caisson_pci::Collision;
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
 use caisson_svm::Svm;
@@ -291,15 +292,28 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
 /// The machine's PCI functions, where a guest is to own them.
 #[allow(unsafe_code)]
 fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<Devices> {
-    let owner = blob.domains().find(caisson_config::Domain::owns_devices)?;
-    // SAFETY: on the boot CPU, once; nothing is used yet but the serial line and the screen, of which nobody writes now.
-    let devices = unsafe { Devices::find(&machine.platform, &info.areas) };
-    for found in &devices.functions {
-        let function = found.function();
+    let owners = blob.domains().enumerate().filter(|(_, record)| record.owns_devices());
+    let choices: Vec<_> = owners.map(|(index, _)| (index, None)).collect();
+    if choices.is_empty() {
+        return None;
+    }
+    // SAFETY: on the boot CPU, once; nothing is used yet but the serial line and the screen, of which nobody writes now. RAM,
+    // the interrupt controllers, timers and configuration space are reserved.
+    let devices = unsafe { Devices::find(&machine.platform, &info.areas, choices) };
+    for function in devices.all() {
         let (vendor, device, class) = (function.vendor, function.device, function.class);
         log::debug!("{}: {vendor:04x}:{device:04x}, class {class:06x}", function.address);
     }
-    log::info!("guest {} owns {} PCI functions", owner.name(), devices.functions.len());
+    for Collision { function, register, start } in &devices.collisions {
+        log::debug!(
+            "{function}: base address register {register} is left out: others decode {start:#x} as well"
+        );
+    }
+    for (index, record) in
+        blob.domains().enumerate().filter(|(index, _)| devices.owners().any(|owner| owner == *index))
+    {
+        log::info!("guest {} owns {} PCI functions", record.name(), devices.owned(index).count());
+    }
     devices.reserve_edges();
     Some(devices)
 }

@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use caisson_locks::{Mutex, Rank};
-use caisson_pci::{Address, BarKind, ConfigSpace, Function, Message, scan};
+use caisson_pci::{Address, Collision, ConfigSpace, Function, Message, Reserved, scan, settle};
 use caisson_types::Hpa;
 use spin::Once;
 
@@ -35,13 +35,14 @@ struct Ways {
 
 static WAYS: Once<Ways> = Once::new();
 
-/// Finds every function of the machine.
+/// Finds every function of the machine, and the registers that decode what is not theirs: RAM, what is `reserved`, or what
+/// others decode. Nobody is given that.
 ///
 /// # Safety
 /// Once, at start, before anything uses a function but by ports and memory that it decodes already: registers are not
-/// decoded for a moment each.
+/// decoded for a moment each. `reserved` has all RAM, and all that Caisson uses or keeps.
 #[must_use]
-pub unsafe fn init(platform: &Platform) -> Vec<Found> {
+pub unsafe fn init(platform: &Platform, reserved: &Reserved) -> (Vec<Found>, Vec<Collision>) {
     let buses = |ecam: &Ecam| (ecam.buses.0..=ecam.buses.1).map(|_| Once::new()).collect();
     WAYS.call_once(|| Ways {
         ecam: platform.ecam.iter().map(|ecam| (*ecam, buses(ecam))).collect(),
@@ -54,7 +55,8 @@ pub unsafe fn init(platform: &Platform) -> Vec<Found> {
     for ecam in &platform.ecam {
         functions.extend(scan(&mut Configuration, ecam.segment, ecam.buses.0, ecam.buses.1));
     }
-    functions.into_iter().map(Found).collect()
+    let collisions = settle(&mut functions, reserved);
+    (functions.into_iter().map(Found).collect(), collisions)
 }
 
 /// The configuration spaces of the machine, after [`init`].
@@ -137,24 +139,33 @@ impl Found {
 
 /// What of functions' memory and ports Caisson accesses for the domain that owns them.
 pub struct Access {
-    /// Pages with MSI-X tables: host-physical address, bytes, where they are mapped.
+    /// Pages that the domain does not reach by itself: host-physical address, bytes, where they are mapped.
     pages: Vec<(u64, u64, Registers)>,
     /// Ports: the first, and how many.
     ports: Vec<(u64, u64)>,
 }
 
 impl Access {
-    /// To these functions. `None` without room to map their pages.
+    /// To these functions, and to those of the pages of `judged` (start and bytes) in which they have a part. `None` without room
+    /// to map them. Mappings live for ever: once for each owner.
     #[must_use]
-    pub fn new(functions: &[Found]) -> Option<Self> {
+    pub fn new<'a>(
+        functions: impl Iterator<Item = &'a Found> + Clone,
+        judged: &[(u64, u64)],
+    ) -> Option<Self> {
         let mut access = Self { pages: Vec::new(), ports: Vec::new() };
-        for Found(function) in functions {
-            if let Some((start, bytes)) = function.msix_pages() {
-                // SAFETY: a register of the function, which the firmware has placed, decodes the pages; they are no RAM.
-                let registers = unsafe { Registers::map(Hpa::new(start), bytes)? };
-                access.pages.push((start, bytes, registers));
+        for &(start, bytes) in judged {
+            let mut memory = functions.clone().flat_map(|Found(function)| function.memory());
+            if !memory.any(|(from, bytes_of_it)| from < start + bytes && start < from + bytes_of_it) {
+                continue;
             }
-            let ports = function.bars.iter().filter(|bar| bar.kind == BarKind::Ports && bar.address != 0);
+            // SAFETY: a register of the function, which the firmware has placed, decodes of the pages what is accessed here; they
+            // are no RAM, as `init` has seen to.
+            let registers = unsafe { Registers::map(Hpa::new(start), bytes)? };
+            access.pages.push((start, bytes, registers));
+        }
+        for Found(function) in functions {
+            let ports = function.bars.iter().filter(|bar| !bar.is_memory() && bar.is_placed());
             access.ports.extend(ports.map(|bar| (bar.address, bar.bytes)));
         }
         Some(access)

@@ -4,15 +4,13 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use crate::registers::SPACE;
-use crate::view::{Hardware, View};
-use crate::{Address, BarKind, Function, Own};
+use crate::view::{Hardware, Role, View};
+use crate::{Address, ConfigSpace, Function, Own};
 
 /// The ports of configuration mechanism #1: the address register and the data window (PCI Local Bus Specification 3.0,
 /// section 3.2.2.3.2).
 pub const PORTS: RangeInclusive<u16> = 0xcf8..=0xcff;
 
-/// Ports below are the mainboard's: no base address register of PCI's can be meant to decode them.
-const FIRST_PORT: u64 = 0x1000;
 const ADDRESS_PORT: u16 = 0xcf8;
 /// Enable; the rest is bus, device, function and register.
 const ENABLE: u32 = 1 << 31;
@@ -43,13 +41,36 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A domain's bus with these functions.
+    /// The bus of the domain that owns those of the machine's `functions` for which `owns` says so. `has_lines`: their pins lead
+    /// to lines of its own, where nobody else's functions are.
+    ///
+    /// It sees bridges and what is the mainboard's as well, so that its kernel finds its way, and cannot change them.
     #[must_use]
-    pub fn new(mut functions: Vec<Function>) -> Self {
-        functions.sort_unstable_by_key(|function| function.address);
-        functions.dedup_by_key(|function| function.address);
-        let views = (0..).zip(functions).map(|(index, function)| View::new(function, index)).collect();
-        Self { views, windows: Vec::new(), own: None, address: 0 }
+    pub fn new<'a>(
+        functions: &(impl Iterator<Item = &'a Function> + Clone),
+        owns: impl Fn(&Function) -> bool,
+        has_lines: bool,
+    ) -> Self {
+        let is_own = |function: &Function| !function.is_mainboard() && owns(function);
+        let device = |function: &Function| (function.address.segment, function.address.routing & !7);
+        let role = |function: &Function| {
+            if function.is_mainboard() {
+                return Some(Role::Shown);
+            }
+            if is_own(function) {
+                return Some(if has_lines { Role::Owned } else { Role::OwnedWithoutPin });
+            }
+            let mut others = functions.clone().filter(|other| device(other) == device(function));
+            let is_first = function.address.function() == 0;
+            (is_first && others.any(|other| other.is_mainboard() || is_own(other))).then_some(Role::Reserved)
+        };
+        let mut seen: Vec<(&Function, Role)> =
+            functions.clone().filter_map(|function| Some((function, role(function)?))).collect();
+        seen.sort_unstable_by_key(|(function, _)| function.address);
+        seen.dedup_by_key(|(function, _)| function.address);
+        let view =
+            |(index, (function, role)): (u16, (&Function, Role))| View::new(function.clone(), role, index);
+        Self { views: (0..).zip(seen).map(view).collect(), ..Self::default() }
     }
 
     /// Adds Caisson's own function, at the last device number of bus 0 that nobody has.
@@ -128,19 +149,11 @@ impl Bus {
 
     /// Whether a base address register of the domain's decodes all of these ports.
     fn owns_port(&self, port: u16, size: u8) -> bool {
-        let (start, end) = (u64::from(port), u64::from(port) + u64::from(size));
-        let bars = self.views.iter().flat_map(|view| &view.function().bars);
-        bars.filter(|bar| bar.kind == BarKind::Ports && bar.address >= FIRST_PORT)
-            .any(|bar| bar.address <= start && end <= bar.address + bar.bytes)
+        self.views.iter().any(|view| view.is_owned() && view.function().decodes_ports(port, size))
     }
 
-    /// Whether the memory at `gpa` is answered here: configuration space, or a page with an MSI-X table.
-    #[must_use]
-    pub fn decodes(&self, gpa: u64) -> bool {
-        self.window(gpa).is_some() || self.table_page(gpa).is_some()
-    }
-
-    /// Reads `size` bytes (1, 2, 4 or 8) of such memory.
+    /// Reads `size` bytes (1, 2, 4 or 8) of memory that the domain does not reach by itself: configuration space, and
+    /// [`crate::Layout::judged`]. All ones elsewhere.
     pub fn read_memory(&mut self, hardware: &mut (impl Hardware + ?Sized), gpa: u64, size: u8) -> u64 {
         let missing = u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
         if !gpa.is_multiple_of(u64::from(size.max(1))) {
@@ -154,13 +167,13 @@ impl Bus {
                 u64::from(self.read(hardware, address, offset, size))
             };
         }
-        match self.table_page(gpa).and_then(|index| self.views.get(index)) {
+        match self.views.iter().find(|view| Self::owns_memory(view, gpa, size)) {
             Some(view) => view.read_memory(hardware, gpa, size),
             None => missing,
         }
     }
 
-    /// Writes the low `size` bytes of `value` to such memory.
+    /// Writes the low `size` bytes of `value` there.
     pub fn write_memory(&mut self, hardware: &mut (impl Hardware + ?Sized), gpa: u64, size: u8, value: u64) {
         if !gpa.is_multiple_of(u64::from(size.max(1))) {
             return;
@@ -172,13 +185,13 @@ impl Bus {
             } else {
                 self.write(hardware, address, offset, size, value as u32);
             }
-        } else if let Some(view) = self.table_page(gpa).and_then(|index| self.views.get_mut(index)) {
+        } else if let Some(view) = self.views.iter_mut().find(|view| Self::owns_memory(view, gpa, size)) {
             view.write_memory(hardware, gpa, size, value);
         }
     }
 
-    /// Stops all functions: no interrupts, no access to memory. For when their domain ends.
-    pub fn quiesce(&mut self, hardware: &mut (impl Hardware + ?Sized)) {
+    /// Stops all functions: no interrupts, no access to memory. For when their domain ends, and before it begins.
+    pub fn quiesce(&mut self, hardware: &mut (impl ConfigSpace + ?Sized)) {
         self.views.iter_mut().for_each(|view| view.quiesce(hardware));
         if let Some((_, own)) = &mut self.own {
             *own = Own::new();
@@ -236,10 +249,9 @@ impl Bus {
         })
     }
 
-    fn table_page(&self, gpa: u64) -> Option<usize> {
-        self.views.iter().position(|view| {
-            view.function().msix_pages().is_some_and(|(start, bytes)| gpa.wrapping_sub(start) < bytes)
-        })
+    /// Whether the view's function is the domain's, and decodes this memory.
+    fn owns_memory(view: &View, gpa: u64, size: u8) -> bool {
+        view.is_owned() && view.function().decodes_memory(gpa, size)
     }
 }
 

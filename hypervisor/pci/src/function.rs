@@ -4,15 +4,12 @@ use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
 
+use crate::bars::{Bar, size_bars};
+use crate::capabilities::{find_capabilities, find_extended};
 use crate::registers::{
-    BAR_64, BAR_IO, BAR_PREFETCHABLE, BAR_TYPE, BARS, CAPABILITIES, CLASS, COMMAND, COMMAND_IO,
-    COMMAND_MEMORY, EXTENDED, HEADER_END, HEADER_TYPE, ID, INTERRUPT_PIN, MULTI_FUNCTION, SECONDARY_BUS,
-    SPACE, STATUS, STATUS_CAPABILITIES, capability, msi, msix,
+    BUS_NUMBERS, CLASS, HEADER_TYPE, ID, INTERRUPT_PIN, MULTI_FUNCTION, SECONDARY_BUS, express, msix,
 };
 use crate::{Address, ConfigSpace};
-
-/// The bits of an address below a page's.
-const PAGE_MASK: u64 = 0xfff;
 
 /// What the header describes (header type, bits 6:0).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,33 +20,6 @@ pub enum HeaderKind {
     Bridge,
     /// CardBus, or unknown.
     Other,
-}
-
-/// What a base address register decodes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BarKind {
-    /// Ports.
-    Ports,
-    /// Memory.
-    Memory {
-        /// The address has 64 bits, and the next register holds the upper half.
-        wide: bool,
-        /// Reads have no effects.
-        prefetchable: bool,
-    },
-}
-
-/// A base address register that is there (PCI Local Bus Specification 3.0, section 6.2.5.1).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bar {
-    /// Which of the six.
-    pub index: u8,
-    /// Where the firmware has put it; 0 where it has not.
-    pub address: u64,
-    /// Bytes that it decodes, a power of two.
-    pub bytes: u64,
-    /// Of what.
-    pub kind: BarKind,
 }
 
 /// The MSI capability (section 6.8.1).
@@ -97,23 +67,66 @@ pub struct Function {
     pub msix: Option<Msix>,
     /// Where its PCI Express capability is.
     pub express: Option<u16>,
-    /// Its extended capabilities that no domain may see: where each is.
-    pub hidden: ArrayVec<u16, 8>,
+    /// Its power management capability.
+    pub power: Option<Power>,
+    /// It can be reset by its PCI Express capability.
+    pub can_reset: bool,
+    /// Where its advanced features capability is, if it can be reset by that.
+    pub advanced: Option<u16>,
+    /// Its extended capabilities that no domain may use: where each begins and what comes next.
+    pub hidden: ArrayVec<(u16, u16), 8>,
+    /// The first words of its configuration space, as the firmware has left them.
+    pub header_words: [u32; 16],
+    /// Control registers of its PCI Express capability, likewise: where each is.
+    pub controls: ArrayVec<(u16, u16), 4>,
+}
+
+/// The power management capability.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Power {
+    /// Where it is.
+    pub offset: u16,
+    /// From D3hot to D0 the function forgets its registers.
+    pub resets: bool,
 }
 
 impl Function {
-    /// Whether it is part of the chipset (bridges other than those to PCI buses): its registers concern the whole machine.
+    /// Whether it is part of the mainboard: its registers concern the whole machine, and nobody owns it. Those are bridges, the
+    /// mainboard's interrupt controllers, DMA, timers, IOMMUs and what has no name of its own (class 08h but for SD hosts), and
+    /// what is no device but a way into the chipset (memory controllers of no named kind, performance counters).
     #[must_use]
-    pub fn is_chipset(&self) -> bool {
-        self.class >> 16 == 0x06 && self.header != HeaderKind::Bridge
+    pub fn is_mainboard(&self) -> bool {
+        let (class, sub) = (self.class >> 16, self.class >> 8 & 0xff);
+        self.header != HeaderKind::Device
+            || class == 0x06
+            || class == 0x08 && sub != 0x05
+            || (class, sub) == (0x05, 0x80)
+            || (class, sub) == (0x11, 0x01)
+    }
+
+    /// The buses behind a bridge: the first, and the last.
+    #[must_use]
+    pub fn buses_behind(&self) -> Option<(u8, u8)> {
+        let numbers = self.header_words[usize::from(BUS_NUMBERS / 4)];
+        (self.header == HeaderKind::Bridge).then_some(((numbers >> 8) as u8, (numbers >> 16) as u8))
     }
 
     /// The memory that it decodes: host-physical addresses and sizes.
     pub fn memory(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.bars
-            .iter()
-            .filter(|bar| matches!(bar.kind, BarKind::Memory { .. }) && bar.address != 0)
-            .map(|bar| (bar.address, bar.bytes))
+        let placed = self.bars.iter().filter(|bar| bar.is_memory() && bar.is_placed());
+        placed.map(|bar| (bar.address, bar.bytes))
+    }
+
+    /// Whether one of its base address registers decodes all of the `size` bytes of memory at `hpa`.
+    #[must_use]
+    pub fn decodes_memory(&self, hpa: u64, size: u8) -> bool {
+        self.bars.iter().any(|bar| bar.is_memory() && bar.covers(hpa, size))
+    }
+
+    /// Whether one of them decodes all of these ports.
+    #[must_use]
+    pub fn decodes_ports(&self, port: u16, size: u8) -> bool {
+        self.bars.iter().any(|bar| !bar.is_memory() && bar.covers(port.into(), size))
     }
 
     /// Host-physical address of its MSI-X table, and its size in bytes.
@@ -122,43 +135,11 @@ impl Function {
         let msix = self.msix?;
         let bar = self.bars.iter().find(|bar| bar.index == msix.table.0)?;
         let bytes = u64::from(msix.entries) * msix::ENTRY;
-        let inside = bar.address != 0
-            && matches!(bar.kind, BarKind::Memory { .. })
+        let inside = bar.is_placed()
+            && bar.is_memory()
             && msix.table.1.checked_add(bytes).is_some_and(|end| end <= bar.bytes);
         inside.then_some((bar.address + msix.table.1, bytes))
     }
-}
-
-impl Function {
-    /// The whole pages of its memory that hold its MSI-X table: where they start, and how many bytes they are. Accesses there
-    /// are not the function's alone.
-    #[must_use]
-    pub fn msix_pages(&self) -> Option<(u64, u64)> {
-        let (start, bytes) = self.msix_table()?;
-        let page = start & !PAGE_MASK;
-        Some((page, (start + bytes).next_multiple_of(PAGE_MASK + 1) - page))
-    }
-}
-
-/// The memory that functions decode and their owner may reach by itself: start and bytes of whole pages, in ascending order
-/// without overlap. Pages with MSI-X tables are left out.
-pub fn direct_memory<'a>(functions: impl Iterator<Item = &'a Function> + Clone) -> Vec<(u64, u64)> {
-    let whole =
-        |(start, bytes): (u64, u64)| (start & !PAGE_MASK, (start + bytes).next_multiple_of(PAGE_MASK + 1));
-    let mut ranges: Vec<_> = functions.clone().flat_map(Function::memory).map(whole).collect();
-    ranges.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::new();
-    for (from, to) in ranges {
-        match merged.last_mut() {
-            Some(last) if from <= last.1 => last.1 = last.1.max(to),
-            _ => merged.push((from, to)),
-        }
-    }
-    for (start, bytes) in functions.filter_map(Function::msix_pages) {
-        let cut = |(from, to): (u64, u64)| [(from, to.min(start)), (from.max(start + bytes), to)];
-        merged = merged.into_iter().flat_map(cut).filter(|(from, to)| from < to).collect();
-    }
-    merged.into_iter().map(|(from, to)| (from, to - from)).collect()
 }
 
 /// Finds all functions of a segment's buses from `first` on: those of that bus, and of buses behind bridges, as the firmware
@@ -215,6 +196,8 @@ pub fn probe(space: &mut impl ConfigSpace, address: Address) -> Option<Function>
         1 => HeaderKind::Bridge,
         _ => HeaderKind::Other,
     };
+    let mut header_words = [0; 16];
+    (0..).zip(&mut header_words).for_each(|(word, place)| *place = space.read(address, 4 * word, 4));
     let mut function = Function {
         address,
         vendor,
@@ -226,124 +209,26 @@ pub fn probe(space: &mut impl ConfigSpace, address: Address) -> Option<Function>
         msi: None,
         msix: None,
         express: None,
+        power: None,
+        can_reset: false,
+        advanced: None,
         hidden: ArrayVec::new(),
+        header_words,
+        controls: ArrayVec::new(),
     };
-    // What a chipset's registers decode is the machine's.
-    if !function.is_chipset() {
+    // What the mainboard's registers decode is the machine's; bridges have such of their own.
+    if !function.is_mainboard() || header == HeaderKind::Bridge {
         function.bars = size_bars(space, address, header);
     }
     find_capabilities(space, &mut function);
-    if function.express.is_some() {
+    if let Some(at) = function.express {
+        function.can_reset = space.read(address, at + express::DEVICE, 4) & express::CAN_RESET != 0;
+        let version = space.read(address, at + express::CAPABILITIES, 2) & express::VERSION;
+        let known = if version >= 2 { 4 } else { 2 };
+        let controls = express::CONTROLS.into_iter().take(known).map(|register| at + register);
+        function.controls =
+            controls.map(|register| (register, space.read(address, register, 2) as u16)).collect();
         find_extended(space, &mut function);
     }
     Some(function)
-}
-
-/// Sizes the base address registers (section 6.2.5.1): what is written as ones and reads as zeros is decoded.
-fn size_bars(space: &mut impl ConfigSpace, address: Address, header: HeaderKind) -> ArrayVec<Bar, 6> {
-    let mut bars = ArrayVec::new();
-    let count = match header {
-        HeaderKind::Device => 6,
-        HeaderKind::Bridge => 2,
-        HeaderKind::Other => 0,
-    };
-    let command = space.read(address, COMMAND, 2);
-    space.write(address, COMMAND, 2, command & !(COMMAND_IO | COMMAND_MEMORY));
-    let mut index = 0;
-    while index < count {
-        let at = BARS + 4 * u16::from(index);
-        let low = space.read(address, at, 4);
-        let wide = low & BAR_IO == 0 && low & BAR_TYPE == BAR_64 && index + 1 < count;
-        let high = if wide { space.read(address, at + 4, 4) } else { 0 };
-        let mask = {
-            let mut size = |at, value| {
-                space.write(address, at, 4, u32::MAX);
-                let mask = space.read(address, at, 4);
-                space.write(address, at, 4, value);
-                mask
-            };
-            let mask = size(at, low);
-            u64::from(mask) | u64::from(if wide { size(at + 4, high) } else { u32::MAX }) << 32
-        };
-        if let Some(bar) = bar(index, u64::from(low) | u64::from(high) << 32, mask, wide) {
-            let _ = bars.try_push(bar);
-        }
-        index += if wide { 2 } else { 1 };
-    }
-    space.write(address, COMMAND, 2, command);
-    bars
-}
-
-/// The register with this value, which reads as `mask` with ones written.
-fn bar(index: u8, value: u64, mask: u64, wide: bool) -> Option<Bar> {
-    let ports = value & u64::from(BAR_IO) != 0;
-    // Of ports the upper half need not be decoded.
-    let flags = if ports { 3 } else { 15 };
-    let decoded = if ports { mask & 0xfffc | !0xffff } else { mask & !flags };
-    if mask as u32 == 0 || mask as u32 == u32::MAX && !wide || decoded as u32 == 0 && !wide {
-        return None;
-    }
-    let bytes = decoded.wrapping_neg();
-    if !bytes.is_power_of_two() {
-        return None;
-    }
-    let kind = if ports {
-        BarKind::Ports
-    } else {
-        BarKind::Memory { wide, prefetchable: value & u64::from(BAR_PREFETCHABLE) != 0 }
-    };
-    // An address that is not a multiple of the size is none that the function decodes.
-    let address = value & !flags & !(bytes - 1);
-    Some(Bar { index, address, bytes, kind })
-}
-
-/// Walks the list of capabilities (section 6.7), which has at most 48 entries.
-fn find_capabilities(space: &mut impl ConfigSpace, function: &mut Function) {
-    const MOST: usize = 48;
-    let at = function.address;
-    if function.header == HeaderKind::Other || space.read(at, STATUS, 2) & STATUS_CAPABILITIES == 0 {
-        return;
-    }
-    let mut offset = space.read(at, CAPABILITIES, 1) as u16 & !3;
-    for _ in 0..MOST {
-        if offset < HEADER_END {
-            return;
-        }
-        let head = space.read(at, offset, 4);
-        let control = (head >> 16) as u16;
-        match head as u8 {
-            capability::MSI if function.msi.is_none() && offset <= 0xe8 => {
-                let (wide, maskable) = (control & msi::WIDE != 0, control & msi::MASKABLE != 0);
-                function.msi = Some(Msi { offset, wide, maskable });
-            }
-            capability::MSIX if function.msix.is_none() && offset <= 0xf4 => {
-                let table = space.read(at, offset + 4, 4);
-                let entries = (control & msix::SIZE) + 1;
-                let table = ((table & msix::BAR) as u8, u64::from(table & !msix::BAR));
-                function.msix = Some(Msix { offset, entries, table });
-            }
-            capability::EXPRESS => function.express = Some(offset),
-            _ => {}
-        }
-        offset = (head >> 8) as u16 & 0xfc;
-    }
-}
-
-/// Walks the list of extended capabilities (PCI Express Base Specification 4.0, section 7.6) for those to hide.
-fn find_extended(space: &mut impl ConfigSpace, function: &mut Function) {
-    const MOST: u16 = (SPACE - EXTENDED) / 8;
-    let mut offset = EXTENDED;
-    for _ in 0..MOST {
-        let head = space.read(function.address, offset, 4);
-        if head == 0 || head == u32::MAX {
-            return;
-        }
-        if capability::HIDDEN.contains(&(head as u16)) {
-            let _ = function.hidden.try_push(offset);
-        }
-        offset = (head >> 20) as u16 & 0xffc;
-        if offset < EXTENDED {
-            return;
-        }
-    }
 }

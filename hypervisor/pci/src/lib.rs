@@ -5,10 +5,13 @@
 //! the host's contents, but for what is not its own to decide:
 //!
 //! - base address registers tell where the firmware has put the function's registers, and take only the values that sizing
-//!   writes; the real ones never change;
+//!   writes; the real ones never change, but that they are set again after a reset;
 //! - messages of interrupts (MSI, MSI-X) are the domain's in its view, and Caisson's in the hardware ([`Hardware::route`]);
 //! - capabilities that reach beyond the function, such as address translation services and virtual functions, are not there;
-//! - chipset functions (host and ISA bridges) can be read and not written; bridges keep their bus numbers and windows.
+//! - bridges and what is the mainboard's ([`Function::is_mainboard`]) can be read and not written.
+//!
+//! What functions decode is checked first ([`settle`]): nobody reaches memory or ports that something else has a part in. Of the
+//! rest an owner reaches whole pages by itself ([`Layout`]).
 //!
 //! Beside them it finds one that is Caisson's own ([`Own`]), to talk to Caisson through.
 //!
@@ -23,19 +26,26 @@
 extern crate alloc;
 
 mod address;
+mod bars;
 mod bus;
+mod capabilities;
 mod function;
+mod layout;
 mod message;
 mod own;
 mod registers;
+mod reset;
 mod view;
 
 pub use address::{Address, ConfigSpace};
+pub use bars::{Bar, BarKind};
 pub use bus::{Bus, EXPRESS_FUNCTION_BYTES, PORTS};
-pub use function::{Bar, BarKind, Function, HeaderKind, Msi, Msix, direct_memory, probe, scan};
+pub use function::{Function, HeaderKind, Msi, Msix, Power, probe, scan};
+pub use layout::{Collision, Layout, Reserved, settle};
 pub use message::{Message, Source};
 pub use own::{OWN_BYTES, OWN_ID, Own};
-pub use view::{Hardware, LINES, LineMode, View};
+pub use reset::{LONGEST, Method, Reset, Step, Tally};
+pub use view::{Hardware, LINES, LineMode, Role, View};
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod testing;

@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use crate::testing::{
-    BRIDGE, DISK, DISK_MEMORY, ECAM, HOST, HOST_BRIDGE, Machine, NETWORK, bus, drive, machine,
+    BRIDGE, DISK, DISK_MEMORY, ECAM, HOST, HOST_BRIDGE, Machine, NETWORK, SMALL, SMALL_MEMORY, bus, drive,
+    functions, machine,
 };
-use crate::{Address, BarKind, Bus, Message, Source, direct_memory, scan};
+use crate::{Address, BarKind, Bus, Collision, Function, Layout, Message, Reserved, Source, scan, settle};
 
 fn at(address: Address, offset: u64) -> u64 {
     ECAM + u64::from(address.routing) * 4096 + offset
@@ -24,7 +25,7 @@ fn a_scan_goes_through_bridges() {
     let before = machine.functions.clone();
     let found = scan(&mut machine, 0, 0, 255);
     let addresses: Vec<_> = found.iter().map(|function| function.address).collect();
-    assert_eq!(addresses, [HOST_BRIDGE, BRIDGE, DISK, NETWORK]);
+    assert_eq!(addresses, [HOST_BRIDGE, BRIDGE, DISK, SMALL[0], SMALL[1], NETWORK]);
     let disk = &found[2];
     assert_eq!(disk.class, 0x010802);
     assert_eq!(disk.address.to_string(), "0000:00:04.0");
@@ -32,8 +33,9 @@ fn a_scan_goes_through_bridges() {
     assert_eq!((disk.bars[0].address, disk.bars[0].bytes), (DISK_MEMORY, 0x4000));
     assert_eq!(disk.bars[0].kind, BarKind::Memory { wide: true, prefetchable: false });
     assert_eq!(disk.msix_table(), Some((DISK_MEMORY + 0x2000, 65 * 16)));
-    assert_eq!(disk.hidden[..], [0x100]);
-    let network = &found[3];
+    assert_eq!(disk.hidden[..], [(0x100, 0x140), (0x180, 0x1000)]);
+    assert!(disk.can_reset && disk.controls.contains(&(0x88, 0x2020)));
+    let network = &found[5];
     assert_eq!(network.bars[0].bytes, 0x20000);
     assert_eq!((network.bars[1].address, network.bars[1].bytes), (0xc000, 32));
     assert!(network.msi.is_some_and(|msi| msi.wide && !msi.maskable));
@@ -44,12 +46,136 @@ fn a_scan_goes_through_bridges() {
 }
 
 #[test]
-fn tables_of_messages_are_cut_out_of_what_is_reached_directly() {
+fn an_owner_reaches_whole_pages_of_its_own() {
     let mut machine = machine();
-    let functions = scan(&mut machine, 0, 0, 255);
-    let expected = [(0xfea0_0000, 0x2_0000), (DISK_MEMORY, 0x2000), (DISK_MEMORY + 0x3000, 0x1000)];
-    assert_eq!(direct_memory(functions.iter()), expected);
-    assert_eq!(direct_memory(functions.iter().chain(&functions)), expected, "twice is no more than once");
+    let found = functions(&mut machine);
+    let layout = Layout::new(found.iter(), &[]);
+    let direct = [(0xfea0_0000, 0x2_0000), (DISK_MEMORY, 0x2000), (DISK_MEMORY + 0x3000, 0x1000)];
+    assert_eq!(layout.direct, direct);
+    // Those with tables; and of the small ones there is nothing else.
+    assert_eq!(layout.judged, [(DISK_MEMORY + 0x2000, 0x1000), (SMALL_MEMORY, 0x1000)]);
+    assert_eq!(Layout::new(found.iter().chain(&found), &[]), layout, "twice is no more than once");
+    // A page that others have a part in, one beside the mainboard's, and one that is the function's alone.
+    let mut small = found.iter().find(|function| function.address == SMALL[0]).unwrap().clone();
+    small.msix = None;
+    let one = |function: &Function, foreign: &[(u64, u64)]| Layout::new(core::iter::once(function), foreign);
+    let shared = Layout { direct: Vec::new(), judged: [(SMALL_MEMORY, 0x1000)].to_vec() };
+    assert_eq!(one(&small, &[(SMALL_MEMORY + 0x800, 0x10)]), shared);
+    assert_eq!(one(&small, &[(SMALL_MEMORY + 0x1000, 0x10)]).direct, [(SMALL_MEMORY, 0x1000)]);
+    small.bars[0].address = 0xfed0_0800;
+    assert_eq!(one(&small, &[]).judged, [(0xfed0_0000, 0x1000)]);
+}
+
+#[test]
+fn what_something_else_decodes_is_nobodys() {
+    let mut machine = machine();
+    let mut found = scan(&mut machine, 0, 0, 255);
+    let reserved = Reserved {
+        memory: [(DISK_MEMORY + 0x3fff, DISK_MEMORY + 0x4001)].to_vec(),
+        ports: [(0xc01f, 0xc020)].to_vec(),
+    };
+    let of = |function, register, start| Collision { function, register, start };
+    assert_eq!(settle(&mut found, &reserved), [of(DISK, 0, DISK_MEMORY), of(NETWORK, 1, 0xc000)]);
+    assert_eq!(settle(&mut found, &reserved), [], "once and for all");
+    let mut bus = Bus::new(&found.iter(), |_| true, true);
+    bus.add_window(ECAM, 0, 0, 255);
+    bus.quiesce(&mut machine);
+    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x10), 4), 4, "not placed");
+    assert_eq!(bus.read_memory(&mut machine, DISK_MEMORY + 0x2000, 4), 0xffff_ffff);
+    assert_eq!(bus.read_port(&mut machine, 0xc000, 4), None);
+    // Decoding stays as the firmware has left it.
+    for (address, value) in [(DISK, 0x403), (NETWORK, 0x403)] {
+        bus.write_memory(&mut machine, at(address, 4), 2, 0);
+        let kept = if address == DISK { 2 } else { 1 };
+        assert_eq!(machine.functions[&address].words[1] & 0x407, kept);
+        machine.reset(address);
+        bus.write_memory(&mut machine, at(address, 4), 2, value);
+        assert_eq!(machine.functions[&address].words[1] & 0x407, 0x403 & !kept);
+    }
+    // Two of the same place.
+    let mut found = scan(&mut machine, 0, 0, 255);
+    found[4].bars[0].address = found[3].bars[0].address;
+    let both = [of(SMALL[0], 0, SMALL_MEMORY), of(SMALL[1], 0, SMALL_MEMORY)];
+    assert_eq!(settle(&mut found, &Reserved::default()), both);
+}
+
+#[test]
+fn a_page_of_several_functions_shows_each_owner_its_own() {
+    let (mut machine, mut bus) = (machine(), Bus::default());
+    let found = functions(&mut machine);
+    for own in SMALL {
+        bus = Bus::new(&found.iter(), |function| function.address == own, true);
+        bus.add_window(ECAM, 0, 0, 255);
+        let other = SMALL_MEMORY + if own == SMALL[0] { 0x800 } else { 0 };
+        // The other's table, and its registers.
+        for offset in [0x400, 0x40c, 0x10] {
+            bus.write_memory(&mut machine, other + offset, 4, 0);
+            assert_eq!(bus.read_memory(&mut machine, other + offset, 4), 0xffff_ffff);
+        }
+    }
+    assert!(machine.memory.is_empty());
+    // Its own, the second one's: a register, and an entry, which is Caisson's in the table.
+    bus.write_memory(&mut machine, SMALL_MEMORY + 0x810, 4, 0x77);
+    assert_eq!(bus.read_memory(&mut machine, SMALL_MEMORY + 0x810, 4), 0x77);
+    bus.write_memory(&mut machine, SMALL_MEMORY + 0xc00, 4, 0xfee0_5000);
+    bus.write_memory(&mut machine, SMALL_MEMORY + 0xc0c, 4, 0);
+    assert_eq!(machine.memory[&(SMALL_MEMORY + 0xc00)], HOST.address as u32);
+    // Function 0 is there, so that somebody looks for function 1.
+    assert_eq!(bus.read_memory(&mut machine, at(SMALL[0], 0), 4), 0x00ff_ca15);
+    assert_eq!(bus.read_memory(&mut machine, at(SMALL[0], 0xe), 1), 0x80);
+    machine.writes.clear();
+    bus.write_memory(&mut machine, at(SMALL[0], 4), 2, 7);
+    assert!(machine.writes.is_empty());
+    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0), 4), 0xffff_ffff);
+}
+
+#[test]
+fn a_function_that_was_reset_decodes_nothing_before_it_is_home() {
+    let (mut machine, mut bus) = both();
+    machine.reset(DISK);
+    machine.writes.clear();
+    assert_eq!(machine.functions[&DISK].words[4], 4, "it has forgotten where it is");
+    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x10), 8), DISK_MEMORY | 4);
+    bus.write_memory(&mut machine, at(DISK, 4), 2, 6);
+    assert_eq!(machine.functions[&DISK].words[4], DISK_MEMORY as u32 | 4);
+    let order: Vec<_> = machine.writes.iter().map(|(_, offset, ..)| *offset).collect();
+    assert_eq!(order, [0x10, 4], "first the place");
+}
+
+#[test]
+fn tables_of_messages_are_closed_before_they_are_used() {
+    let (mut machine, mut bus) = both();
+    let control = at(SMALL[0], 0x42);
+    machine.memory.insert(SMALL_MEMORY + 0x40c, 0);
+    bus.write_memory(&mut machine, at(SMALL[0], 4), 2, 0);
+    bus.write_memory(&mut machine, control, 2, 0x8000);
+    assert_eq!(bus.read_memory(&mut machine, control, 2), 3, "without its memory it cannot be turned on");
+    bus.write_memory(&mut machine, at(SMALL[0], 4), 2, 2);
+    bus.write_memory(&mut machine, control, 2, 0x8000);
+    assert_eq!(bus.read_memory(&mut machine, control, 2), 0x8003);
+    assert_eq!(machine.memory[&(SMALL_MEMORY + 0x40c)], 1);
+}
+
+#[test]
+fn without_lines_a_pin_is_silent() {
+    let mut machine = machine();
+    let found = functions(&mut machine);
+    let mut bus = Bus::new(&found.iter(), |_| true, false);
+    bus.add_window(ECAM, 0, 0, 255);
+    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x3d), 1), 0, "no pin");
+    for size in [1, 2, 4] {
+        machine.reset(DISK);
+        bus.write_memory(&mut machine, at(DISK, 4), size, 6);
+        assert_eq!(machine.functions[&DISK].words[1] & 0x407, 0x406);
+        assert_eq!(bus.read_memory(&mut machine, at(DISK, 4), 2), 6);
+    }
+}
+
+#[test]
+fn packets_stay_as_large_as_the_path_carries() {
+    let (mut machine, mut bus) = both();
+    bus.write_memory(&mut machine, at(DISK, 0x88), 2, 0x50e0);
+    assert_eq!(machine.functions[&DISK].words[0x88 / 4], 0x5020);
 }
 
 #[test]
@@ -78,7 +204,7 @@ fn msi_is_the_hosts_in_the_function() {
     write(0xd8, 4, 0);
     write(0xdc, 2, 0x4041);
     write(0xd2, 2, 0x31);
-    let source = Source { function: 3, entry: 0 };
+    let source = Source { function: 5, entry: 0 };
     assert_eq!(machine.routes[&source], Message { address: 0xfee0_2004, data: 0x4041 });
     let words = machine.functions[&NETWORK].words;
     assert_eq!((words[0xd4 / 4], words[0xdc / 4]), (HOST.address as u32, HOST.data));
@@ -95,7 +221,6 @@ fn msi_is_the_hosts_in_the_function() {
 fn msix_is_the_hosts_in_the_table() {
     let (mut machine, mut bus) = both();
     let entry = DISK_MEMORY + 0x2000 + 3 * 16;
-    assert!(bus.decodes(entry) && !bus.decodes(DISK_MEMORY) && !bus.decodes(DISK_MEMORY + 0x3000));
     assert_eq!(bus.read_memory(&mut machine, entry + 12, 4), 1, "masked at first");
     bus.write_memory(&mut machine, entry, 8, 0xfee0_1004);
     bus.write_memory(&mut machine, entry + 8, 4, 0x33);
@@ -122,7 +247,9 @@ fn what_reaches_beyond_a_function_is_hidden() {
     assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x100), 4), 0x1400_0000, "the link stays");
     bus.write_memory(&mut machine, at(DISK, 0x104), 4, 0x8000_0000);
     assert_eq!(machine.functions[&DISK].words[0x104 / 4], 0);
-    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x140), 4), 0x0001_0003);
+    assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x140), 4), 0x1801_0003);
+    bus.write_memory(&mut machine, at(DISK, 0x188), 4, 1);
+    assert_eq!(machine.functions[&DISK].words[0x188 / 4], 0, "virtual functions");
     // Chipset and bridges.
     bus.write_memory(&mut machine, at(HOST_BRIDGE, 0x60), 4, 0);
     bus.write_memory(&mut machine, at(BRIDGE, 0x18), 4, 0);
@@ -169,15 +296,15 @@ fn caissons_own_function_is_among_them() {
 #[test]
 fn a_function_that_is_not_the_domains_is_not_there() {
     let mut machine = machine();
-    let mut functions = scan(&mut machine, 0, 0, 255);
-    functions.retain(|function| function.address != DISK);
-    let mut bus = Bus::new(functions);
+    let functions = functions(&mut machine);
+    let mut bus = Bus::new(&functions.iter(), |function| function.address != DISK, true);
     bus.add_window(ECAM, 0, 0, 255);
     assert_eq!(bus.read_memory(&mut machine, at(DISK, 0), 4), 0xffff_ffff);
     machine.writes.clear();
     bus.write_memory(&mut machine, at(DISK, 4), 2, 7);
     assert!(machine.writes.is_empty());
-    assert!(!bus.decodes(DISK_MEMORY + 0x2000));
+    bus.write_memory(&mut machine, DISK_MEMORY + 0x200c, 4, 0);
+    assert!(machine.memory.is_empty());
 }
 
 proptest! {
@@ -193,7 +320,10 @@ proptest! {
             function.words[..64].copy_from_slice(&words);
             function.words[3] = header << 16;
         }
-        for function in scan(&mut machine, 0, 0, 255) {
+        let mut found = scan(&mut machine, 0, 0, 255);
+        let _ = settle(&mut found, &Reserved::default());
+        let _ = Layout::new(found.iter(), &[]);
+        for function in found {
             for bar in &function.bars {
                 prop_assert!(bar.bytes.is_power_of_two() && bar.address.is_multiple_of(bar.bytes));
             }

@@ -1,14 +1,21 @@
 //! A function as its domain sees it.
+//!
+//! What the domain writes goes to the function where it concerns the function alone. The rest is remembered here, and reads
+//! back: base address registers, messages, and, of registers that a reset forgets (a domain may reset its functions, by their
+//! own means or by turning them off and on), what must be as the firmware has set it.
+
+mod messages;
 
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::function::{BarKind, HeaderKind};
+use crate::function::HeaderKind;
 use crate::registers::{
-    BAR_64, BAR_IO, BAR_PREFETCHABLE, BARS, BRIDGE_NUMBERS, BRIDGE_WINDOWS_END, COMMAND, EXTENDED,
-    HEADER_END, INTERRUPT_LINE, ROM, msi, msix,
+    BARS, CACHE_LINE, CLASS, COMMAND, COMMAND_BITS, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY,
+    COMMAND_NO_INTX, EXTENDED, HEADER_END, ID, INTERRUPT_LINE, MULTI_FUNCTION, ROM, express, msix,
 };
-use crate::{ConfigSpace, Function, Message, Source};
+use crate::{ConfigSpace, Function, Message, OWN_ID, Source};
+use messages::{Entry, MsiRegister};
 
 /// How a line signals.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -41,17 +48,24 @@ pub trait Hardware: ConfigSpace {
     fn write_memory(&mut self, hpa: u64, size: u8, value: u64);
 }
 
-/// An entry of an MSI-X table, as the domain wrote it.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    message: Message,
-    masked: bool,
+/// What a function is to the domain that sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Its own.
+    Owned,
+    /// Its own, but its pin leads to a line that others' functions share: it is not there, and kept silent.
+    OwnedWithoutPin,
+    /// The mainboard's, or a bridge: it can be read.
+    Shown,
+    /// Somebody else's. It is there because it is number 0, without which nobody looks for the others of its device.
+    Reserved,
 }
 
 /// A function as its domain sees it.
 #[derive(Clone, Debug)]
 pub struct View {
     function: Function,
+    role: Role,
     /// Its number in the domain.
     index: u16,
     /// Base address registers, as they read.
@@ -61,25 +75,27 @@ pub struct View {
     /// What the domain wrote into the MSI capability: message and control word.
     msi: (Message, u16),
     msix: Vec<Entry>,
+    /// No entry of the function's own table is open that is not in `msix`.
+    msix_known: bool,
 }
 
 impl View {
     /// The view of a function that is `index` in its domain.
     #[must_use]
-    pub fn new(function: Function, index: u16) -> Self {
+    pub fn new(function: Function, role: Role, index: u16) -> Self {
         let mut bars = [0; 6];
         for bar in &function.bars {
-            let (low, high) = raw(bar.kind, bar.address);
+            let (low, high) = bar.raw(bar.address);
             let at = usize::from(bar.index);
             bars[at] = low;
-            if let (BarKind::Memory { wide: true, .. }, Some(place)) = (bar.kind, bars.get_mut(at + 1)) {
+            if let (true, Some(place)) = (bar.is_wide(), bars.get_mut(at + 1)) {
                 *place = high;
             }
         }
-        let entries = function.msix_table().map_or(0, |(_, bytes)| bytes / msix::ENTRY);
-        let masked = Entry { message: Message::default(), masked: true };
-        let msix = (0..entries).map(|_| masked).collect();
-        Self { function, index, bars, line: 0, msi: (Message::default(), 0), msix }
+        let owned = matches!(role, Role::Owned | Role::OwnedWithoutPin);
+        let entries = function.msix_table().filter(|_| owned).map_or(0, |(_, bytes)| bytes / msix::ENTRY);
+        let msix = (0..entries).map(|_| Entry::MASKED).collect();
+        Self { function, role, index, bars, line: 0, msi: (Message::default(), 0), msix, msix_known: false }
     }
 
     /// The function.
@@ -88,67 +104,59 @@ impl View {
         &self.function
     }
 
+    /// Whether it is the domain's own.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        matches!(self.role, Role::Owned | Role::OwnedWithoutPin)
+    }
+
     /// Reads `size` bytes (1, 2 or 4) at `offset`, naturally aligned, from the configuration space.
     pub fn read(&self, space: &mut (impl ConfigSpace + ?Sized), offset: u16, size: u8) -> u32 {
         let register = offset & !3;
-        let word = self.overlaid(register).unwrap_or_else(|| space.read(self.function.address, register, 4));
-        let word = self.disguise(register, word);
+        let word = match self.role {
+            Role::Reserved => self.reserved_word(register),
+            _ => {
+                let word = self.overlaid(register);
+                let word = word.unwrap_or_else(|| space.read(self.function.address, register, 4));
+                self.disguise(register, word)
+            }
+        };
         narrow(word >> (8 * (offset & 3)), size)
     }
 
     /// Writes the low `size` bytes of `value` there.
     pub fn write(&mut self, hardware: &mut (impl Hardware + ?Sized), offset: u16, size: u8, value: u32) {
+        if self.role == Role::Reserved {
+            return;
+        }
         let register = offset & !3;
         let shift = 8 * u32::from(offset & 3);
-        let mask = (narrow(u32::MAX, size)) << shift;
+        let mask = narrow(u32::MAX, size) << shift;
         let bits = value << shift & mask;
         if (BARS..BARS + 4 * self.bar_count()).contains(&register) {
-            self.write_bar(register, bits, mask);
-        } else if register == INTERRUPT_LINE && !self.is_bridge() {
-            if mask & 0xff != 0 {
-                self.line = bits as u8;
-            }
-        } else if self.msi_register(register).is_some() {
-            self.write_msi(hardware, register, bits, mask);
-        } else if self.may_write(register) {
-            hardware.write(self.function.address, offset, size, value);
+            return self.write_bar(register, bits, mask);
         }
-    }
-
-    /// Reads memory in [`Function::msix_pages`].
-    pub fn read_memory(&self, hardware: &mut (impl Hardware + ?Sized), hpa: u64, size: u8) -> u64 {
-        let Some((entry, word)) = self.table_word(hpa) else {
-            return hardware.read_memory(hpa, size);
-        };
-        let word_at =
-            |word: u64| u64::from(self.msix.get(entry).map_or(u32::MAX, |entry| entry_word(entry, word)));
-        match size {
-            8 => word_at(word) | word_at(word + 1) << 32,
-            4 => word_at(word),
-            _ => u64::from(narrow(word_at(word) as u32 >> (8 * (hpa & 3)), size)),
-        }
-    }
-
-    /// Writes memory there. Of the table itself only words can be written (section 6.8.2).
-    pub fn write_memory(&mut self, hardware: &mut (impl Hardware + ?Sized), hpa: u64, size: u8, value: u64) {
-        let Some((index, word)) = self.table_word(hpa) else {
-            hardware.write_memory(hpa, size, value);
+        if !self.is_owned() {
             return;
-        };
-        let Some(entry) = self.msix.get_mut(index) else { return };
-        match size {
-            4 => set_entry_word(entry, word, value as u32),
-            8 => {
-                set_entry_word(entry, word, value as u32);
-                set_entry_word(entry, word + 1, (value >> 32) as u32);
-            }
-            _ => return,
         }
-        self.program_entry(hardware, index);
+        match register {
+            COMMAND => self.write_command(hardware, offset, size, bits, mask),
+            INTERRUPT_LINE if mask & 0xff != 0 => self.line = bits as u8,
+            _ if self.msi_register(register).is_some() => self.write_msi(hardware, register, bits, mask),
+            _ if self.may_write(register) => {
+                let bits = self.filtered(hardware, register, bits, mask);
+                hardware.write(self.function.address, offset, size, bits >> shift);
+            }
+            _ => {}
+        }
     }
 
-    /// The function has forgotten what was written to it, or is to: everything masked and off, as after a reset.
-    pub fn quiesce(&mut self, hardware: &mut (impl Hardware + ?Sized)) {
+    /// The function is to do nothing any more, and forgets what the domain wrote: everything masked and off. What it decodes
+    /// stays as the firmware has left it.
+    pub fn quiesce(&mut self, hardware: &mut (impl ConfigSpace + ?Sized)) {
+        if !self.is_owned() {
+            return;
+        }
         let address = self.function.address;
         if let Some(capability) = self.function.msi {
             hardware.write(address, capability.offset + 2, 2, 0);
@@ -156,10 +164,23 @@ impl View {
         if let Some(capability) = self.function.msix {
             hardware.write(address, capability.offset + 2, 2, 0);
         }
-        if !self.function.is_chipset() && !self.is_bridge() {
-            hardware.write(address, COMMAND, 2, 0);
+        hardware.write(address, COMMAND, 2, COMMAND_NO_INTX);
+        self.bars_home(hardware);
+        let command = self.function.header_words[usize::from(COMMAND / 4)] & (COMMAND_IO | COMMAND_MEMORY);
+        hardware.write(address, COMMAND, 2, command | COMMAND_NO_INTX);
+        *self = Self::new(self.function.clone(), self.role, self.index);
+    }
+
+    /// What reads where somebody else's function is: a device of no class and without registers.
+    fn reserved_word(&self, register: u16) -> u32 {
+        const CLASSLESS: u32 = 0xff_0000;
+        const RESERVED: u32 = 0x00ff;
+        match register {
+            ID => u32::from(OWN_ID.0) | RESERVED << 16,
+            CLASS => CLASSLESS << 8,
+            CACHE_LINE => MULTI_FUNCTION << 16,
+            _ => 0,
         }
-        *self = Self::new(self.function.clone(), self.index);
     }
 
     fn is_bridge(&self) -> bool {
@@ -176,7 +197,7 @@ impl View {
 
     /// A register whose value is not the function's.
     fn overlaid(&self, register: u16) -> Option<u32> {
-        if self.function.is_chipset() {
+        if !self.is_owned() && !self.is_bridge() {
             return None;
         }
         if (BARS..BARS + 4 * self.bar_count()).contains(&register) {
@@ -185,6 +206,9 @@ impl View {
         // What an expansion ROM's register decodes would be memory of its own.
         if register == ROM && self.function.header == HeaderKind::Device {
             return Some(0);
+        }
+        if !self.is_owned() {
+            return None;
         }
         match self.msi_register(register)? {
             MsiRegister::Address => Some(self.msi.0.address as u32),
@@ -196,153 +220,124 @@ impl View {
 
     /// The value of a register that is the function's, but for a part of it.
     fn disguise(&self, register: u16, word: u32) -> u32 {
-        if register == INTERRUPT_LINE && !self.is_bridge() {
-            return word & !0xff | u32::from(self.line);
-        }
-        if self.msi_register(register) == Some(MsiRegister::Control) {
-            let control = (word >> 16) as u16 & !(msi::MULTIPLE | msi::ENABLE) | self.msi.1 & msi::ENABLE;
-            return word & 0xffff | u32::from(control) << 16;
+        // Functions come and go with the machine: no slot's device is changed.
+        if self.function.express == Some(register) && self.is_bridge() {
+            return word & !(express::SLOT << 16);
         }
         // The link to the next one stays: id 0 is no capability's (PCI Express Base Specification 4.0, section 7.9.28).
-        if register >= EXTENDED && self.function.hidden.contains(&register) {
+        if register >= EXTENDED && self.function.hidden.iter().any(|&(start, _)| start == register) {
             return word & 0xfff0_0000;
         }
-        word
+        if !self.is_owned() {
+            return word;
+        }
+        match register {
+            COMMAND if self.role == Role::OwnedWithoutPin => word & !COMMAND_NO_INTX,
+            INTERRUPT_LINE => {
+                let pin = if self.role == Role::Owned { 0xff00 } else { 0 };
+                word & (0xffff_0000 | pin) | u32::from(self.line)
+            }
+            _ if self.msi_register(register) == Some(MsiRegister::Control) => self.disguise_msi(word),
+            _ => word,
+        }
     }
 
     /// Whether the domain may write this register of the function itself.
     fn may_write(&self, register: u16) -> bool {
-        if self.function.is_chipset() {
-            return false;
-        }
         match register {
-            COMMAND => true,
-            // Cache line size, latency; built-in self-test.
-            0x0c => true,
-            BRIDGE_NUMBERS..BRIDGE_WINDOWS_END if self.is_bridge() => false,
-            // Bridge control.
-            INTERRUPT_LINE => self.is_bridge(),
+            CACHE_LINE => true,
             0..HEADER_END => false,
             HEADER_END..EXTENDED => true,
-            _ => !self.function.hidden.iter().any(|&at| (at..at + HIDDEN_BYTES).contains(&register)),
+            _ => !self.function.hidden.iter().any(|&(start, end)| (start..end).contains(&register)),
+        }
+    }
+
+    /// What of `bits`, which are to be written where `mask` is, may be: the rest stays as it is.
+    fn filtered(
+        &mut self,
+        hardware: &mut (impl Hardware + ?Sized),
+        register: u16,
+        bits: u32,
+        mask: u32,
+    ) -> u32 {
+        let kept = match self.function.express {
+            // The path to memory carries no larger packets than its bridges do.
+            Some(at) if register == at + express::CONTROL => mask & express::PAYLOAD,
+            _ => 0,
+        };
+        let kept = kept | self.held_msix(hardware, register, bits, mask);
+        if kept == 0 {
+            return bits;
+        }
+        bits & !kept | hardware.read(self.function.address, register, 4) & kept
+    }
+
+    /// The command register: a kind of decoding can be turned on where all registers of that kind have a place of their own,
+    /// and they have it again before that.
+    fn write_command(
+        &mut self,
+        hardware: &mut (impl Hardware + ?Sized),
+        offset: u16,
+        size: u8,
+        bits: u32,
+        mask: u32,
+    ) {
+        let address = self.function.address;
+        let mut bits = bits;
+        if mask & COMMAND_BITS != 0 {
+            let mut kept = 0;
+            for (decoding, is_memory) in [(COMMAND_IO, false), (COMMAND_MEMORY, true)] {
+                let mut bars = self.function.bars.iter().filter(|bar| bar.is_memory() == is_memory);
+                if bars.any(|bar| !bar.is_placed()) {
+                    kept |= decoding & mask;
+                }
+            }
+            if kept != 0 {
+                bits = bits & !kept | hardware.read(address, COMMAND, 2) & kept;
+            }
+            if self.role == Role::OwnedWithoutPin {
+                bits |= COMMAND_NO_INTX & mask;
+            }
+            if bits & (COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER) != 0 {
+                self.bars_home(hardware);
+                // It has not been said in so few bytes, and a reset has forgotten it.
+                if self.role == Role::OwnedWithoutPin && mask & COMMAND_NO_INTX == 0 {
+                    let command = hardware.read(address, COMMAND, 2);
+                    hardware.write(address, COMMAND, 2, command | COMMAND_NO_INTX);
+                }
+            }
+        }
+        hardware.write(address, offset, size, bits >> (8 * u32::from(offset & 3)));
+    }
+
+    /// Has the function's base address registers say what the firmware has written there, if it has forgotten it.
+    fn bars_home(&self, hardware: &mut (impl ConfigSpace + ?Sized)) {
+        let address = self.function.address;
+        for bar in &self.function.bars {
+            for half in 0..if bar.is_wide() { 2 } else { 1 } {
+                let at = BARS + 4 * (u16::from(bar.index) + half);
+                let home = self.function.header_words[usize::from(at / 4)];
+                if hardware.read(address, at, 4) != home {
+                    hardware.write(address, at, 4, home);
+                }
+            }
         }
     }
 
     fn write_bar(&mut self, register: u16, bits: u32, mask: u32) {
         let index = usize::from((register - BARS) / 4);
         let found = self.function.bars.iter().find(|bar| {
-            let wide = matches!(bar.kind, BarKind::Memory { wide: true, .. });
             let first = usize::from(bar.index);
-            index == first || wide && index == first + 1
+            index == first || bar.is_wide() && index == first + 1
         });
         // What is not there reads as zero.
         let (Some(bar), Some(value)) = (found, self.bars.get_mut(index)) else { return };
         let upper = index > usize::from(bar.index);
-        let home = raw(bar.kind, bar.address);
-        let size = raw(bar.kind, !(bar.bytes - 1));
+        let (home, size) = (bar.raw(bar.address), bar.raw(!(bar.bytes - 1)));
         let pick = |(low, high): (u32, u32)| if upper { high } else { low };
         // Sizing reads back the size. Every other value reads back as where the registers are.
         let written = *value & !mask | bits;
         *value = if matches!(written, u32::MAX | 0xffff_fffc) { pick(size) } else { pick(home) };
-    }
-
-    fn msi_register(&self, register: u16) -> Option<MsiRegister> {
-        let capability = self.function.msi?;
-        let place = register.checked_sub(capability.offset)?;
-        match (place, capability.wide) {
-            (0, _) => Some(MsiRegister::Control),
-            (4, _) => Some(MsiRegister::Address),
-            (8, true) => Some(MsiRegister::Upper),
-            (8, false) | (12, true) => Some(MsiRegister::Data),
-            _ => None,
-        }
-    }
-
-    fn write_msi(&mut self, hardware: &mut (impl Hardware + ?Sized), register: u16, bits: u32, mask: u32) {
-        let merge = |old: u32| old & !mask | bits;
-        let message = &mut self.msi.0;
-        let (low, high) = (message.address as u32, (message.address >> 32) as u32);
-        match self.function.msi.and_then(|_| self.msi_register(register)) {
-            Some(MsiRegister::Address) => {
-                self.msi.0.address = u64::from(high) << 32 | u64::from(merge(low) & !3);
-            }
-            Some(MsiRegister::Upper) => self.msi.0.address = u64::from(merge(high)) << 32 | u64::from(low),
-            Some(MsiRegister::Data) => self.msi.0.data = merge(self.msi.0.data) & 0xffff,
-            Some(MsiRegister::Control) => {
-                self.msi.1 = (merge(u32::from(self.msi.1) << 16) >> 16) as u16 & msi::ENABLE;
-            }
-            None => return,
-        }
-        self.program_msi(hardware);
-    }
-
-    /// Puts the host's message into the function, if the domain has turned the capability on.
-    fn program_msi(&self, hardware: &mut (impl Hardware + ?Sized)) {
-        let Some(capability) = self.function.msi else { return };
-        let (address, offset) = (self.function.address, capability.offset);
-        let control = hardware.read(address, offset + 2, 2) & !u32::from(msi::MULTIPLE | msi::ENABLE);
-        let source = Source { function: self.index, entry: 0 };
-        let message = if self.msi.1 & msi::ENABLE != 0 { hardware.route(source, self.msi.0) } else { None };
-        let Some(message) = message else {
-            hardware.write(address, offset + 2, 2, control);
-            return;
-        };
-        hardware.write(address, offset + 4, 4, message.address as u32);
-        let data = if capability.wide {
-            hardware.write(address, offset + 8, 4, (message.address >> 32) as u32);
-            offset + 12
-        } else {
-            offset + 8
-        };
-        hardware.write(address, data, 2, message.data);
-        hardware.write(address, offset + 2, 2, control | u32::from(msi::ENABLE));
-    }
-
-    /// Which entry and word of the MSI-X table is at `hpa`.
-    fn table_word(&self, hpa: u64) -> Option<(usize, u64)> {
-        let (start, bytes) = self.function.msix_table()?;
-        let offset = hpa.checked_sub(start).filter(|&offset| offset < bytes)?;
-        Some(((offset / msix::ENTRY) as usize, offset % msix::ENTRY / 4))
-    }
-
-    /// Puts the host's message into the function's table, or masks the entry.
-    fn program_entry(&self, hardware: &mut (impl Hardware + ?Sized), index: usize) {
-        let (Some(entry), Some((start, _))) = (self.msix.get(index), self.function.msix_table()) else {
-            return;
-        };
-        let at = start + index as u64 * msix::ENTRY;
-        hardware.write_memory(at + 12, 4, u64::from(msix::MASKED));
-        if entry.masked {
-            return;
-        }
-        let source = Source { function: self.index, entry: index as u16 };
-        let Some(message) = hardware.route(source, entry.message) else { return };
-        hardware.write_memory(at, 4, message.address & 0xffff_ffff);
-        hardware.write_memory(at + 4, 4, message.address >> 32);
-        hardware.write_memory(at + 8, 4, u64::from(message.data));
-        hardware.write_memory(at + 12, 4, 0);
-    }
-}
-
-/// Bytes of a hidden capability that are certainly its own.
-const HIDDEN_BYTES: u16 = 8;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum MsiRegister {
-    Control,
-    Address,
-    Upper,
-    Data,
-}
-
-/// Both halves of a base address register with this value.
-fn raw(kind: BarKind, address: u64) -> (u32, u32) {
-    match kind {
-        BarKind::Ports => (address as u32 & !3 | BAR_IO, 0),
-        BarKind::Memory { wide, prefetchable } => {
-            let flags = if wide { BAR_64 } else { 0 } | if prefetchable { BAR_PREFETCHABLE } else { 0 };
-            (address as u32 & !15 | flags, (address >> 32) as u32)
-        }
     }
 }
 
@@ -352,24 +347,5 @@ fn narrow(value: u32, size: u8) -> u32 {
         1 => value & 0xff,
         2 => value & 0xffff,
         _ => value,
-    }
-}
-
-fn entry_word(entry: &Entry, word: u64) -> u32 {
-    match word {
-        0 => entry.message.address as u32,
-        1 => (entry.message.address >> 32) as u32,
-        2 => entry.message.data,
-        _ => u32::from(entry.masked),
-    }
-}
-
-fn set_entry_word(entry: &mut Entry, word: u64, value: u32) {
-    let message = &mut entry.message;
-    match word {
-        0 => message.address = message.address & !0xffff_ffff | u64::from(value & !3),
-        1 => message.address = message.address & 0xffff_ffff | u64::from(value) << 32,
-        2 => message.data = value,
-        _ => entry.masked = value & msix::MASKED != 0,
     }
 }

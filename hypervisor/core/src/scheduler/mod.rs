@@ -41,7 +41,7 @@ use spin::Once;
 use crate::console;
 use crate::dirty::Meter;
 use crate::drill::Drill;
-use crate::functions::Routes;
+use crate::functions::{Devices, Routes};
 use crate::guests::{Guest, Live, Maker};
 use crate::io::Io;
 use crate::life::Phase;
@@ -131,6 +131,8 @@ impl<B: Backend, F: Format> System<B, F> {
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
         let io = Io::new(blob, |record| maker.own_devices(record));
         let cpus = (0..count).filter_map(|index| Cpu::new(index, &pools, &shares, entities)).collect();
+        let line_owner = maker.devices.as_ref().and_then(Devices::line_owner);
+        let routes = Routes::new(line_owner.map(|guest| DomainId(guest as u16 + 1)));
         Self {
             backend,
             maker,
@@ -139,7 +141,7 @@ impl<B: Backend, F: Format> System<B, F> {
             pools,
             shares,
             living: AtomicUsize::new(guests.len()),
-            routes: Routes::new(),
+            routes,
             io,
             chores: guests.iter().map(|_| Place::new(0)).collect(),
             guests,

@@ -13,7 +13,7 @@ use caisson_machine::pci::Configuration;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::random::Random;
 use caisson_machine::{cpu, ipi, power};
-use caisson_pci::{Address, ConfigSpace, Hardware, LineMode, Message, Source};
+use caisson_pci::{Address, ConfigSpace, Hardware, LineMode, Message, Reset, Source};
 use caisson_sched::{Key, NEVER};
 use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
@@ -138,7 +138,7 @@ impl<B: Backend, F: Format> Hardware for Machine<'_, B, F> {
     }
 
     fn end_line(&mut self, line: u8) {
-        self.system.routes.end_line(line);
+        self.system.routes.end_line(self.live.domain.id, line);
     }
 
     fn read_port(&mut self, port: u16, size: u8) -> u32 {
@@ -273,13 +273,12 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    /// A guest that owns functions has ended: they do nothing any more.
-    pub(crate) fn quiesce(&self, live: &Live<B, F>) {
-        if let Some(mut bus) = live.domain.functions() {
-            let mut host = Machine::outside(self, live);
-            bus.quiesce(&mut host);
-            self.routes.release(live.domain.id);
-        }
+    /// A guest that owns functions has ended: they do nothing any more. Their reset is left to be done.
+    pub(crate) fn quiesce(&self, live: &Live<B, F>) -> Option<Reset> {
+        let mut bus = live.domain.functions()?;
+        bus.quiesce(&mut Configuration);
+        self.routes.release(live.domain.id);
+        Some(self.maker.devices.as_ref()?.reset(live.guest))
     }
 
     fn deliver_input(&self) {
