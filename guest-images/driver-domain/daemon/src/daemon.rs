@@ -3,7 +3,7 @@
 //! One thread, this one, takes Caisson's interrupt and hands events on to the devices' threads; it does no I/O. A device's course:
 //!
 //! ```text
-//! listed ── open its file, its bridge ──► open ── describe ──► described ── its guest lives: attach ──► attached, a thread
+//! listed ── a thread opens it ──► open ── describe ──► described ── its guest lives: attach ──► attached, a thread
 //!   ▲               │ fails: tried again, a second later           ▲                                        │
 //!   └───────────────┘                                              └──── detach ◄── its guest has ended ────┘
 //! ```
@@ -48,6 +48,7 @@ pub struct Daemon {
     /// Rung by threads that end, when they have sent what is left of them.
     bell: Arc<Bell>,
     ended: (Sender<Ended>, Receiver<Ended>),
+    opened: (Sender<Opened>, Receiver<Opened>),
     /// When to try again what has failed.
     retry: Option<Instant>,
     guests: Guests,
@@ -64,6 +65,10 @@ struct Entry {
 enum Stage {
     /// Not open yet.
     Listed,
+    /// A thread opens it.
+    Opening,
+    /// It could not be opened, and is tried again then.
+    Failed(Instant),
     /// Open; whether this daemon has described it since it was opened or its guest was last there.
     Open { device: Box<dyn Device>, described: bool },
     /// A thread has it.
@@ -83,6 +88,12 @@ struct Ended {
     end: End,
 }
 
+/// A device that has been opened, or why not.
+struct Opened {
+    channel: u16,
+    result: Result<Box<dyn Device>, String>,
+}
+
 /// What a device has done, for who asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Status {
@@ -90,7 +101,7 @@ pub struct Status {
     pub channel: u16,
     /// Its name.
     pub name: String,
-    /// `listed`, `open` or `attached`.
+    /// `listed`, `opening`, `open` or `attached`.
     pub stage: &'static str,
     /// What is wrong with it, or nothing.
     pub complaint: String,
@@ -113,6 +124,7 @@ impl Daemon {
             ports: Vec::new(),
             bell: Arc::new(Bell::new()?),
             ended: mpsc::channel(),
+            opened: mpsc::channel(),
             retry: None,
             guests,
         };
@@ -192,6 +204,9 @@ impl Daemon {
         while let Ok(ended) = self.ended.1.try_recv() {
             self.detach(ended);
         }
+        while let Ok(opened) = self.opened.1.try_recv() {
+            self.opened(opened);
+        }
         let records = self.caisson.list()?;
         self.entries.retain(|channel, entry| {
             matches!(entry.stage, Stage::Attached(_))
@@ -214,25 +229,62 @@ impl Daemon {
             complaint: String::new(),
         });
         match self.stages(record, &mut entry) {
+            Ok(()) if matches!(entry.stage, Stage::Opening | Stage::Failed(_)) => {}
             Ok(()) => entry.complaint.clear(),
             Err(error) if is_passing(error.as_ref()) => self.retry = Some(Instant::now() + SOON),
-            Err(error) => {
-                let complaint = error.to_string();
-                if complaint != entry.complaint {
-                    log!("{}: {complaint}; trying again", entry.name);
-                    entry.complaint = complaint;
-                }
-                self.retry = Some(Instant::now() + RETRY);
-            }
+            Err(error) => self.complain(&mut entry, error.to_string()),
         }
         self.entries.insert(record.channel, entry);
     }
 
+    /// Says what is wrong with a device, if that is something new, and sees to it that it is tried again.
+    fn complain(&mut self, entry: &mut Entry, complaint: String) {
+        if complaint != entry.complaint {
+            log!("{}: {complaint}; trying again", entry.name);
+            entry.complaint = complaint;
+        }
+        self.retry = Some(Instant::now() + RETRY);
+    }
+
+    /// A thread has opened a device, or could not.
+    fn opened(&mut self, Opened { channel, result }: Opened) {
+        let Some(mut entry) = self.entries.remove(&channel) else { return };
+        match result {
+            Ok(device) => entry.stage = Stage::Open { device, described: false },
+            Err(complaint) => {
+                entry.stage = Stage::Failed(Instant::now() + RETRY);
+                self.complain(&mut entry, complaint);
+            }
+        }
+        self.entries.insert(channel, entry);
+    }
+
+    /// Has a thread open a device: that may take its time, and events of others do not wait for it.
+    fn open(&self, record: &ChannelRecord, parameters: String) -> Result<(), OpenError> {
+        let (sender, bell, record) = (self.opened.0.clone(), Arc::clone(&self.bell), *record);
+        let run = move || {
+            let result = kinds::open(&record, &parameters).map_err(|error| error.to_string());
+            // The daemon is gone where nobody receives it.
+            let _ = sender.send(Opened { channel: record.channel, result });
+            bell.ring(CHANGED);
+        };
+        thread::Builder::new().name(format!("open {}", record.channel)).spawn(run)?;
+        Ok(())
+    }
+
     fn stages(&mut self, record: &ChannelRecord, entry: &mut Entry) -> Result<(), OpenError> {
         let channel = record.channel;
-        if matches!(entry.stage, Stage::Listed) {
-            let text = self.caisson.parameters(channel, record.parameters)?;
-            entry.stage = Stage::Open { device: kinds::open(record, &text)?, described: false };
+        match entry.stage {
+            Stage::Failed(again) if again > Instant::now() => {
+                self.retry = Some(self.retry.map_or(again, |retry| retry.min(again)));
+                return Ok(());
+            }
+            Stage::Listed | Stage::Failed(_) => {
+                let text = self.caisson.parameters(channel, record.parameters)?;
+                self.open(record, text)?;
+                entry.stage = Stage::Opening;
+            }
+            _ => {}
         }
         if let Stage::Open { device, described } = &mut entry.stage
             && (!*described || record.state & record::DESCRIBED == 0)
@@ -372,7 +424,8 @@ impl Daemon {
     pub fn status(&self) -> Vec<Status> {
         let status = |(&channel, entry): (&u16, &Entry)| {
             let (stage, counters) = match &entry.stage {
-                Stage::Listed => ("listed", Vec::new()),
+                Stage::Listed | Stage::Failed(_) => ("listed", Vec::new()),
+                Stage::Opening => ("opening", Vec::new()),
                 Stage::Open { .. } => ("open", Vec::new()),
                 Stage::Attached(attached) => ("attached", attached.counters.all()),
             };

@@ -5,6 +5,7 @@ use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_
 
 use crate::block::Block;
 use crate::device::Device;
+use crate::net::Net;
 use crate::parameters::Parameters;
 
 /// Why a device cannot be had.
@@ -30,6 +31,7 @@ pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>,
     let parameters = Parameters::parse(parameters)?;
     Ok(match record.kind {
         VIRTIO_ID_BLOCK => Box::new(Block::open(&parameters)?),
+        VIRTIO_ID_NET => Box::new(Net::open(record.channel, &parameters)?),
         kind => return Err(format!("virtio devices of type {kind} are not served here: leave it out").into()),
     })
 }

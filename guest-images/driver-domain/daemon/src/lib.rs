@@ -20,6 +20,7 @@
 //! | [`device`] | what a kind of device has to be able to do |
 //! | [`ring`] | virtqueues of guests that may do anything, given back in order |
 //! | [`block`] | disks |
+//! | [`net`] | network cards |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`guests`] | files that say which devices have a guest |
 //! | [`parameters`], [`kinds`] | what the configuration says of a device, and what comes of it |
@@ -42,6 +43,7 @@ pub mod guests;
 pub mod host;
 pub mod kinds;
 pub mod log;
+pub mod net;
 pub mod parameters;
 pub mod ring;
 pub mod service;

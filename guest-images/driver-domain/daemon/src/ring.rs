@@ -1,8 +1,8 @@
 //! A virtqueue, and the chains of descriptors in it, of a guest that may do anything.
 //!
-//! `virtio_queue` reads and writes the rings; here is what it leaves open: a chain is taken whole, and checked whole, before
-//! anything is done for it, and what is wrong with it has a name. A descriptor is read once, so that a guest that changes it
-//! under our feet changes nothing.
+//! `virtio_queue` reads the rings; here is what it leaves open: a chain is taken whole, and checked whole, before anything is
+//! done for it, and what is wrong with it has a name. A descriptor is read once, so that a guest that changes it under our feet
+//! changes nothing. And several chains can be given back as one.
 //!
 //! # In order
 //!
@@ -13,14 +13,23 @@
 //! slow request holds back the news of those behind it, not the work on them.
 
 use std::fmt;
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use caisson_abi::io::QueueState;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::sys::Memory;
+
+/// Places in the used ring (section 2.7.8): its index, its entries, and their size.
+const USED_INDEX: u64 = 2;
+const USED_ENTRIES: u64 = 4;
+const USED_ENTRY: u64 = 8;
+/// Where the entries of the available ring begin (section 2.7.6).
+const AVAILABLE_ENTRIES: u64 = 4;
 
 /// The most descriptors of a chain. Caisson's own devices take as many.
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -117,8 +126,11 @@ pub struct Ring {
     memory: Arc<Memory>,
     /// Without `EVENT_IDX`: the last word about notifications, so that it is not written again and again.
     armed: bool,
-    /// Something was given back since the driver was last interrupted or found not to want it.
-    given: bool,
+    /// The used index behind what has been given back, as far as the driver sees it, and when it was last asked whether it wants
+    /// an interrupt.
+    used: Wrapping<u16>,
+    shown: Wrapping<u16>,
+    asked: Wrapping<u16>,
 }
 
 impl Ring {
@@ -140,14 +152,14 @@ impl Ring {
             && queue.avail_ring() == setup.state.driver
             && queue.used_ring() == setup.state.device;
         queue.set_ready(true);
-        queue.set_event_idx(setup.features >> virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX & 1 != 0);
+        queue.set_event_idx(setup.features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
         if !taken || !queue.is_valid(regions) {
             return Err(RingError::Place);
         }
         let used = queue.used_idx(regions, Ordering::Acquire).map_err(|_| RingError::Place)?.0;
         queue.set_next_avail(used);
-        queue.set_next_used(used);
-        Ok(Self { queue, memory: Arc::clone(&setup.memory), armed: true, given: false })
+        let used = Wrapping(used);
+        Ok(Self { queue, memory: Arc::clone(&setup.memory), armed: true, used, shown: used, asked: used })
     }
 
     /// The guest's memory.
@@ -193,46 +205,60 @@ impl Ring {
         if more { Err(RingError::Cut) } else { Ok(Some(Chain { head, readable, writable })) }
     }
 
-    /// Puts the chain that was taken last back, to be taken again. Not before a chain has been taken.
-    pub fn unpop(&mut self) {
-        self.queue.go_to_previous_position();
-    }
-
-    /// Gives a chain back, in which `written` bytes have been written. The driver sees it at once.
+    /// Gives a chain back, in which `written` bytes have been written. The driver sees it with the next [`Ring::show`], and all
+    /// of them at once: parts of one frame must not come one by one.
     ///
     /// # Errors
     /// [`RingError::Place`] if the ring is not where it was.
     pub fn give(&mut self, head: u16, written: u32) -> Result<(), RingError> {
-        self.given = true;
-        self.queue.add_used(self.memory.regions(), head, written).map_err(|_| RingError::Place)
+        let entry = u64::from(self.used.0 % self.queue.size());
+        let place = GuestAddress(self.queue.used_ring() + USED_ENTRIES + entry * USED_ENTRY);
+        let bytes = (u64::from(written) << 32 | u64::from(head)).to_le_bytes();
+        self.memory.regions().write_slice(&bytes, place).map_err(|_| RingError::Place)?;
+        self.used += 1;
+        Ok(())
     }
 
-    /// Whether the driver is to be interrupted for what has been given back since this was last asked.
+    /// Lets the driver see all that has been given back.
+    ///
+    /// # Errors
+    /// [`RingError::Place`] if the ring is not where it was.
+    pub fn show(&mut self) -> Result<(), RingError> {
+        if self.shown == self.used {
+            return Ok(());
+        }
+        self.shown = self.used;
+        let place = GuestAddress(self.queue.used_ring() + USED_INDEX);
+        self.memory
+            .regions()
+            .store(self.used.0.to_le(), place, Ordering::Release)
+            .map_err(|_| RingError::Place)
+    }
+
+    /// Shows what has been given back; whether the driver is to be interrupted for what it has not been asked about yet
+    /// (sections 2.7.7.2, 2.7.10.1).
     ///
     /// # Errors
     /// [`RingError::Place`] if the ring is not where it was.
     pub fn wants_interrupt(&mut self) -> Result<bool, RingError> {
-        if !std::mem::take(&mut self.given) {
+        self.show()?;
+        let before = std::mem::replace(&mut self.asked, self.used);
+        if before == self.used {
             return Ok(false);
         }
-        if !self.queue.event_idx_enabled() {
-            return self
-                .flags()
-                .map(|flags| flags & virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT as u16 == 0);
+        // What the driver wants is looked at when it can see what it has got.
+        fence(Ordering::SeqCst);
+        if self.queue.event_idx_enabled() {
+            let event = Wrapping(self.driver_word(AVAILABLE_ENTRIES + 2 * u64::from(self.queue.size()))?);
+            return Ok(self.used - event - Wrapping(1) < self.used - before);
         }
-        self.queue.needs_notification(self.memory.regions()).map_err(|_| RingError::Place)
+        Ok(u32::from(self.driver_word(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
-    /// The available ring's flags, after all that has been given back is to be seen.
-    fn flags(&self) -> Result<u16, RingError> {
-        use vm_memory::Bytes;
-        std::sync::atomic::fence(Ordering::SeqCst);
-        let at = GuestAddress(self.queue.avail_ring());
-        self.memory
-            .regions()
-            .load::<u16>(at, Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|_| RingError::Place)
+    /// The word at `offset` in the driver's area.
+    fn driver_word(&self, offset: u64) -> Result<u16, RingError> {
+        let place = GuestAddress(self.queue.avail_ring() + offset);
+        self.memory.regions().load(place, Ordering::Relaxed).map(u16::from_le).map_err(|_| RingError::Place)
     }
 
     /// Asks the driver for notifications. Whether there is something to take already.

@@ -26,9 +26,9 @@ struct Machine {
 }
 
 /// Steps of the daemon until `done`.
-fn until(daemon: &mut Daemon, mut done: impl FnMut() -> bool) {
+fn until(daemon: &mut Daemon, mut done: impl FnMut(&Daemon) -> bool) {
     for _ in 0..20_000 {
-        if done() {
+        if done(daemon) {
             return;
         }
         daemon.step(Some(Duration::from_millis(1))).unwrap();
@@ -43,6 +43,7 @@ impl Machine {
         fake.add(DISK, BLOCK, "web", &parameters(&disk));
         let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
         daemon.refresh().unwrap();
+        until(&mut daemon, |_| fake.record(DISK).state == record::DESCRIBED);
         Self { fake, daemon, disk }
     }
 
@@ -50,7 +51,7 @@ impl Machine {
         let guest = self.fake.start(DISK);
         let driver = Driver::new(&guest.memory, RINGS, 16);
         let fake = Arc::clone(&self.fake);
-        until(&mut self.daemon, || fake.record(DISK).state & record::ATTACHED != 0);
+        until(&mut self.daemon, |_| fake.record(DISK).state & record::ATTACHED != 0);
         guest.init(0, &[driver.state]);
         (guest, driver)
     }
@@ -85,7 +86,7 @@ fn a_guest_comes_works_and_goes() {
         assert_eq!(guest.status(), READY);
         for turn in 1..4 {
             write(&guest, &mut driver, turn.into(), turn as u8);
-            until(&mut machine.daemon, || driver.used_index() == turn);
+            until(&mut machine.daemon, |_| driver.used_index() == turn);
             assert_eq!(driver.get::<u8>(STATUS), 0);
             assert_eq!(sector(&machine.disk, turn.into()), turn as u8);
         }
@@ -94,7 +95,7 @@ fn a_guest_comes_works_and_goes() {
         assert_eq!(machine.daemon.status()[0].stage, "attached");
         machine.fake.end(DISK);
         let fake = Arc::clone(&machine.fake);
-        until(&mut machine.daemon, || fake.record(DISK).state == record::DESCRIBED);
+        until(&mut machine.daemon, |_| fake.record(DISK).state == record::DESCRIBED);
         assert_eq!(fake.open_ports(), 1, "life {life}");
     }
 }
@@ -110,12 +111,12 @@ fn a_reset_waits_for_the_device_and_begins_anew() {
             guest.reset();
             guest
         });
-        until(&mut machine.daemon, || resetting.is_finished());
+        until(&mut machine.daemon, |_| resetting.is_finished());
         let reset = resetting.join().unwrap();
         driver = Driver::new(&reset.memory, RINGS, 16);
         reset.init(0, &[driver.state]);
         write(&reset, &mut driver, 40 + round, 7);
-        until(&mut machine.daemon, || driver.used_index() == 1);
+        until(&mut machine.daemon, |_| driver.used_index() == 1);
         assert_eq!(sector(&machine.disk, 40 + round), 7);
         guest = reset;
     }
@@ -127,18 +128,18 @@ fn a_driver_that_breaks_its_ring_loses_its_device_until_it_resets_it() {
     let (guest, mut driver) = machine.start();
     driver.set_available(1000);
     guest.notify(0);
-    until(&mut machine.daemon, || guest.status() == BROKEN);
+    until(&mut machine.daemon, |_| guest.status() == BROKEN);
     assert_eq!(guest.transport.read(0x60, 4) & 2, 2, "it is told by an interrupt");
     let resetting = thread::spawn(move || {
         guest.reset();
         guest
     });
-    until(&mut machine.daemon, || resetting.is_finished());
+    until(&mut machine.daemon, |_| resetting.is_finished());
     let guest = resetting.join().unwrap();
     let mut driver = Driver::new(&guest.memory, RINGS, 16);
     guest.init(0, &[driver.state]);
     write(&guest, &mut driver, 3, 3);
-    until(&mut machine.daemon, || driver.used_index() == 1);
+    until(&mut machine.daemon, |_| driver.used_index() == 1);
     assert_eq!(sector(&machine.disk, 3), 3);
 }
 
@@ -147,7 +148,7 @@ fn the_next_daemon_goes_on_where_the_rings_are() {
     let mut machine = Machine::new();
     let (guest, mut driver) = machine.start();
     write(&guest, &mut driver, 1, 1);
-    until(&mut machine.daemon, || driver.used_index() == 1);
+    until(&mut machine.daemon, |_| driver.used_index() == 1);
     // It dies: its thread sleeps from now on, for nobody tells it anything. What it would have claimed is another file.
     let Machine { fake, daemon, .. } = machine;
     fake.forget_ports();
@@ -157,7 +158,7 @@ fn the_next_daemon_goes_on_where_the_rings_are() {
     fake.set_parameters(DISK, &parameters(&other));
     let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
     daemon.refresh().unwrap();
-    until(&mut daemon, || driver.used_index() == 2);
+    until(&mut daemon, |_| driver.used_index() == 2);
     assert_eq!((sector(&other, 1), sector(&other, 2)), (0, 2), "what was done is not done again");
     assert_eq!(guest.status(), READY);
 }
@@ -168,14 +169,14 @@ fn a_file_that_is_missing_is_waited_for() {
     fake.add(DISK, BLOCK, "web", "path=/nowhere/disk.img\n");
     let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
     daemon.refresh().unwrap();
-    let status = &daemon.status()[0];
-    assert_eq!(status.stage, "listed");
-    assert!(status.complaint.contains("/nowhere/disk.img"), "{}", status.complaint);
+    until(&mut daemon, |daemon| daemon.status()[0].stage == "listed");
+    let complaint = &daemon.status()[0].complaint;
+    assert!(complaint.contains("/nowhere/disk.img"), "{complaint}");
     assert_eq!(fake.record(DISK).state, 0);
     let disk = file(1 << 20);
     fake.set_parameters(DISK, &parameters(&disk));
-    daemon.refresh().unwrap();
-    assert_eq!((fake.record(DISK).state, daemon.status()[0].stage), (record::DESCRIBED, "open"));
+    until(&mut daemon, |_| fake.record(DISK).state == record::DESCRIBED);
+    assert_eq!((daemon.status()[0].stage, daemon.status()[0].complaint.as_str()), ("open", ""));
 }
 
 #[test]
@@ -184,5 +185,5 @@ fn what_nobody_serves_is_said() {
     fake.add(40, 77, "web", "");
     let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
     daemon.refresh().unwrap();
-    assert!(daemon.status()[0].complaint.contains("type 77"));
+    until(&mut daemon, |daemon| daemon.status()[0].complaint.contains("type 77"));
 }

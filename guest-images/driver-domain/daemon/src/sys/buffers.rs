@@ -171,15 +171,23 @@ impl Buffers {
         done
     }
 
-    /// Fills them from what `file` gives next: one `readv(2)`.
+    /// Fills several, one behind the other, from what `file` gives next: one `readv(2)`.
     ///
     /// # Errors
-    /// Those of `readv(2)`.
-    pub fn fill_from(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
-        // SAFETY: the pieces are memory that may be written and lives as long as `self`.
-        let read =
-            unsafe { libc::readv(file.as_raw_fd(), self.pieces.as_ptr(), self.pieces.len() as libc::c_int) };
+    /// Those of `readv(2)`; `InvalidInput` where they have too many pieces.
+    pub fn fill<'a>(all: impl IntoIterator<Item = &'a Self>, file: BorrowedFd<'_>) -> io::Result<usize> {
+        // So that all of them live until the call is done.
+        let all: Vec<&Self> = all.into_iter().collect();
+        let pieces: Vec<_> = all.iter().flat_map(|buffers| buffers.pieces.iter().copied()).collect();
+        // SAFETY: the pieces are memory that may be written and lives as long as the buffers, which are borrowed.
+        let read = unsafe { libc::readv(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// How many pieces there are.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
     /// Writes `head` and what they hold to `file`, as one `writev(2)`.

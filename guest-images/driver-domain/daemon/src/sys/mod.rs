@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `map.rs` | mappings: the door's registers, words shared with Caisson, a guest's memory |
 //! | `buffers.rs` | pieces of memory that the kernel reads or writes, and what keeps them alive |
+//! | `tap.rs` | network interfaces whose other end is a file |
 //! | `uring.rs` | asynchronous work on a file |
 //!
 //! Guests' memory changes at any time. It is reached through `vm_memory`'s volatile accesses, through atomics, or by the kernel;
@@ -14,8 +15,10 @@
 
 mod buffers;
 mod map;
+mod tap;
 mod uring;
 
 pub use buffers::{Buffers, Pages};
 pub use map::{Mapping, Memory, MemoryError, Piece};
+pub use tap::{Offloads, Tap};
 pub use uring::{Completion, Uring, Work};
