@@ -14,12 +14,13 @@ use caisson_console::Ring;
 use caisson_domain::{
     CPU_APIC_KHZ, Domain, DomainClock, DomainSetup, Ended, Image, Module, TscScale, VirtioDevice, VirtualCpu,
 };
-use caisson_firmware::{GuestLayout, RealMachine};
+use caisson_firmware::{GuestLayout, RealMachine, VIRTIO_ADDRESS};
+use caisson_frames::Owner;
 use caisson_hwvirt::{Backend, EnableError, Vcpu, VcpuSetup};
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::clock;
 use caisson_machine::cpu::{self, Features};
-use caisson_machine::memory::{DomainTables, GuestRam};
+use caisson_machine::memory::{DomainTables, GuestRam, PageBox};
 use caisson_machine::pci::Access;
 use caisson_machine::percpu;
 use caisson_machine::random::Random;
@@ -27,6 +28,7 @@ use caisson_policy::{CpuidResult, CpuidSetup, CpuidTable, HostCaps, MsrSetup, Pa
 use caisson_smp::{Changes, Place, Seen};
 use caisson_stage2::{Config, Error as Stage2Error, Format, MemoryType, Permissions, Stage2};
 use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, PageSize, VcpuId};
+use caisson_virtio::{PageRef, RegisterPage};
 
 use crate::console;
 use crate::dirty::Tracking;
@@ -240,8 +242,9 @@ impl Maker {
             (None, _) => (Vec::new(), Vec::new()),
         };
         let own_devices = usize::from(self.own_devices(record));
-        let mut virtio = alloc::vec![VirtioDevice::Entropy; own_devices];
-        virtio.extend(served);
+        let own = core::iter::repeat_n(VirtioDevice::Entropy, own_devices);
+        let virtio = register_pages(id, own.chain(served)).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let pages: Vec<Hpa> = virtio.iter().map(|(_, page)| page.hpa()).collect();
         let mut layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
         layout.real = devices.zip(acpi).map(|(devices, acpi)| RealMachine {
             regions: &regions,
@@ -256,7 +259,8 @@ impl Maker {
         };
         let direct = devices.map(|devices| devices.direct(guest)).unwrap_or_default();
         let apic_page = backend.apic_access_page();
-        let tables = self.tables::<F>(id, &memory, &direct, apic_page).map_err(MakeError::Tables)?;
+        let mapped = Mapped { memory: &memory, direct: &direct, registers: &pages };
+        let tables = self.tables::<F>(id, &mapped, apic_page).map_err(MakeError::Tables)?;
         let (root, apic_root) = (tables.plain.root(), tables.with_apic.as_ref().map(Stage2::root));
         let cpuid = self.cpuid(vcpus, guest_clock.tsc_hz());
         let msrs = MsrSetup {
@@ -283,7 +287,7 @@ impl Maker {
             vcpus,
             functions: devices.map(|devices| devices.bus(guest, has_door)),
             gigabyte_pages: self.features.gigabyte_pages,
-            virtio,
+            virtio: virtio.into_iter().map(|(device, page)| (device, Box::new(page) as PageRef)).collect(),
             privileges: record.privileges(),
             door,
         });
@@ -348,12 +352,11 @@ impl Maker {
     fn tables<F: Format>(
         &self,
         id: DomainId,
-        memory: &GuestRam,
-        direct: &[(Hpa, u64)],
+        mapped: &Mapped<'_>,
         apic: Option<Hpa>,
     ) -> Result<Tables<F>, Stage2Error> {
-        let plain = self.map(id, memory, direct, None)?;
-        let with_apic = apic.map(|page| self.map(id, memory, direct, Some(page))).transpose();
+        let plain = self.map(id, mapped, None)?;
+        let with_apic = apic.map(|page| self.map(id, mapped, Some(page))).transpose();
         match with_apic {
             Ok(with_apic) => Ok(Tables { plain, with_apic }),
             Err(error) => {
@@ -363,25 +366,29 @@ impl Maker {
         }
     }
 
-    /// The guest's RAM in stage-2 tables of its own, by the largest pages, the memory of functions that it owns, and what
-    /// stands where its local APIC is.
+    /// The guest's RAM in stage-2 tables of its own, by the largest pages, the memory of functions that it owns, the registers of
+    /// its virtio devices to read, and what stands where its local APIC is.
     fn map<F: Format>(
         &self,
         id: DomainId,
-        memory: &GuestRam,
-        direct: &[(Hpa, u64)],
+        mapped: &Mapped<'_>,
         apic: Option<Hpa>,
     ) -> Result<Stage2<F>, Stage2Error> {
         let frames = &mut DomainTables(id);
         let mut tables = Stage2::<F>::new(frames, Config::four_levels(self.stage2_gigabytes))?;
         let (ram, registers) = (MemoryType::WriteBack, MemoryType::Uncacheable);
-        let own = memory.extents().iter();
+        let own = mapped.memory.extents().iter();
         let own = own.map(|extent| (extent.gpa, extent.hpa, extent.bytes, Permissions::ALL, ram));
-        let functions = direct
+        let functions = mapped
+            .direct
             .iter()
             .map(|&(hpa, bytes)| (Gpa::new(hpa.as_u64()), hpa, bytes, Permissions::READ_WRITE, registers));
         let apic = apic.map(|page| (APIC, page, PAGE_SIZE, Permissions::READ_WRITE, ram));
-        for (gpa, hpa, bytes, permissions, memory_type) in own.chain(functions).chain(apic) {
+        let devices = (0..).zip(mapped.registers).map(|(index, &page)| {
+            let at = Gpa::new(u64::from(VIRTIO_ADDRESS) + index * PAGE_SIZE);
+            (at, page, PAGE_SIZE, Permissions::READ, ram)
+        });
+        for (gpa, hpa, bytes, permissions, memory_type) in own.chain(functions).chain(apic).chain(devices) {
             let mapped = tables.map(frames, gpa, hpa, bytes, permissions, memory_type);
             if let Err(error) = mapped {
                 tables.destroy(frames);
@@ -408,6 +415,23 @@ impl Maker {
             CpuidResult::new(r.eax, r.ebx, r.ecx, r.edx)
         })
     }
+}
+
+/// What is mapped in a guest's stage-2 tables.
+struct Mapped<'a> {
+    memory: &'a GuestRam,
+    /// The memory of functions that it owns: start and bytes.
+    direct: &'a [(Hpa, u64)],
+    /// The registers of its virtio devices, a page each.
+    registers: &'a [Hpa],
+}
+
+/// Devices, each with a page for its registers. `None` without memory.
+fn register_pages(
+    id: DomainId,
+    devices: impl Iterator<Item = VirtioDevice>,
+) -> Option<Vec<(VirtioDevice, PageBox<RegisterPage>)>> {
+    devices.map(|device| Some((device, PageBox::zeroed(Owner::Domain(id))?))).collect()
 }
 
 /// A guest's RAM: from address 0 on, or, where it owns devices, where it is.

@@ -13,6 +13,7 @@ use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_pci::{Bus, Hardware, LineMode};
 use caisson_policy::{CpuidTable, MsrSetup};
 use caisson_types::{DomainId, Gpa, Instant};
+use caisson_virtio::PageRef;
 
 use crate::clock::DomainClock;
 use crate::door::Door;
@@ -111,8 +112,9 @@ pub struct DomainSetup<M> {
     pub functions: Option<Bus>,
     /// Host supports 1 GiB pages, which the guest's own tables may use as well.
     pub gigabyte_pages: bool,
-    /// Its virtio devices, at most [`caisson_firmware::MAX_VIRTIO`], in the order of the firmware's description.
-    pub virtio: Vec<VirtioDevice>,
+    /// Its virtio devices, at most [`caisson_firmware::MAX_VIRTIO`], in the order of the firmware's description, each with the
+    /// page that has its registers.
+    pub virtio: Vec<(VirtioDevice, PageRef)>,
     /// What it may ask for beyond running.
     pub privileges: Privileges,
     /// Where the pages of its door are: only for a domain that owns functions, Caisson's own among them.
@@ -195,7 +197,8 @@ impl<M> Domain<M> {
     /// Its virtio devices are these.
     #[cfg(test)]
     pub(crate) fn set_virtio(&mut self, devices: Vec<VirtioDevice>) {
-        self.virtio = VirtioDevices::new(devices);
+        let paged = |device| (device, caisson_virtio::RegisterPage::boxed());
+        self.virtio = VirtioDevices::new(devices.into_iter().map(paged).collect());
     }
 
     /// It has a door from now on, with Caisson's own function.

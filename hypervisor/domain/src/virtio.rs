@@ -1,7 +1,8 @@
 //! A domain's virtio devices: where the guest reaches them, their interrupts, and who serves them.
 //!
 //! An access goes to the device's [`Channel`]; what it leaves to be done is done once the instruction has ended
-//! ([`Domain::serve_virtio`]), without the chipset's lock held. Lines of devices that share a pin are joined.
+//! ([`Domain::serve_virtio`]), without the chipset's lock held. Interrupts are edges, so that devices can share a pin: each has
+//! its own.
 //!
 //! A device is served by Caisson itself, or by another domain: then [`Host`] carries what the guest does there, and the
 //! answers come back by [`Domain::settle_channel`]. A vCPU whose write has to wait for such a backend ([`Channel::is_waiting`])
@@ -14,7 +15,7 @@ use caisson_abi::io::ChannelDescription;
 use caisson_firmware::{MAX_VIRTIO, VIRTIO_ADDRESS, virtio_pin};
 use caisson_locks::{Mutex, Rank};
 use caisson_types::{Gpa, GuestMemory, PAGE_SIZE};
-use caisson_virtio::{Channel, Description, DescriptionError, Effect, Entropy};
+use caisson_virtio::{Channel, Description, DescriptionError, Effect, Entropy, PageRef};
 
 use crate::domain::{Domain, Host, work};
 
@@ -63,8 +64,8 @@ enum Backend {
 pub(crate) struct Touched {
     /// Something.
     any: u32,
-    /// Its interrupt line is to be driven.
-    line: u32,
+    /// It may have to interrupt the guest.
+    interrupt: u32,
     /// Its state has changed.
     changed: u32,
 }
@@ -79,7 +80,7 @@ impl Touched {
     #[inline]
     pub(crate) const fn add(&mut self, other: Self) {
         self.any |= other.any;
-        self.line |= other.line;
+        self.interrupt |= other.interrupt;
         self.changed |= other.changed;
     }
 }
@@ -90,16 +91,16 @@ pub(crate) struct VirtioDevices(Box<[Slot]>);
 impl VirtioDevices {
     /// Devices after power-on. One that is described wrongly is left out, with all behind it: descriptions are checked when they
     /// are given.
-    pub(crate) fn new(devices: Vec<VirtioDevice>) -> Self {
-        let make = |(index, device): (usize, VirtioDevice)| {
+    pub(crate) fn new(devices: Vec<(VirtioDevice, PageRef)>) -> Self {
+        let make = |(index, (device, page)): (usize, (VirtioDevice, PageRef))| {
             let (channel, backend) = match device {
                 VirtioDevice::Entropy => {
-                    let channel = Entropy::channel();
+                    let channel = Entropy::channel(page);
                     let _ = channel.attach();
                     (channel, Backend::Entropy(Mutex::new(Rank::Backend, Entropy::new())))
                 }
                 VirtioDevice::Served(given) => {
-                    (Channel::new(&description(&given).ok()?).ok()?, Backend::Served)
+                    (Channel::new(&description(&given).ok()?, page).ok()?, Backend::Served)
                 }
             };
             Some(Slot { channel, backend, pin: virtio_pin(index) })
@@ -130,8 +131,8 @@ impl VirtioDevices {
         match slot.channel.write(offset, size, value, memory) {
             Effect::Nothing => Touched::default(),
             Effect::Notify { .. } => Touched { any: bit, ..Touched::default() },
-            Effect::Line => Touched { any: bit, line: bit, changed: 0 },
-            Effect::Changed(_) => Touched { any: bit, line: bit, changed: bit },
+            Effect::Interrupt | Effect::Released => Touched { any: bit, interrupt: bit, changed: 0 },
+            Effect::Changed(_) => Touched { any: bit, interrupt: bit, changed: bit },
         }
     }
 
@@ -160,8 +161,13 @@ impl<M: GuestMemory> Domain<M> {
             match &slot.backend {
                 // A guest that breaks its ring finds the device in need of a reset.
                 Backend::Entropy(entropy) => {
+                    let before = slot.channel.reasons();
                     let _ =
                         entropy.lock().serve(&slot.channel, &self.memory, &mut |bytes| host.random(bytes));
+                    let is_new = slot.channel.reasons() & !before != 0;
+                    if !is_new && touched.interrupt >> index & 1 == 0 {
+                        continue;
+                    }
                 }
                 Backend::Served => {
                     if slot.channel.is_attached() {
@@ -171,13 +177,12 @@ impl<M: GuestMemory> Domain<M> {
                         host.tell_backend(index);
                         waits |= slot.channel.is_waiting();
                     }
-                    // A notification leaves the line alone.
-                    if touched.line >> index & 1 == 0 {
+                    if touched.interrupt >> index & 1 == 0 {
                         continue;
                     }
                 }
             }
-            self.drive_virtio_line(host, slot.pin);
+            self.raise_virtio(host, slot);
         }
         waits
     }
@@ -185,25 +190,29 @@ impl<M: GuestMemory> Domain<M> {
     /// Carries out what a call of the backend's to the channel of device `slot` has left to be done.
     pub fn settle_channel(&self, slot: usize, effect: Effect, host: &mut impl Host) {
         let Some(device) = self.virtio.0.get(slot) else { return };
-        if effect.drives_line() {
-            self.drive_virtio_line(host, device.pin);
+        match effect {
+            Effect::Interrupt | Effect::Changed(_) => self.raise_virtio(host, device),
+            Effect::Released => self.release_waiting(host),
+            Effect::Nothing | Effect::Notify { .. } => {}
         }
     }
 
     /// The vCPUs that wait for a backend look whether they still have to.
-    pub fn release_waiting(&self, host: &mut impl Host) {
+    fn release_waiting(&self, host: &mut impl Host) {
         for index in 0..self.vcpus() {
             let wake = self.post_work(index, work::CHANNEL);
             host.wake(wake);
         }
     }
 
-    /// Drives a pin as its devices ask for now.
-    fn drive_virtio_line(&self, host: &mut impl Host, pin: u8) {
-        // Asked under the lock, so that whoever comes last leaves the line as it is.
+    /// An edge on a device's pin, if it has something that the guest has not acknowledged.
+    fn raise_virtio(&self, host: &mut impl Host, slot: &Slot) {
+        if !slot.channel.has_interrupt() {
+            return;
+        }
         let mut chipset = self.chipset();
-        let level = self.virtio.0.iter().any(|slot| slot.pin == pin && slot.channel.line());
-        chipset.set_irq(pin, level);
+        chipset.set_irq(slot.pin, true);
+        chipset.set_irq(slot.pin, false);
         let wake = self.settle(&mut chipset);
         drop(chipset);
         host.wake(wake);

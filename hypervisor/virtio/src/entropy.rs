@@ -7,7 +7,7 @@
 use caisson_types::GuestMemory;
 
 use crate::features::{EVENT_IDX, INDIRECT_DESC};
-use crate::{Channel, Description, Interrupt, Ring, RingError};
+use crate::{Channel, Description, Interrupt, PageRef, Ring, RingError};
 
 /// The device type.
 pub const ENTROPY: u32 = 4;
@@ -34,10 +34,10 @@ impl Entropy {
         writable: &[],
     };
 
-    /// Such a device after power-on, without its backend.
+    /// Such a device after power-on, without its backend, with its registers in `page`.
     #[must_use]
-    pub fn channel() -> Channel {
-        Channel::checked(&Self::DESCRIPTION)
+    pub fn channel(page: PageRef) -> Channel {
+        Channel::checked(&Self::DESCRIPTION, page)
     }
 
     /// A backend that has seen nothing of its device yet.
@@ -126,7 +126,7 @@ mod tests {
     use caisson_types::{Gpa, SliceMemory};
 
     use super::*;
-    use crate::{Effect, register};
+    use crate::{Effect, RegisterPage, register};
 
     const DESCRIPTORS: u64 = 0x1000;
     const DRIVER: u64 = 0x2000;
@@ -134,7 +134,8 @@ mod tests {
     const DATA: u64 = 0x4000;
 
     fn started(memory: &SliceMemory<'_>) -> (Channel, Entropy) {
-        let (channel, mut entropy) = (Channel::new(&Entropy::DESCRIPTION).unwrap(), Entropy::new());
+        let (channel, mut entropy) =
+            (Channel::new(&Entropy::DESCRIPTION, RegisterPage::boxed()).unwrap(), Entropy::new());
         let _ = channel.attach();
         let writes = [
             (register::STATUS, 3),
@@ -177,7 +178,7 @@ mod tests {
     #[test]
     fn it_is_a_device() {
         assert_eq!(Entropy::DESCRIPTION.check(), Ok(()));
-        assert_eq!(Entropy::channel().read(register::DEVICE_ID, 4), 4);
+        assert_eq!(Entropy::channel(RegisterPage::boxed()).read(register::DEVICE_ID, 4), 4);
     }
 
     #[test]
@@ -190,7 +191,7 @@ mod tests {
         offer(&memory, 1, DATA + 0x100, 10, 3, 2);
         offer(&memory, 2, DATA + 0x200, 60, 2, 0);
         memory.write_u16(Gpa::new(DRIVER + 2), 1).unwrap();
-        assert_eq!((notify(&channel, &mut entropy, &memory), channel.line()), (Ok(()), true));
+        assert_eq!((notify(&channel, &mut entropy, &memory), channel.has_interrupt()), (Ok(()), true));
         let mut found = [0; 64];
         memory.read(Gpa::new(DATA + 0x100), &mut found[..10]).unwrap();
         memory.read(Gpa::new(DATA + 0x200), &mut found[10..]).unwrap();
@@ -209,11 +210,11 @@ mod tests {
         memory.write_u16(Gpa::new(DRIVER + 2), 1).unwrap();
         let error = RingError::NotRam { gpa: Gpa::new(0x7fff), length: 2 };
         assert_eq!(notify(&channel, &mut entropy, &memory), Err(error));
-        assert_eq!((channel.read(register::STATUS, 4), channel.line()), (79, true));
+        assert_eq!((channel.read(register::STATUS, 4), channel.has_interrupt()), (79, true));
         let _ = channel.write(register::STATUS, 4, 0, &memory);
         assert!(channel.is_waiting());
         assert_eq!(entropy.serve(&channel, &memory, &mut |_| 0), Ok(()));
-        assert_eq!((channel.read(register::STATUS, 4), channel.line()), (0, false));
+        assert_eq!((channel.read(register::STATUS, 4), channel.has_interrupt()), (0, false));
     }
 
     #[test]
@@ -225,6 +226,6 @@ mod tests {
         memory.write_u16(Gpa::new(DRIVER + 2), 1).unwrap();
         let _ = channel.write(register::QUEUE_NOTIFY, 4, 0, &memory);
         assert_eq!(entropy.serve(&channel, &memory, &mut |_| 0), Ok(()));
-        assert_eq!((memory.read_u64(Gpa::new(DEVICE + 4)), channel.line()), (Ok(0), true));
+        assert_eq!((memory.read_u64(Gpa::new(DEVICE + 4)), channel.has_interrupt()), (Ok(0), true));
     }
 }

@@ -6,7 +6,7 @@ use alloc::vec;
 
 use caisson_types::{Gpa, GuestMemory, SliceMemory};
 
-use crate::{Change, Channel, Description, Effect, Entropy, Interrupt, Status, register};
+use crate::{Change, Channel, Description, Effect, Entropy, Interrupt, RegisterPage, Status, register};
 
 /// RAM of the guest.
 const RAM: usize = 16 << 10;
@@ -61,7 +61,7 @@ fn play(data: &[u8]) -> Status {
     let memory = SliceMemory::new(&mut bytes);
     let own = data.first().is_some_and(|first| first & 1 == 0);
     let description = if own { Entropy::DESCRIPTION } else { DEVICE };
-    let Ok(channel) = Channel::new(&description) else { return Status::empty() };
+    let Ok(channel) = Channel::new(&description, RegisterPage::boxed()) else { return Status::empty() };
     let mut entropy = own.then(Entropy::new);
     if own {
         let _ = channel.attach();
@@ -125,7 +125,7 @@ fn play(data: &[u8]) -> Status {
 /// What of a device is looked at before and after a step.
 #[derive(Debug)]
 struct Watch {
-    line: bool,
+    reasons: u64,
     status: Status,
     live: u64,
     attached: bool,
@@ -140,7 +140,7 @@ impl Watch {
         let ready = |&index: &u32| channel.queue(index as u16).is_some_and(|queue| queue.ready != 0);
         let live = (0..snapshot.queues).filter(ready).fold(0, |live, index| live | 1 << index);
         Self {
-            line: channel.line(),
+            reasons: channel.read(register::INTERRUPT_STATUS, 4),
             status,
             live: if serving { live } else { 0 },
             attached: channel.is_attached(),
@@ -152,10 +152,13 @@ impl Watch {
 fn check(channel: &Channel, before: &Watch, effect: Effect) {
     let after = Watch::of(channel);
     let snapshot = channel.snapshot();
-    // The line is InterruptStatus, and a change of it is told.
-    assert_eq!(after.line, channel.read(register::INTERRUPT_STATUS, 4) != 0);
-    assert!(after.line == before.line || effect.drives_line(), "{before:?} {after:?} {effect:?}");
-    assert!(!after.line || after.status.contains(Status::DRIVER_OK), "an interrupt before DRIVER_OK");
+    // A new reason to interrupt is told.
+    assert_eq!(after.reasons, channel.read(register::INTERRUPT_STATUS, 4));
+    let told = matches!(effect, Effect::Interrupt | Effect::Changed(_));
+    assert!(after.reasons & !before.reasons == 0 || told, "{before:?} {after:?} {effect:?}");
+    assert!(effect != Effect::Interrupt || channel.has_interrupt());
+    assert!(effect != Effect::Released || snapshot.waiting == 0);
+    assert!(after.reasons == 0 || after.status.contains(Status::DRIVER_OK), "an interrupt before DRIVER_OK");
     // The status follows its order, and loses a bit by a reset alone.
     assert!(after.status.contains(before.status) || after.status.is_empty());
     let order = [Status::ACKNOWLEDGE, Status::DRIVER, Status::FEATURES_OK, Status::DRIVER_OK];
@@ -179,7 +182,7 @@ fn check(channel: &Channel, before: &Watch, effect: Effect) {
         }
         Effect::Changed(Change::DriverOk) => assert_eq!(snapshot.pending, after.live),
         Effect::Changed(Change::Reset) => assert_eq!(after.live, 0),
-        Effect::Changed(_) | Effect::Line | Effect::Nothing => {}
+        Effect::Changed(_) | Effect::Interrupt | Effect::Released | Effect::Nothing => {}
     }
 }
 

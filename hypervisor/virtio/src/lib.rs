@@ -30,7 +30,7 @@ pub mod fuzz;
 pub mod ring;
 
 pub use caisson_abi::io::{DeviceState, QueueState};
-pub use channel::{Change, Channel, Effect, Interrupt, Refusal, Status, register};
+pub use channel::{Change, Channel, Effect, Interrupt, PageRef, Refusal, RegisterPage, Status, register};
 pub use description::{Description, DescriptionError, MAX_CONFIG, MAX_QUEUE_SIZE, MAX_QUEUES};
 pub use entropy::{ENTROPY, Entropy};
 pub use ring::{Ring, RingError};

@@ -156,9 +156,6 @@ impl<B: Backend, F: Format> Io<B, F> {
     pub(super) fn settle(&self, system: &System<B, F>, live: &Arc<Live<B, F>>, slot: usize, effect: Effect) {
         let mut host = Machine::outside(system, live);
         live.domain.settle_channel(slot, effect, &mut host);
-        if effect == Effect::Line {
-            live.domain.release_waiting(&mut host);
-        }
     }
 
     /// The guest has notified queues, a bit each, of the device `slot`.

@@ -155,7 +155,9 @@ impl<'a> Machine<'a> {
             vcpus,
             gigabyte_pages: true,
             // Two on one pin: the first and the ninth.
-            virtio: alloc::vec![crate::VirtioDevice::Entropy; 9],
+            virtio: (0..9)
+                .map(|_| (crate::VirtioDevice::Entropy, caisson_virtio::RegisterPage::boxed()))
+                .collect(),
             privileges: caisson_abi::Privileges::empty(),
             door: None,
         });
@@ -186,9 +188,9 @@ impl<'a> Machine<'a> {
         self.host.functions = Some(functions);
     }
 
-    /// Routes a pin of the I/O APIC to vCPU 0, level-triggered.
-    pub(crate) fn route_pin(&mut self, pin: u32, vector: u8) {
-        for (register, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, 0x8000 | u32::from(vector))] {
+    /// Routes a pin of the I/O APIC to vCPU 0 by the low half of its entry.
+    pub(crate) fn route_pin(&mut self, pin: u32, entry: u32) {
+        for (register, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, entry)] {
             self.store(0, 0xfec0_0000, register).resumes();
             self.store(0, 0xfec0_0010, value).resumes();
         }

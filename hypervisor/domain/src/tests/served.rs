@@ -112,7 +112,7 @@ fn the_backend_interrupts_the_guest() {
     served(1, |m| {
         m.x2apic(0);
         m.interrupts(0, true);
-        m.route_pin(16, VECTOR);
+        m.route_pin(16, u32::from(VECTOR));
         start(m);
         let channel = m.domain.served_channel(SLOT).unwrap();
         let _ = channel.attach();
@@ -120,7 +120,7 @@ fn the_backend_interrupts_the_guest() {
         m.domain.settle_channel(SLOT, effect, &mut m.host);
         assert!(m.settle(0));
         assert_eq!(vectors(&m.delivered(0)), [VECTOR]);
-        m.domain.settle_channel(9, Effect::Line, &mut m.host);
+        m.domain.settle_channel(9, Effect::Interrupt, &mut m.host);
     });
 }
 
@@ -144,7 +144,6 @@ fn a_vcpu_that_resets_a_device_waits_for_its_backend() {
         let effect = channel.acknowledge(change);
         let woken = m.host.woken[0];
         m.domain.settle_channel(SLOT, effect, &mut m.host);
-        m.domain.release_waiting(&mut m.host);
         assert!(m.host.woken[0] > woken);
         assert!(m.settle(0));
         assert_eq!(m.load(0, PAGE + register::STATUS as u32), 0);
@@ -182,7 +181,7 @@ fn backend(test: impl FnOnce(&mut Machine<'_>)) {
         }
         m.x2apic(0);
         m.interrupts(0, true);
-        m.route_pin(20, VECTOR);
+        m.route_pin(20, 0x8000 | u32::from(VECTOR));
         m.store(0, DOOR + u32::from(door::PIN), 20).resumes();
         test(m);
     });

@@ -58,12 +58,12 @@ fn processor(uid: u32) -> Vec<u8> {
     ))
 }
 
-/// A virtio device, by the id under which Linux looks for virtio-mmio: its page, and a level-triggered interrupt that it
+/// A virtio device, by the id under which Linux looks for virtio-mmio: its page, and an edge-triggered interrupt that it
 /// may share.
 fn virtio(index: usize) -> Vec<u8> {
     let address = VIRTIO_ADDRESS + PAGE * index as u32;
     let page = Memory32Fixed::new(true, address, PAGE);
-    let interrupt = Interrupt::new(true, false, false, true, u32::from(virtio_pin(index)));
+    let interrupt = Interrupt::new(true, true, false, true, u32::from(virtio_pin(index)));
     let resources: Vec<&dyn Aml> = vec![&page, &interrupt];
     bytes_of(&Device::new(
         format!("VR{index:02X}").as_str().into(),

@@ -127,8 +127,8 @@ fn the_dsdt_names_the_virtio_devices() {
         let mut page = Vec::from([0x86, 9, 0, 1]);
         page.extend((0xFEB0_0000 + 0x1000 * index).to_le_bytes());
         page.extend(0x1000u32.to_le_bytes());
-        // Consumer, level-triggered, active high, shared.
-        page.extend([0x89, 6, 0, 0b0_1001, 1, (16 + index % 8) as u8, 0, 0, 0]);
+        // Consumer, edge-triggered, active high, shared.
+        page.extend([0x89, 6, 0, 0b0_1011, 1, (16 + index % 8) as u8, 0, 0, 0]);
         assert_eq!(count(&page), 1, "device {index}");
     }
     let none = check(&GuestLayout::new(128 << 20, &ids(1)));

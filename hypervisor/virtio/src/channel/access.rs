@@ -17,17 +17,13 @@ impl Channel {
     /// Reads `size` bytes (1 to 8) at `offset` of the device's page.
     #[must_use]
     pub fn read(&self, offset: u64, size: u8) -> u64 {
-        if let Some(at) = offset.checked_sub(register::CONFIG) {
-            return self.state().read_config(at, size);
+        if offset >= register::CONFIG {
+            return self.page.read_bytes(offset, size);
         }
-        if size != WIDTH {
+        if size != WIDTH || !offset.is_multiple_of(WIDTH.into()) {
             return 0;
         }
-        // What an interrupt handler asks for.
-        if offset == register::INTERRUPT_STATUS {
-            return u64::from(self.interrupts.load(Ordering::Acquire));
-        }
-        u64::from(self.state().read(offset))
+        u64::from(self.page.read(offset))
     }
 
     /// Writes the low `size` bytes (1 to 8) of `value` at `offset` of the device's page. `memory` is the guest's RAM, in
@@ -55,8 +51,8 @@ impl Channel {
     }
 
     fn acknowledge_interrupt(&self, value: u32) -> Effect {
-        let before = self.interrupts.fetch_and(!value, Ordering::AcqRel);
-        if before != 0 && before & !value == 0 { Effect::Line } else { Effect::Nothing }
+        self.page.interrupt_status().fetch_and(!value, Ordering::AcqRel);
+        Effect::Nothing
     }
 
     fn write_status(&self, value: u32) -> Effect {
@@ -95,7 +91,7 @@ impl Channel {
         }
         self.clear(&mut state);
         self.publish(&state);
-        Effect::Line
+        Effect::Nothing
     }
 
     fn write_ready(&self, value: u32, memory: &impl GuestMemory) -> Effect {
@@ -171,12 +167,14 @@ impl Channel {
         if state.resetting || !state.write_config(offset, size, value) {
             return Effect::Nothing;
         }
+        self.page.show_config(&state);
         Effect::Changed(Change::Config { offset: offset as u16, length: size })
     }
 }
 
 impl State {
-    fn read(&self, offset: u64) -> u32 {
+    /// What a control register reads, but for InterruptStatus.
+    pub(super) fn read(&self, offset: u64) -> u32 {
         let queue = self.selected();
         match offset {
             register::MAGIC_VALUE => register::MAGIC,
@@ -226,14 +224,6 @@ impl State {
             register::QUEUE_DEVICE_HIGH => queue.device = high(queue.device),
             _ => {}
         }
-    }
-
-    /// Bytes behind the configuration's end read 0.
-    fn read_config(&self, offset: u64, size: u8) -> u64 {
-        let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        let bytes = self.config.get(at..).unwrap_or_default();
-        let bytes = bytes.iter().take(usize::from(size.min(8)));
-        (0..).zip(bytes).fold(0, |value, (index, &byte)| value | u64::from(byte) << (8 * index))
     }
 
     /// Whether the guest could write any bit of it.

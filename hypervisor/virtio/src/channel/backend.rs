@@ -81,7 +81,7 @@ impl Channel {
             state.finish();
         }
         self.publish(&state);
-        Effect::Line
+        Effect::Released
     }
 
     /// Interrupts the guest. Nothing is left to do where it has not seen the last one yet, or where the device does not run.
@@ -96,6 +96,11 @@ impl Channel {
         let mut state = self.state();
         let end = offset.checked_add(bytes.len())?;
         state.config.get_mut(offset..end)?.copy_from_slice(bytes);
+        // Before and after, for who reads it meanwhile without an exit; and what is read in between is read once more after the
+        // interrupt.
+        state.config_generation = state.config_generation.wrapping_add(1);
+        self.page.show(&state);
+        self.page.show_config(&state);
         state.config_generation = state.config_generation.wrapping_add(1);
         Some(if state.is_running() { self.raise(Interrupt::Config) } else { Effect::Nothing })
     }

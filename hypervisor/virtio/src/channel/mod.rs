@@ -2,10 +2,12 @@
 //!
 //! virtio-mmio of version 2 (section 4.2.2), modern devices alone.
 //!
-//! **The caller's part.** The guest's accesses go to [`Channel::read`] and [`Channel::write`]. After every [`Effect`] but
-//! [`Effect::Nothing`] and [`Effect::Notify`] the interrupt line is driven to [`Channel::line`]; a caller that orders this
-//! by a lock of its own, under which it asks, leaves the line as it is now. Line and interrupt status are one thing: the
-//! line is up while any bit of the status is set (section 4.2.3.4).
+//! **The caller's part.** The guest's writes go to [`Channel::write`], and its reads to [`Channel::read`], or to the
+//! [`RegisterPage`] itself, where the guest has it mapped for reading.
+//!
+//! **Interrupts** are edges: one for each bit of the interrupt status that was clear before. A driver reads the status, acknowledges
+//! what it has read, and then looks (section 4.2.3.4): what comes before it acknowledges it finds, and what comes after is an edge
+//! again. So the end of an interrupt needs no exit.
 //!
 //! **Waiting.** A reset, and the end of a queue, are done when the backend no longer touches the rings
 //! ([`Channel::acknowledge`]), and at once where it never did or where there is none. Until then the registers show the
@@ -18,19 +20,22 @@
 
 mod access;
 mod backend;
+mod page;
 mod queue;
 pub mod register;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use caisson_locks::{Mutex, MutexGuard, Rank};
 
 use crate::{Description, DescriptionError};
 use state::State;
 
+pub use page::{PageRef, RegisterPage};
 pub use queue::Refusal;
 pub use state::Status;
 
@@ -79,65 +84,67 @@ pub enum Change {
 pub enum Effect {
     /// Nothing.
     Nothing,
-    /// The interrupt line is to be driven to [`Channel::line`].
-    Line,
+    /// The guest is to be interrupted.
+    Interrupt,
+    /// What the guest waited for is done: its vCPU may go on ([`Channel::is_waiting`]).
+    Released,
     /// The backend is to look at this queue, of which it has not been told since it last looked.
     Notify {
         /// The queue's index.
         queue: u16,
     },
-    /// The backend, if there is one, is to be told; and the line as by [`Effect::Line`].
+    /// The backend, if there is one, is to be told; and the guest interrupted if [`Channel::has_interrupt`].
     Changed(Change),
 }
 
-impl Effect {
-    /// Whether the interrupt line is to be driven to [`Channel::line`].
-    #[must_use]
-    pub const fn drives_line(self) -> bool {
-        matches!(self, Self::Line | Self::Changed(_))
-    }
-}
-
 /// A device's transport, shared by the vCPUs of its guest and its backend.
-#[derive(Debug)]
 pub struct Channel {
     /// The queues that can be notified, a bit each. Written under the lock.
     live: AtomicU64,
     /// The queues that the backend has been told of and has not looked at.
     pending: AtomicU64,
-    /// InterruptStatus. Set under the lock; acknowledged without.
-    interrupts: AtomicU32,
+    /// What the guest reads. InterruptStatus in it is set under the lock, and acknowledged without.
+    page: PageRef,
     /// Whether there is a backend. Written under the lock.
     attached: AtomicBool,
     state: Mutex<State>,
 }
 
 impl Channel {
-    /// A device after power-on, without a backend.
+    /// A device after power-on, without a backend, with its registers in `page`.
     ///
     /// # Errors
     /// [`DescriptionError`] for a description of no device.
-    pub fn new(description: &Description<'_>) -> Result<Self, DescriptionError> {
+    pub fn new(description: &Description<'_>, page: PageRef) -> Result<Self, DescriptionError> {
         description.check()?;
-        Ok(Self::checked(description))
+        Ok(Self::checked(description, page))
     }
 
     /// The same of a description that has been checked.
-    pub(crate) fn checked(description: &Description<'_>) -> Self {
+    pub(crate) fn checked(description: &Description<'_>, page: PageRef) -> Self {
+        let state = State::new(description);
+        page.show_all(&state);
         Self {
             live: AtomicU64::new(0),
             pending: AtomicU64::new(0),
-            interrupts: AtomicU32::new(0),
+            page,
             attached: AtomicBool::new(false),
-            state: Mutex::new(Rank::Channel, State::new(description)),
+            state: Mutex::new(Rank::Channel, state),
         }
     }
 
-    /// Whether the device asserts its interrupt line.
+    /// The reasons to interrupt that have not been acknowledged: InterruptStatus.
     #[inline]
     #[must_use]
-    pub fn line(&self) -> bool {
-        self.interrupts.load(Ordering::Acquire) != 0
+    pub fn reasons(&self) -> u32 {
+        self.page.interrupt_status().load(Ordering::Acquire)
+    }
+
+    /// Whether there are any.
+    #[inline]
+    #[must_use]
+    pub fn has_interrupt(&self) -> bool {
+        self.reasons() != 0
     }
 
     /// Whether a reset or the end of a queue waits for [`Channel::acknowledge`].
@@ -147,8 +154,8 @@ impl Channel {
     }
 
     #[cfg_attr(debug_assertions, track_caller)]
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    fn state(&self) -> Shown<'_> {
+        Shown { state: self.state.lock(), page: &self.page, changed: false }
     }
 
     /// A notification of `queue`: no lock, two atomic operations at most.
@@ -173,8 +180,9 @@ impl Channel {
 
     /// Sets a bit of the interrupt status. To be called under the lock.
     fn raise(&self, interrupt: Interrupt) -> Effect {
-        match self.interrupts.fetch_or(interrupt as u32, Ordering::AcqRel) {
-            0 => Effect::Line,
+        let bit = interrupt as u32;
+        match self.page.interrupt_status().fetch_or(bit, Ordering::AcqRel) & bit {
+            0 => Effect::Interrupt,
             _ => Effect::Nothing,
         }
     }
@@ -191,6 +199,44 @@ impl Channel {
     /// Carries out a reset that nothing holds back any more.
     fn clear(&self, state: &mut State) {
         state.reset();
-        self.interrupts.store(0, Ordering::Release);
+        self.page.interrupt_status().store(0, Ordering::Release);
+    }
+}
+
+/// The state under its lock, which the page shows before the lock is given back.
+struct Shown<'a> {
+    state: MutexGuard<'a, State>,
+    page: &'a PageRef,
+    changed: bool,
+}
+
+impl Deref for Shown<'_> {
+    type Target = State;
+
+    #[inline]
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Shown<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut State {
+        self.changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.page.show(&self.state);
+        }
+    }
+}
+
+impl core::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Channel").field("page", &**self.page).finish_non_exhaustive()
     }
 }

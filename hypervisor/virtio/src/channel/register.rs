@@ -34,6 +34,10 @@ pub const CONFIG_GENERATION: u64 = 0x0fc;
 /// The first byte of the device's configuration.
 pub const CONFIG: u64 = 0x100;
 
+/// The registers that may read otherwise after a write, but for [`INTERRUPT_STATUS`].
+pub(super) const CHANGING: [u64; 6] =
+    [DEVICE_FEATURES, QUEUE_NUM_MAX, QUEUE_READY, STATUS, QUEUE_RESET, CONFIG_GENERATION];
+
 /// What [`MAGIC_VALUE`] reads: "virt".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// What [`VERSION`] reads: no legacy device.

@@ -17,7 +17,10 @@ struct Guest<'a> {
 
 impl<'a> Guest<'a> {
     fn new(bytes: &'a mut [u8]) -> Self {
-        Self { channel: Channel::new(&DEVICE).unwrap(), memory: SliceMemory::new(bytes) }
+        Self {
+            channel: Channel::new(&DEVICE, RegisterPage::boxed()).unwrap(),
+            memory: SliceMemory::new(bytes),
+        }
     }
 
     fn write(&self, offset: u64, value: u32) -> Effect {
@@ -162,7 +165,7 @@ fn each_transition_of_the_status_is_legal_or_not_taken() {
                 assert_eq!(guest.status(), expected, "{value} on {start}");
                 let change = match (value, start) {
                     (0, start) if start & 4 != 0 => Effect::Changed(Change::Reset),
-                    (0, _) => Effect::Line,
+                    (0, _) => Effect::Nothing,
                     _ if start & 4 == 0 && expected & 132 == 4 => Effect::Changed(Change::DriverOk),
                     (value, start) if value & 128 != 0 && start & 196 == 4 => {
                         Effect::Changed(Change::DriverFailed)
@@ -241,7 +244,7 @@ fn a_queue_is_ready_only_in_ram() {
         assert_eq!(guest.write(register::QUEUE_READY, 1), Effect::Nothing);
         assert_eq!(guest.write(register::STATUS, 79), Effect::Nothing);
         assert_eq!((guest.read(register::QUEUE_READY), guest.status()), (0, 75));
-        assert_eq!(guest.write(register::STATUS, 0), Effect::Line);
+        assert_eq!(guest.write(register::STATUS, 0), Effect::Nothing);
         guest.start();
     }
     // The last places that are good.
@@ -322,15 +325,15 @@ fn the_line_is_the_interrupt_status() {
     let (used, config) = (Interrupt::Used, Interrupt::Config);
     assert_eq!(guest.channel.interrupt(used), Effect::Nothing, "it does not run yet");
     guest.start();
-    assert_eq!(guest.channel.interrupt(used), Effect::Line);
-    assert_eq!((guest.channel.line(), guest.read(register::INTERRUPT_STATUS)), (true, 1));
+    assert_eq!(guest.channel.interrupt(used), Effect::Interrupt);
+    assert_eq!((guest.channel.has_interrupt(), guest.read(register::INTERRUPT_STATUS)), (true, 1));
     assert_eq!(guest.channel.interrupt(used), Effect::Nothing, "one for many");
-    assert_eq!(guest.channel.interrupt(config), Effect::Nothing);
+    assert_eq!(guest.channel.interrupt(config), Effect::Interrupt, "another reason is an edge of its own");
     assert_eq!(guest.write(register::INTERRUPT_ACK, 1), Effect::Nothing, "the other is still there");
-    assert!(guest.channel.line());
+    assert!(guest.channel.has_interrupt());
     assert_eq!(guest.write(register::INTERRUPT_ACK, 0xffff_fffc), Effect::Nothing);
-    assert_eq!(guest.write(register::INTERRUPT_ACK, 2), Effect::Line);
-    assert!(!guest.channel.line());
+    assert_eq!(guest.write(register::INTERRUPT_ACK, 2), Effect::Nothing);
+    assert!(!guest.channel.has_interrupt());
     assert_eq!(guest.write(register::INTERRUPT_ACK, 3), Effect::Nothing);
 }
 
@@ -353,14 +356,17 @@ fn a_reset_waits_for_the_backend() {
     let change = guest.channel.snapshot().change;
     assert_eq!(guest.channel.acknowledge(change.wrapping_sub(1)), Effect::Nothing, "of an earlier one");
     assert!(guest.channel.is_waiting());
-    assert_eq!(guest.channel.acknowledge(change), Effect::Line);
-    assert_eq!((guest.status(), guest.channel.line(), guest.channel.take_notifications()), (0, false, 0));
+    assert_eq!(guest.channel.acknowledge(change), Effect::Released);
+    assert_eq!(
+        (guest.status(), guest.channel.has_interrupt(), guest.channel.take_notifications()),
+        (0, false, 0)
+    );
     assert_eq!(guest.channel.queue(0).unwrap().size, 8, "as after power-on");
     assert_eq!(guest.channel.acknowledge(change), Effect::Nothing);
     guest.start();
     // A backend that is gone holds nothing up.
     assert_eq!(guest.write(register::STATUS, 0), Effect::Changed(Change::Reset));
-    assert_eq!(guest.channel.detach(), Effect::Line);
+    assert_eq!(guest.channel.detach(), Effect::Released);
     assert_eq!(guest.status(), 0);
     guest.start();
     assert_eq!(guest.write(register::STATUS, 0), Effect::Changed(Change::Reset));
@@ -383,7 +389,7 @@ fn the_end_of_a_queue_waits_for_the_backend() {
         assert_eq!((guest.notify(0), guest.channel.take_notifications()), (Effect::Nothing, 0b100));
         assert_eq!(guest.channel.queue(0).unwrap().ready, 0);
         assert_eq!(guest.notify(2), Effect::Notify { queue: 2 }, "the others go on");
-        assert_eq!(guest.channel.acknowledge(guest.channel.snapshot().change), Effect::Line);
+        assert_eq!(guest.channel.acknowledge(guest.channel.snapshot().change), Effect::Released);
         assert_eq!((guest.read(register::QUEUE_READY), guest.read(register::QUEUE_RESET)), (0, 0));
         assert_eq!(guest.channel.queue(0).unwrap().size, size);
         guest.place(0, 4, AREAS);
@@ -417,7 +423,7 @@ fn a_device_that_fails_tells_its_driver_and_stops() {
     let guest = Guest::new(&mut bytes);
     let _ = guest.channel.attach();
     guest.start();
-    assert_eq!(guest.channel.fail(), Effect::Line);
+    assert_eq!(guest.channel.fail(), Effect::Interrupt);
     assert_eq!((guest.status(), guest.read(register::INTERRUPT_STATUS)), (79, 2));
     assert_eq!(guest.channel.fail(), Effect::Nothing);
     assert_eq!(
@@ -464,7 +470,7 @@ fn a_new_configuration_has_a_new_generation_and_an_interrupt() {
     assert_eq!(guest.channel.set_config(0, &[9]), Some(Effect::Nothing), "nobody is there to hear");
     assert_eq!(guest.read(register::CONFIG_GENERATION), 1);
     guest.start();
-    assert_eq!(guest.channel.set_config(10, &[7, 7]), Some(Effect::Line));
+    assert_eq!(guest.channel.set_config(10, &[7, 7]), Some(Effect::Interrupt));
     assert_eq!((guest.read(register::CONFIG_GENERATION), guest.read(register::INTERRUPT_STATUS)), (2, 2));
     assert_eq!(guest.channel.set_config(11, &[1, 2]), None);
     assert_eq!(guest.channel.set_config(usize::MAX, &[1, 2]), None);
