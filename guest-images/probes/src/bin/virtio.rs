@@ -36,9 +36,6 @@ fn run() {
 fn handler(_: &mut Frame) {
     if ACKNOWLEDGES.get() {
         write(register::ACKNOWLEDGE, read(register::INTERRUPT));
-    } else {
-        // It would come for ever.
-        apic::io_route(PIN, 0, MASKED | u32::from(VECTOR));
     }
     apic::eoi();
 }
