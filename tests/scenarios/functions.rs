@@ -118,3 +118,29 @@ pub(crate) fn restart(lab: &Lab, name: &str) -> Verdict {
     lifecycle::all_memory_came_back(&run)?;
     is_on_the_disk(lab, name)
 }
+
+/// With an IOMMU: what the driver's disk reaches is translated, and nothing that it does is stopped.
+fn translated(lab: &Lab, name: &str, device: &str, unit: &str) -> Verdict {
+    let machine = machine(lab, name, "", "", "")?;
+    let mut run = machine.words("iommu=require").qemu("-device", device).start()?;
+    run.expect(From::Caisson, BOOT, &format!("^IOMMU: {unit}, 1 unit: devices reach what their guest has$"))?;
+    workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
+    workload::end(&mut run, From::Guest("driver"))?;
+    run.end(STEP, Outcome::Clean)?;
+    run.never(From::Caisson, " stopped: |DMA was stopped")?;
+    lifecycle::all_memory_came_back(&run)?;
+    is_on_the_disk(lab, name)
+}
+
+pub(crate) fn vtd(lab: &Lab, name: &str) -> Verdict {
+    translated(lab, name, "intel-iommu", "VT-d")
+}
+
+/// With tables of four levels, and a unit that remembers what is not there.
+pub(crate) fn vtd_wide(lab: &Lab, name: &str) -> Verdict {
+    translated(lab, name, "intel-iommu,aw-bits=48,caching-mode=on", "VT-d")
+}
+
+pub(crate) fn amdvi(lab: &Lab, name: &str) -> Verdict {
+    translated(lab, name, "amd-iommu", "AMD-Vi")
+}

@@ -32,6 +32,7 @@ use caisson_virtio::{PageRef, RegisterPage};
 
 use crate::console;
 use crate::dirty::Tracking;
+use crate::dma::{Dma, DmaDomain, DmaError};
 use crate::functions::Devices;
 use crate::life::Phase;
 use crate::logger::EVENT;
@@ -102,6 +103,8 @@ pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tracking: Tracking,
     /// What the vCPUs share.
     pub(crate) domain: Domain<GuestRam>,
+    /// What its functions reach, where the machine has an IOMMU.
+    pub(crate) dma: Option<DmaDomain>,
     /// What Caisson accesses of its functions for it, if it owns any.
     pub(crate) access: Option<Arc<Access>>,
     /// Its number in the configuration.
@@ -168,6 +171,8 @@ pub(crate) enum MakeError {
     Tsc(u32, u64),
     /// No room to map its functions' registers.
     NoWindow,
+    /// What its functions reach.
+    Dma(DmaError),
     /// Its kernel, by the name that the configuration has for it, or firmware tables.
     Build(&'static str, caisson_domain::BuildError),
 }
@@ -186,6 +191,7 @@ impl fmt::Display for MakeError {
                  or use a CPU with TSC scaling"
             ),
             Self::NoWindow => f.write_str("devices: their registers do not fit into Caisson's address space"),
+            Self::Dma(error) => write!(f, "devices: {error}"),
             Self::Build(kernel, error) => write!(f, "kernel {kernel:?}: {error}"),
         }
     }
@@ -209,6 +215,8 @@ pub(crate) struct Maker {
     pub(crate) microcode: u64,
     /// The machine's functions, where a guest owns them.
     pub(crate) devices: Option<Devices>,
+    /// The machine's IOMMU, where it has one.
+    pub(crate) dma: Option<&'static Dma>,
 }
 
 impl Maker {
@@ -256,6 +264,13 @@ impl Maker {
         let access = match devices {
             Some(devices) => Some(devices.access(guest).ok_or(MakeError::NoWindow)?),
             None => None,
+        };
+        let dma = match (devices, self.dma) {
+            (Some(devices), Some(dma)) => {
+                let owned = devices.owned(guest).map(|found| found.function().address);
+                Some(dma.domain(id, &memory, owned).map_err(MakeError::Dma)?)
+            }
+            _ => None,
         };
         let direct = devices.map(|devices| devices.direct(guest)).unwrap_or_default();
         let apic_page = backend.apic_access_page();
@@ -334,6 +349,7 @@ impl Maker {
             changes: Changes::new(),
             tracking: Tracking::new(),
             domain,
+            dma,
             access,
             guest,
             own_devices,

@@ -19,6 +19,7 @@ use caisson_stage2::Format;
 use caisson_types::Instant;
 
 use crate::dirty::Progress;
+use crate::dma::DmaDomain;
 use crate::guests::Live;
 use crate::scheduler::{System, serve_between_steps};
 
@@ -138,10 +139,19 @@ impl<B: Backend, F: Format> System<B, F> {
                 let mut guest = self.guests[index].lock();
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
-                    Ok(live) => {
+                    Ok(mut live) => {
                         let reset = self.quiesce(&live);
-                        self.io.backend_ended(self, id);
+                        let stopped = live.dma.as_mut().map_or(Ok(()), DmaDomain::end);
                         let memory = guest.take_apart(live);
+                        if let Err(error) = stopped {
+                            log::error!(
+                                "guest {}: its devices cannot be kept out of its memory, which is lost: {error}",
+                                guest.name()
+                            );
+                            core::mem::forget(memory);
+                            return Chore::Gone(false);
+                        }
+                        self.io.backend_ended(self, id);
                         guest.phase = match reset {
                             Some(reset) => Phase::Resets(memory, reset),
                             None => Phase::Burial(memory),

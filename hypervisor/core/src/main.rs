@@ -17,6 +17,7 @@ mod console;
 mod cpus;
 #[cfg(any(target_os = "none", doc))]
 mod dirty;
+mod dma;
 mod drill;
 #[cfg(any(target_os = "none", doc))]
 mod functions;

@@ -28,6 +28,7 @@ use log::LevelFilter;
 use crate::console::{self, Shown};
 use crate::cpus;
 use crate::dirty::Meter;
+use crate::dma::Dma;
 use crate::drill::Drill;
 use crate::functions::Devices;
 use crate::guests::Maker;
@@ -215,8 +216,11 @@ fn run_svm(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
     // SAFETY: every AMD CPU with SVM has the patch level in this MSR, if it is not an emulated one; reading it has no
     // effect.
     let microcode = unsafe { cpu::probe_msr(msr::BIOS_SIGN_ID) }.unwrap_or(0);
+    let devices = devices(info, &machine, blob);
+    let dma = dma(info, &machine, devices.as_ref());
     let maker = Maker {
-        devices: devices(info, &machine, blob),
+        devices,
+        dma,
         features,
         caps,
         stage2_gigabytes: features.gigabyte_pages,
@@ -241,8 +245,11 @@ fn run_vmx(info: &BootInfo, machine: Machine, blob: &Blob<'static>) -> ! {
     // SAFETY: once, on the only CPU in use; the host's segments, descriptor tables and page tables do not change any more.
     let vmx = unsafe { Vmx::enable(&features, without, &policy) }.unwrap_or_else(|error| refuse(error));
     log::info!("{}: {}", Vmx::NAME, vmx.used());
+    let devices = devices(info, &machine, blob);
+    let dma = dma(info, &machine, devices.as_ref());
     let maker = Maker {
-        devices: devices(info, &machine, blob),
+        devices,
+        dma,
         features,
         caps,
         stage2_gigabytes: vmx.used().contains(VmxFeatures::EPT_1G),
@@ -316,6 +323,17 @@ fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<D
     }
     devices.reserve_edges();
     Some(devices)
+}
+
+/// The machine's IOMMU, where it has one that is to be used.
+#[allow(unsafe_code)]
+fn dma(info: &BootInfo, machine: &Machine, devices: Option<&Devices>) -> Option<&'static Dma> {
+    // SAFETY: on the boot CPU, once, with the machine up and before anybody uses a function.
+    let dma = unsafe { Dma::start(info, &machine.platform, devices) }.unwrap_or_else(|error| refuse(error));
+    if dma.is_none() && devices.is_some() {
+        log::info!("no IOMMU: the devices that a guest owns reach all of the machine's memory");
+    }
+    dma
 }
 
 /// `cpus=N`: use no more than so many CPUs.

@@ -139,6 +139,17 @@ impl<H: Hardware> AmdVi<H> {
         })
     }
 
+    /// Turns off whatever the firmware may have left on: devices reach everything.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`].
+    pub fn turn_off(&mut self) -> Result<(), Error> {
+        self.take_over()?;
+        let now = self.hardware.read64(register::CONTROL);
+        self.hardware.write64(register::CONTROL, now & !control::ENABLE);
+        Ok(())
+    }
+
     /// Runs a batch of commands, and waits for its end.
     fn run(&mut self, memory: &mut impl Memory, batch: &[(u64, u64)]) -> Result<(), Error> {
         match &mut self.commands {

@@ -41,6 +41,19 @@ fn nothing_is_reached_before_it_is_mapped() {
     assert_eq!(models[0].look(0xffff, 0x1000), None, "a device that nobody knows");
 }
 
+#[test]
+fn what_the_firmware_left_can_be_turned_off() {
+    let world = World::default();
+    let model = VtdModel::new(&world, VtdOptions { left_on: true, ..VtdOptions::default() });
+    assert_eq!(Vtd::new(model.clone(), 0).unwrap().turn_off(), Ok(()));
+    assert_eq!(model.clone().look(8, 0x5000), Some((0x5000, true)));
+    let stuck = VtdModel::new(&world, VtdOptions { left_on: true, answers: 0, ..VtdOptions::default() });
+    assert!(matches!(Vtd::new(stuck, 0).unwrap().turn_off(), Err(Error::Stuck(_))));
+    let mut model = AmdViModel::new(&world, true, true, u32::MAX);
+    assert_eq!(AmdVi::new(model.clone(), &ivhd()).unwrap().turn_off(), Ok(()));
+    assert_eq!(model.look(8, 0x5000), Some((0x5000, true)));
+}
+
 fn stopped(iommus: &mut dyn Iommu, model: &mut impl Translate) {
     let (device, page) = (address(DEVICES[0]), 0x5000);
     let tag = iommus.create().unwrap();

@@ -127,6 +127,30 @@ impl<H: Hardware> Vtd<H> {
         })
     }
 
+    /// Turns off whatever the firmware may have left on: devices reach everything.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`].
+    pub fn turn_off(&mut self) -> Result<(), Error> {
+        self.take_over()?;
+        if self.is_on(command::TRANSLATE) {
+            self.command(0, command::TRANSLATE, "translation off")?;
+        }
+        self.unprotect()
+    }
+
+    /// Ends the protection of ranges of memory, by which firmware keeps devices out while it starts (section 11.4.6).
+    fn unprotect(&mut self) -> Result<(), Error> {
+        if !self.has(capability::PROTECTED_LOW | capability::PROTECTED_HIGH) {
+            return Ok(());
+        }
+        let now = self.hardware.read32(register::PROTECTED_MEMORY);
+        self.hardware.write32(register::PROTECTED_MEMORY, now & !PROTECTED);
+        wait(&self.hardware, "protected memory off", |hardware| {
+            hardware.read32(register::PROTECTED_MEMORY) & PROTECTED_STATUS == 0
+        })
+    }
+
     fn is_on(&self, bit: u32) -> bool {
         self.hardware.read32(register::STATUS) & bit != 0
     }
@@ -233,13 +257,7 @@ impl<H: Hardware> Unit for Vtd<H> {
         self.command(command::SET_ROOT, 0, "root set")?;
         self.forget_what(memory, Forget::All)?;
         self.command(command::TRANSLATE, 0, "translation on")?;
-        if self.has(capability::PROTECTED_LOW | capability::PROTECTED_HIGH) {
-            let now = self.hardware.read32(register::PROTECTED_MEMORY);
-            self.hardware.write32(register::PROTECTED_MEMORY, now & !PROTECTED);
-            wait(&self.hardware, "protected memory off", |hardware| {
-                hardware.read32(register::PROTECTED_MEMORY) & PROTECTED_STATUS == 0
-            })?;
-        }
+        self.unprotect()?;
         // What the firmware's time left: as many as a unit can remember.
         let _ = (0..256).take_while(|_| self.take_fault(memory).is_some()).count();
         Ok(())

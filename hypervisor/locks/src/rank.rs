@@ -71,6 +71,9 @@ ranks! {
     /// The state of a virtio device's transport.
     /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's, inside `Backend`; nothing is taken inside.
     Channel,
+    /// The machine's IOMMU: its units, and what each guest's devices reach.
+    /// Who makes or ends a guest, inside `Guest`; who changes what its devices reach; tables come out of `Frames`.
+    Dma,
     /// That a domain's event ports come or go.
     /// Who makes or ends a guest, inside `Guest`; it waits for events that are under way, which wake their receiver.
     Ports,

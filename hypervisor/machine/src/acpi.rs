@@ -12,7 +12,8 @@ use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::mcfg::Mcfg;
-use acpi::{AcpiHandler, AcpiTables, HpetInfo, PhysicalMapping};
+use acpi::sdt::{SdtHeader, Signature};
+use acpi::{AcpiHandler, AcpiTable, AcpiTables, HpetInfo, PhysicalMapping};
 use arrayvec::ArrayVec;
 use caisson_boot::BOOT_MAPPED_END;
 use caisson_types::Hpa;
@@ -76,7 +77,7 @@ pub struct Ecam {
     pub buses: (u8, u8),
 }
 
-/// A table with code: the DSDT or an SSDT.
+/// A table that is read whole: with code (the DSDT, an SSDT), or about IOMMUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Definition {
     /// Where it starts, with its header.
@@ -106,6 +107,34 @@ pub struct Platform {
     pub ecam: ArrayVec<Ecam, 8>,
     /// The tables with code, the DSDT first.
     pub definitions: ArrayVec<Definition, 32>,
+    /// The DMAR: Intel's IOMMUs.
+    pub dmar: Option<Definition>,
+    /// The IVRS: AMD's IOMMUs.
+    pub ivrs: Option<Definition>,
+}
+
+/// A table of Intel's IOMMUs, of which the header is read.
+#[repr(transparent)]
+struct DmarTable(SdtHeader);
+
+// SAFETY: every table starts with a header.
+unsafe impl AcpiTable for DmarTable {
+    const SIGNATURE: Signature = Signature::DMAR;
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
+}
+
+/// A table of AMD's IOMMUs, of which the header is read.
+#[repr(transparent)]
+struct IvrsTable(SdtHeader);
+
+// SAFETY: every table starts with a header.
+unsafe impl AcpiTable for IvrsTable {
+    const SIGNATURE: Signature = Signature::IVRS;
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
 }
 
 /// The first 4 GiB, at their own addresses. What lies above reads as an empty page, and its address is kept.
@@ -198,7 +227,16 @@ unsafe fn read_tables(
             });
         }
     }
+    platform.dmar = whole::<DmarTable>(&tables);
+    platform.ivrs = whole::<IvrsTable>(&tables);
     Some(platform)
+}
+
+/// Where a table is, if there is one: few machines have those that this is for.
+fn whole<T: AcpiTable>(tables: &AcpiTables<Identity<'_>>) -> Option<Definition> {
+    let table = tables.find_table::<T>().ok()?;
+    let address = Hpa::new(table.physical_start() as u64);
+    Some(Definition { address, bytes: table.get().header().length.into() })
 }
 
 fn read_madt(madt: Pin<&Madt>, platform: &mut Platform) {

@@ -26,6 +26,7 @@ pub mod device;
 pub mod exit_device;
 pub mod gdt;
 pub mod ioapic;
+pub mod iommu;
 pub mod ipi;
 pub mod memory;
 pub mod paging;

@@ -35,6 +35,15 @@ struct Ways {
 
 static WAYS: Once<Ways> = Once::new();
 
+/// Makes configuration space reachable. It may be called again.
+pub fn prepare(platform: &Platform) {
+    let buses = |ecam: &Ecam| (ecam.buses.0..=ecam.buses.1).map(|_| Once::new()).collect();
+    WAYS.call_once(|| Ways {
+        ecam: platform.ecam.iter().map(|ecam| (*ecam, buses(ecam))).collect(),
+        ports: Mutex::new(Rank::PciPorts, ()),
+    });
+}
+
 /// Finds every function of the machine, and the registers that decode what is not theirs: RAM, what is `reserved`, or what
 /// others decode. Nobody is given that.
 ///
@@ -43,11 +52,7 @@ static WAYS: Once<Ways> = Once::new();
 /// decoded for a moment each. `reserved` has all RAM, and all that Caisson uses or keeps.
 #[must_use]
 pub unsafe fn init(platform: &Platform, reserved: &Reserved) -> (Vec<Found>, Vec<Collision>) {
-    let buses = |ecam: &Ecam| (ecam.buses.0..=ecam.buses.1).map(|_| Once::new()).collect();
-    WAYS.call_once(|| Ways {
-        ecam: platform.ecam.iter().map(|ecam| (*ecam, buses(ecam))).collect(),
-        ports: Mutex::new(Rank::PciPorts, ()),
-    });
+    prepare(platform);
     let mut functions = Vec::new();
     if platform.ecam.is_empty() {
         functions = scan(&mut Configuration, 0, 0, u8::MAX);

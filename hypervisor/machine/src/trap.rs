@@ -22,6 +22,8 @@ pub const SERIAL: u8 = 0xf1;
 pub const RESCHEDULE: u8 = 0xf2;
 /// Vector of an IPI that has a CPU look at its pending word for [`pending::CALL`].
 pub const CALL: u8 = 0xf3;
+/// Vector of an IOMMU that has stopped a device.
+pub const DMA_FAULT: u8 = 0xf4;
 /// Vector of the local APIC's spurious interrupt.
 pub const APIC_SPURIOUS: u8 = 0xff;
 /// First vector of the masked 8259 pair.
@@ -128,6 +130,7 @@ extern "C" fn trap_handler(frame: &mut TrapFrame) {
         0..32 => crash::exception(frame),
         vector if vector == u64::from(TIMER) => interrupt(pending::TIMER),
         vector if vector == u64::from(SERIAL) => interrupt(pending::SERIAL),
+        vector if vector == u64::from(DMA_FAULT) => interrupt(pending::DMA_FAULT),
         0x30..=0xdf => {
             percpu::current().note_function(frame.vector as u8);
             // Whoever takes the vector ends it: a level must be masked before, or it would come again at once.

@@ -26,6 +26,8 @@ pub const MAIL: u32 = 1 << 4;
 pub const CALL: u32 = 1 << 5;
 /// Interrupts of functions that guests own have arrived.
 pub const FUNCTIONS: u32 = 1 << 6;
+/// An IOMMU has stopped a device.
+pub const DMA_FAULT: u32 = 1 << 7;
 
 /// The pending word of one CPU.
 #[derive(Debug)]

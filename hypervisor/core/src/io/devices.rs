@@ -261,10 +261,9 @@ impl<B: Backend, F: Format> Io<B, F> {
             return;
         };
         for backend in backends {
-            if let Some(backend) = system.live(backend) {
-                backend.revoke(&live);
-            }
-            if let Some(mut guest) = self.guest(guest) {
+            let revoked = system.live(backend).is_none_or(|backend| backend.revoke(&live));
+            // What cannot be taken away is nobody else's again: the guest is never let go.
+            if revoked && let Some(mut guest) = self.guest(guest) {
                 guest.served.revoked(backend);
             }
         }

@@ -1,5 +1,5 @@
 //! A guest's memory in its backend's domain: at its machine address, in the part of the backend's memory map that is
-//! soft-reserved.
+//! soft-reserved. The backend's devices find it there as well, where there is an IOMMU.
 
 use caisson_hwvirt::Backend;
 use caisson_machine::memory::DomainTables;
@@ -11,6 +11,10 @@ use crate::guests::Live;
 impl<B: Backend, F: Format> Live<B, F> {
     /// Maps `guest`'s memory in this domain, where the machine has it. Nothing is mapped if that fails.
     pub(super) fn grant(&self, guest: &Self) -> Result<(), Error> {
+        if let Err(error) = self.grant_dma(guest) {
+            log::warn!("guest {}: no DMA to its memory: {error}", guest.domain.id);
+            return Err(Error::OutOfTables);
+        }
         let mut tables = self.tables.lock();
         let frames = &mut DomainTables(self.domain.id);
         let extents = guest.domain.memory.extents();
@@ -30,12 +34,38 @@ impl<B: Backend, F: Format> Live<B, F> {
                 }
                 table.flushed(frames);
             }
+            drop(tables);
+            let _ = self.revoke_dma(guest);
         }
         result
     }
 
-    /// Takes `guest`'s memory out of this domain: no CPU reaches it from there when this returns. With no lock held, between turns.
-    pub(super) fn revoke(&self, guest: &Self) {
+    /// The same for this domain's devices, where they are restricted.
+    fn grant_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
+        let Some(dma) = &self.dma else { return Ok(()) };
+        let extents = guest.domain.memory.extents();
+        let mut extents =
+            extents.iter().map(|extent| (Gpa::new(extent.hpa.as_u64()), extent.hpa, extent.bytes));
+        let result = extents.try_for_each(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true));
+        if result.is_err() {
+            self.revoke_dma(guest)?;
+        }
+        result
+    }
+
+    fn revoke_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
+        let Some(dma) = &self.dma else { return Ok(()) };
+        let mut extents = guest.domain.memory.extents().iter();
+        extents.try_for_each(|extent| dma.unmap(Gpa::new(extent.hpa.as_u64()), extent.bytes))
+    }
+
+    /// Takes `guest`'s memory out of this domain: no CPU and no device reaches it from there when this returns. With no lock held,
+    /// between turns. `false` where devices may reach it for ever.
+    pub(super) fn revoke(&self, guest: &Self) -> bool {
+        let stopped = self.revoke_dma(guest);
+        if let Err(error) = stopped {
+            log::error!("guest {}: devices cannot be kept out of its memory: {error}", guest.domain.id);
+        }
         let frames = &mut DomainTables(self.domain.id);
         let mut tables = self.tables.lock();
         for table in tables.all() {
@@ -51,5 +81,6 @@ impl<B: Backend, F: Format> Live<B, F> {
         for table in self.tables.lock().all() {
             table.flushed(frames);
         }
+        stopped.is_ok()
     }
 }

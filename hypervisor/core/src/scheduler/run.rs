@@ -25,6 +25,7 @@ use super::queue::{Turn, Work};
 use super::shoot::{serve_between_steps, settle};
 use super::watch::Watch;
 use crate::console::{self, SERIAL_CPU};
+use crate::dma::Dma;
 use crate::functions::Arrival;
 use crate::guests::Live;
 use crate::life::Chore;
@@ -241,6 +242,9 @@ impl<B: Backend, F: Format> System<B, F> {
             if work & pending::FUNCTIONS != 0 {
                 this.take_functions(|vector| self.function_interrupt(vector));
             }
+            if work & pending::DMA_FAULT != 0 {
+                self.tell_faults();
+            }
             if work & pending::NMI != 0 {
                 log::warn!("the machine raised an NMI that nobody asked for");
             }
@@ -258,6 +262,9 @@ impl<B: Backend, F: Format> System<B, F> {
             }
             if console::table_due() <= now {
                 self.show_table();
+            }
+            if self.faults_due() <= now {
+                self.tell_faults();
             }
         }
     }
@@ -292,9 +299,14 @@ impl<B: Backend, F: Format> System<B, F> {
         });
     }
 
-    /// When the consoles want this CPU.
+    /// When the consoles, or others that go by the same clock, want this CPU.
     fn console_deadline(&self) -> u64 {
-        if percpu::current().index() == SERIAL_CPU { console::due() } else { u64::MAX }
+        if percpu::current().index() == SERIAL_CPU { console::due().min(self.faults_due()) } else { u64::MAX }
+    }
+
+    /// When the IOMMU wants it.
+    fn faults_due(&self) -> u64 {
+        self.maker.dma.map_or(u64::MAX, Dma::due)
     }
 
     /// Sleeps until something happens, unless somebody waits somewhere.

@@ -68,7 +68,7 @@ impl<T: FromZeros> Drop for PageBox<T> {
 }
 
 /// Scrubs a block and gives it back.
-fn free(block: FrameBlock) {
+pub(crate) fn free(block: FrameBlock) {
     // SAFETY: the block is the caller's, who gives it up.
     unsafe { scrub(block.start(), block.bytes()) };
     let freed = frames().free(block);

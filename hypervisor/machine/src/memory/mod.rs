@@ -22,6 +22,7 @@ use x86_64::structures::paging::{PhysFrame, Size4KiB};
 use crate::cpu::Features;
 use crate::paging;
 
+pub(crate) use frame::free;
 pub use frame::{DomainMarks, DomainTables, PageBox, TableFrames};
 pub use guest::{Extent, GuestRam};
 pub use heap::{is_there as has_heap, used as heap_used};

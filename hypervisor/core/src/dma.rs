@@ -1,0 +1,312 @@
+//! DMA: which memory the devices of a guest reach, where the machine has an IOMMU.
+//!
+//! A guest that owns functions has a [`DmaDomain`]: what its devices find there is what it has, at its guest-physical
+//! addresses. Whatever else a device asks for is stopped, and told in the log: once a second, a few lines.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use arrayvec::ArrayVec;
+use caisson_boot::{Area, AreaKind, BootInfo};
+use caisson_hwvirt::Backend;
+use caisson_iommu::{Error, Fault, Tag};
+use caisson_locks::{Mutex, Rank};
+use caisson_machine::acpi::Platform;
+use caisson_machine::iommu::{self, InUse, IommuRefusal};
+use caisson_machine::memory::GuestRam;
+use caisson_machine::{clock, cpu};
+use caisson_pci::Address;
+use caisson_stage2::Format;
+use caisson_types::{DomainId, Gpa, Hpa};
+
+use crate::functions::Devices;
+use crate::scheduler::System;
+
+/// Stopped devices that are told of at a time, and all that are looked at then: as many as the units of a large machine
+/// remember.
+const LINES: usize = 4;
+const MOST: u64 = 4096;
+
+/// What the boot word `iommu=` says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Off,
+    On,
+    Required,
+}
+
+/// Why Caisson does not start.
+pub(crate) enum DmaRefusal {
+    /// The boot word is none of those there are.
+    Word,
+    /// It is required, and there is none.
+    None,
+    /// It is required, and a device is behind none.
+    Uncovered(Address),
+    /// It does not work.
+    Broken(IommuRefusal),
+}
+
+impl fmt::Display for DmaRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Word => f.write_str("the boot word `iommu=` takes `on`, `off` or `require`: change it"),
+            Self::None => f.write_str(
+                "iommu=require: ACPI tells of no IOMMU: turn VT-d or AMD-Vi on in the firmware's setup, or take the word away",
+            ),
+            Self::Uncovered(device) => write!(
+                f,
+                "iommu=require: the function {device} is behind no IOMMU: take it out of the machine, or the word away"
+            ),
+            Self::Broken(error) => write!(f, "IOMMU: {error}; `iommu=off` starts without it"),
+        }
+    }
+}
+
+/// Devices that were stopped: a few of them with their owners, and how many more there were.
+type Stopped = (ArrayVec<(Fault, Option<DomainId>), LINES>, u64);
+
+/// The machine's IOMMU.
+pub(crate) struct Dma {
+    state: Mutex<State>,
+    /// The TSC at which somebody should look who was stopped.
+    due: AtomicU64,
+}
+
+struct State {
+    used: InUse,
+    owners: Vec<(Tag, DomainId)>,
+    /// Ids by which requests arrive, and whose they are.
+    claims: Vec<(Address, Tag)>,
+    /// The TSC before which nobody looks again.
+    not_before: u64,
+}
+
+impl State {
+    /// The ids by which requests of these functions may arrive.
+    fn ids_of(&self, functions: impl Iterator<Item = Address>) -> Vec<Address> {
+        let of = |device| self.used.requesters.iter().find(|(function, _)| *function == device);
+        let mut ids: Vec<Address> = functions.filter_map(of).flat_map(|(_, ids)| ids).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+/// Why a guest's functions cannot have an address space.
+#[derive(Debug)]
+pub(crate) enum DmaError {
+    /// The IOMMU.
+    Iommu(Error),
+    /// Requests with this id are another guest's.
+    Shared(Address),
+}
+
+impl From<Error> for DmaError {
+    fn from(error: Error) -> Self {
+        Self::Iommu(error)
+    }
+}
+
+impl fmt::Display for DmaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iommu(error) => write!(f, "IOMMU: {error}"),
+            Self::Shared(device) => write!(
+                f,
+                "the bridge {device} makes one of functions of several guests: give all that is behind it to one guest"
+            ),
+        }
+    }
+}
+
+impl Dma {
+    /// Takes the machine's IOMMU over, as the boot words say: from now on devices reach nothing. `None` where there is none,
+    /// or it is not to be used.
+    ///
+    /// # Safety
+    /// Once, at start, on the boot CPU, after the heap and the clocks.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn start(
+        info: &BootInfo,
+        platform: &Platform,
+        devices: Option<&Devices>,
+    ) -> Result<Option<&'static Self>, DmaRefusal> {
+        let wish = match info.option("iommu") {
+            None | Some("on") => Wish::On,
+            Some("off") => Wish::Off,
+            Some("require") => Wish::Required,
+            Some(_) => return Err(DmaRefusal::Word),
+        };
+        if wish == Wish::Off {
+            // SAFETY: promised by the caller.
+            unsafe { iommu::turn_off(platform) }.map_err(DmaRefusal::Broken)?;
+            return Ok(None);
+        }
+        let functions = || devices.into_iter().flat_map(Devices::all);
+        // SAFETY: promised by the caller.
+        let used =
+            unsafe { iommu::init(platform, functions, |start, bytes| is_free(&info.areas, start, bytes)) };
+        let Some(used) = used.map_err(DmaRefusal::Broken)? else {
+            return if wish == Wish::Required { Err(DmaRefusal::None) } else { Ok(None) };
+        };
+        let uncovered = used.requesters.iter().flat_map(|(_, ids)| ids);
+        let mut uncovered = uncovered.filter(|device| !used.iommu.covers(**device));
+        match uncovered.next() {
+            Some(device) if wish == Wish::Required => return Err(DmaRefusal::Uncovered(*device)),
+            Some(device) => log::warn!(
+                "{device}, and {} more, are behind no IOMMU: they reach all of the machine's memory",
+                uncovered.count()
+            ),
+            None => {}
+        }
+        log::info!(
+            "IOMMU: {}, {} unit{}: devices reach what their guest has",
+            used.name,
+            used.units,
+            if used.units == 1 { "" } else { "s" }
+        );
+        let state = State { used, owners: Vec::new(), claims: Vec::new(), not_before: 0 };
+        let dma = Self { state: Mutex::new(Rank::Dma, state), due: AtomicU64::new(u64::MAX) };
+        Ok(Some(Box::leak(Box::new(dma))))
+    }
+
+    /// An address space for these functions of a guest's, with its memory in it.
+    pub(crate) fn domain(
+        &'static self,
+        id: DomainId,
+        memory: &GuestRam,
+        functions: impl Iterator<Item = Address>,
+    ) -> Result<DmaDomain, DmaError> {
+        let (tag, ids) = {
+            let state = &mut *self.state.lock();
+            let ids = state.ids_of(functions);
+            if let Some(&device) =
+                ids.iter().find(|id| state.claims.iter().any(|(claimed, _)| claimed == *id))
+            {
+                return Err(DmaError::Shared(device));
+            }
+            let tag = state.used.iommu.create()?;
+            state.owners.push((tag, id));
+            state.claims.extend(ids.iter().map(|device| (*device, tag)));
+            (tag, ids)
+        };
+        let domain = DmaDomain { dma: self, tag, ended: false };
+        for extent in memory.extents() {
+            domain.map(extent.gpa, extent.hpa, extent.bytes, true)?;
+        }
+        let state = &mut *self.state.lock();
+        for device in ids {
+            if state.used.iommu.covers(device) {
+                state.used.iommu.attach(tag, device)?;
+            }
+        }
+        Ok(domain)
+    }
+
+    /// When somebody should look at the latest who was stopped.
+    pub(crate) fn due(&self) -> u64 {
+        self.due.load(Ordering::Relaxed)
+    }
+
+    /// Takes who was stopped since the last time. `None` where
+    /// that was a moment ago: then it is due later. Until somebody has looked the units do not interrupt again.
+    fn take_faults(&self) -> Option<Stopped> {
+        let now = cpu::tsc();
+        let mut state = self.state.lock();
+        if now < state.not_before {
+            self.due.store(state.not_before, Ordering::Relaxed);
+            return None;
+        }
+        self.due.store(u64::MAX, Ordering::Relaxed);
+        state.not_before = now + clock::get().tsc_hz;
+        let (mut told, mut more) = (ArrayVec::new(), 0);
+        for _ in 0..MOST {
+            let Some((fault, tag)) = state.used.iommu.take_fault() else { break };
+            let owner = state.owners.iter().find(|(of, _)| Some(*of) == tag).map(|(_, id)| *id);
+            if told.try_push((fault, owner)).is_err() {
+                more += 1;
+            }
+        }
+        if more >= MOST - LINES as u64 {
+            // There are others, of which nobody will tell.
+            self.due.store(state.not_before, Ordering::Relaxed);
+        }
+        Some((told, more))
+    }
+}
+
+/// Whether part of it is memory that anybody may be given.
+fn is_free(areas: &[Area], start: u64, bytes: u64) -> bool {
+    let end = start.saturating_add(bytes);
+    let mut usable = areas.iter().filter(|area| area.kind == AreaKind::Usable);
+    usable.any(|area| area.range.start < end && start < area.range.end)
+}
+
+/// What the functions of a guest reach. Addresses are the guest's, ranges are whole pages.
+pub(crate) struct DmaDomain {
+    dma: &'static Dma,
+    tag: Tag,
+    ended: bool,
+}
+
+impl DmaDomain {
+    /// Maps memory where nothing is mapped; devices write it if `write`.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing has changed, unless a unit is stuck.
+    pub(crate) fn map(&self, gpa: Gpa, hpa: Hpa, bytes: u64, write: bool) -> Result<(), Error> {
+        self.dma.state.lock().used.iommu.map(self.tag, gpa, hpa, bytes, write)
+    }
+
+    /// Takes memory away: no device uses it any more when this returns.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing has changed, unless a unit is stuck. Then devices may use the memory for ever, and nobody else must
+    /// get it.
+    pub(crate) fn unmap(&self, gpa: Gpa, bytes: u64) -> Result<(), Error> {
+        self.dma.state.lock().used.iommu.unmap(self.tag, gpa, bytes)
+    }
+
+    /// Blocks the functions and ends the address space.
+    ///
+    /// # Errors
+    /// As with [`unmap`](Self::unmap), of all memory that it had.
+    pub(crate) fn end(&mut self) -> Result<(), Error> {
+        if core::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        let state = &mut *self.dma.state.lock();
+        state.owners.retain(|(tag, _)| *tag != self.tag);
+        state.claims.retain(|(_, tag)| *tag != self.tag);
+        state.used.iommu.destroy(self.tag)
+    }
+}
+
+impl Drop for DmaDomain {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::error!("DMA cannot be stopped: {error}");
+        }
+    }
+}
+
+impl<B: Backend, F: Format> System<B, F> {
+    /// Tells which devices were stopped.
+    pub(crate) fn tell_faults(&self) {
+        let Some((told, more)) = self.maker.dma.and_then(Dma::take_faults) else { return };
+        for (fault, owner) in told {
+            let guest = owner.and_then(|id| self.guests.get(usize::from(id.0).checked_sub(1)?));
+            match guest.map(|guest| guest.lock().name()) {
+                Some(name) => log::warn!("guest {name}: {fault}"),
+                None => log::warn!("{fault}"),
+            }
+        }
+        if more > 0 {
+            log::warn!("DMA was stopped {more} times more");
+        }
+    }
+}
