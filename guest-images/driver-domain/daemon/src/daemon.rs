@@ -26,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use crate::bell::{Bell, CHANGED, queue_bit};
+use crate::control::{Desk, Question};
 use crate::device::Device;
 use crate::guests::Guests;
 use crate::host::{Caisson, Host, Refusal};
@@ -52,6 +53,7 @@ pub struct Daemon {
     /// When to try again what has failed.
     retry: Option<Instant>,
     guests: Guests,
+    questions: (Sender<Question>, Receiver<Question>),
 }
 
 /// A device.
@@ -127,9 +129,16 @@ impl Daemon {
             opened: mpsc::channel(),
             retry: None,
             guests,
+            questions: mpsc::channel(),
         };
         daemon.set_port(port, None, CHANGED);
         Ok(daemon)
+    }
+
+    /// Where questions are put: each is answered in its turn.
+    #[must_use]
+    pub fn desk(&self) -> Desk {
+        Desk::new(self.questions.0.clone(), Arc::clone(&self.bell))
     }
 
     /// Serves guests until the door fails.
@@ -168,6 +177,9 @@ impl Daemon {
             host.take_interrupt()?;
         }
         again |= self.hand_on();
+        while let Ok(question) = self.questions.1.try_recv() {
+            question.answer(&self.status());
+        }
         if again || self.retry.is_some_and(|at| at <= Instant::now()) {
             self.refresh()?;
         }

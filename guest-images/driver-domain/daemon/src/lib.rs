@@ -22,6 +22,7 @@
 //! | [`block`] | disks |
 //! | [`net`] | network cards |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
+//! | [`control`] | the socket at which the daemon answers questions |
 //! | [`guests`] | files that say which devices have a guest |
 //! | [`parameters`], [`kinds`] | what the configuration says of a device, and what comes of it |
 //! | [`bell`], [`statistics`], [`log`] | threads that tell each other to look; counters; lines on the console |
@@ -37,6 +38,7 @@
 
 pub mod bell;
 pub mod block;
+pub mod control;
 pub mod daemon;
 pub mod device;
 pub mod guests;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use caisson_backend::control;
 use caisson_backend::daemon::Daemon;
 use caisson_backend::guests::Guests;
 use caisson_backend::host::Door;
@@ -11,6 +12,9 @@ use caisson_backend::log;
 
 /// Where a file stands for each device that has a guest: the driver domain's first process looks there.
 const GUESTS: &str = "/run/caisson/guests";
+
+/// Where questions are answered.
+const SOCKET: &str = "/run/caisson/backend.sock";
 
 const HELP: &str = "\
 caisson-backend: serves the virtio devices of other Caisson guests from this one
@@ -43,5 +47,9 @@ fn main() -> ExitCode {
 fn serve() -> Result<(), OpenError> {
     let door = Door::open()?;
     log::line(format_args!("serving guests, as domain {}", door.domain()));
-    Daemon::new(Arc::new(door), Guests::in_folder(GUESTS))?.run()
+    let mut daemon = Daemon::new(Arc::new(door), Guests::in_folder(GUESTS))?;
+    if let Err(error) = control::listen(SOCKET.as_ref(), daemon.desk()) {
+        log::line(format_args!("{SOCKET}: {error}; no questions are answered there"));
+    }
+    daemon.run()
 }

@@ -4,6 +4,11 @@
 //! driver domain's page cache. Buffers that are not aligned as the medium needs it go through pages of the daemon's own, a bounded
 //! number at a time.
 //!
+//! A write that the guest has been told of must outlive the driver domain, whose crash the guest does not notice: its next flush
+//! would come to a file system that has forgotten. A device's own cache outlives it, and a file's data that are in the page cache,
+//! or the places of which its file system has only noted in memory, do not. So each write to a file ends when it is on the medium
+//! (`RWF_DSYNC`), and one to a block device when the device has it. Disks that have to be fast are partitions or volumes.
+//!
 //! The file is claimed for as long as it is open (`O_EXCL` of a block device, `flock(2)` of a file). A claim goes away with the last
 //! use of the open file, work of the kernel's included: so a daemon that follows one that was killed cannot open the file before
 //! what that one had under way has ended, and no old write comes behind a new one.
@@ -36,6 +41,8 @@ pub struct Raw {
     geometry: Geometry,
     /// Transfers go past the page cache.
     direct: bool,
+    /// Every change has to be on the medium before the guest is told.
+    durable: bool,
     jobs: HashMap<u64, Job>,
     bounces: usize,
     completions: Vec<Completion>,
@@ -85,6 +92,7 @@ impl Raw {
     /// The same of a file that is open.
     pub(super) fn new(mut file: File, direct: bool, read_only: bool, depth: usize) -> io::Result<Self> {
         let block = block_size(&file)?;
+        let durable = !direct || !file.metadata()?.file_type().is_block_device();
         let bytes = file.seek(SeekFrom::End(0))?;
         let bytes = bytes - bytes % u64::from(block);
         if bytes == 0 {
@@ -96,6 +104,7 @@ impl Raw {
             ring,
             geometry,
             direct,
+            durable,
             jobs: HashMap::new(),
             bounces: 0,
             completions: Vec::new(),
@@ -156,6 +165,10 @@ impl Raw {
         };
         job.retries = 0;
         match &mut job.kind {
+            Kind::Zero { .. } if job.durable => {
+                job.kind = Kind::Flush;
+                return self.go(token, job, None);
+            }
             Kind::Flush | Kind::Discard | Kind::Zero { .. } => return self.end(token, &job.kind, Ok(())),
             Kind::BounceRead(guest) => {
                 if let Some(own) = &buffers {
@@ -238,6 +251,7 @@ impl Storage for Raw {
         if matches!(kind, Kind::BounceRead(_) | Kind::BounceWrite(_)) {
             self.bounces += 1;
         }
+        let durable = durable || self.durable;
         self.go(token, Job { kind, offset, left, durable, retries: 0 }, whole);
     }
 
