@@ -5,11 +5,13 @@
 //! | `request.rs` | a chain of descriptors as a request, checked against the disk's extent |
 //! | `storage.rs` | what a disk's data lies in |
 //! | `raw.rs` | a file or block device, as it is |
+//! | `qcow2.rs` | an image in that format |
 //!
 //! Requests are taken as they come and work on them overlaps; they are given back in their order (`ring.rs` says why). A flush
 //! begins when all that came before it has ended, so that it covers every write that the guest made before, whether or not the
 //! guest has seen its end. Where the driver does not know of flushes, each write ends when it is on the medium.
 
+mod qcow2;
 mod raw;
 mod request;
 mod storage;
@@ -34,6 +36,7 @@ use crate::ring::{QueueSetup, Ring};
 use crate::statistics::Counters;
 use crate::sys::Buffers;
 
+pub use qcow2::Image;
 pub use raw::Raw;
 pub use request::{Action, Request, SECTOR, Transfer};
 pub use storage::{Done, Geometry, Storage};
@@ -93,7 +96,8 @@ impl Block {
         let read_only = parameters.flag("read_only", false)?;
         let storage: Box<dyn Storage> = match parameters.get("format").unwrap_or("raw") {
             "raw" => Box::new(Raw::open(path.as_ref(), read_only, usize::from(QUEUE))?),
-            other => return Err(format!("parameter format: {other:?} is not raw").into()),
+            "qcow2" => Box::new(Image::open(path.as_ref(), read_only)?),
+            other => return Err(format!("parameter format: {other:?} is not raw or qcow2").into()),
         };
         Ok(Self::new(storage, parameters.get("serial").unwrap_or_default()))
     }
