@@ -13,7 +13,7 @@ use caisson_abi::io::{
 };
 use caisson_abi::{CallError, CallResult, Number};
 use caisson_types::{Gpa, GuestMemory, MemoryError};
-use caisson_virtio::{Channel, Description, Effect, Interrupt, register};
+use caisson_virtio::{Channel, Description, Effect, Interrupt, RegisterPage, register};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -120,14 +120,14 @@ impl Fake {
         device.record.life += 1;
         let description = device.description.unwrap();
         let queues = usize::from(description.queues);
-        let made = Channel::new(&Description {
+        let described = Description {
             device: description.device,
             features: description.features,
             queues: &description.queue_sizes[..queues],
             config: &description.config[..usize::from(description.config_bytes)],
             writable: &[],
-        });
-        let transport = Arc::new(made.unwrap());
+        };
+        let transport = Arc::new(Channel::new(&described, RegisterPage::boxed()).unwrap());
         device.channel = Some(Arc::clone(&transport));
         let range = range_of(channel);
         drop(inner);
@@ -351,7 +351,7 @@ impl Guest {
                 (0..64).filter(|queue| told >> queue & 1 != 0).for_each(tell);
             }
             Effect::Changed(_) => tell(CHANGES),
-            Effect::Nothing | Effect::Line => {}
+            Effect::Nothing | Effect::Interrupt | Effect::Released => {}
         }
     }
 
