@@ -101,6 +101,8 @@ fn main() -> ExitCode {
         ("functions-vtd", functions::vtd),
         ("functions-vtd-wide", functions::vtd_wide),
         ("functions-amdvi", functions::amdvi),
+        ("functions-two-owners", functions::two_owners),
+        ("refusal-functions", functions::missing),
         ("spinning", probes::spinning),
         ("linux-smp", linux::smp),
         ("linux-entropy", linux::entropy),

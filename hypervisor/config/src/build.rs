@@ -80,12 +80,12 @@ pub fn build(
             // `check` has found it.
             pool: U16::new(config.pool_of(domain).unwrap_or(0) as u16),
             extra: u8::from(reserved.is_none_or(|time| time.extra)),
-            devices: domain.devices.code(),
+            reserved: 0,
             tsc_khz: U32::new(domain.tsc_khz.unwrap_or(0)),
             privileges: U32::new(domain.privileges.bits()),
             first_device: count(first_device),
             virtio_devices: count(domain.virtio_devices.len()),
-            reserved: U32::ZERO,
+            functions: tables.text(&domain.devices),
         };
         tables.domains.push(record);
     }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::cpus::MAX_CPU;
+use crate::functions::{MAX_FUNCTIONS, PciAddress};
 use crate::settings::DeviceKind;
 use crate::virtio::DeviceReason;
 use crate::{pools, rules};
@@ -186,8 +187,12 @@ pub enum Reason<'a> {
         /// The index of the first domain that has it.
         first: usize,
     },
-    /// The machine's devices have another owner: the domain with this index.
+    /// What the domain owns of the machine's PCI functions is no such text.
+    BadFunctions(&'a str),
+    /// The rest of the machine's devices has another owner: the domain with this index.
     SecondOwner(usize),
+    /// A PCI function has another owner.
+    SameFunction(PciAddress, usize),
     /// An amount of memory that is not a whole number of pages.
     MemoryNotPages(u64),
     /// Less memory than a guest needs.
@@ -371,8 +376,17 @@ impl Reason<'_> {
             Self::SecondOwner(first) => {
                 write!(
                     f,
-                    "domain[{first}] owns the machine's devices already; leave the line out of one of the two"
+                    "domain[{first}] owns the machine's devices already; leave the line out of one of the two, or name functions"
                 )
+            }
+            Self::BadFunctions(text) => {
+                write!(
+                    f,
+                    "{text:?} is no list of PCI functions; write e.g. [\"0000:00:03.0\"], at most {MAX_FUNCTIONS}"
+                )
+            }
+            Self::SameFunction(address, first) => {
+                write!(f, "domain[{first}] owns {address} already; name it in one of the two")
             }
             Self::MemoryNotPages(bytes) => {
                 write!(f, "{} is not a whole number of 4K pages; write e.g. \"512M\"", Size(bytes))

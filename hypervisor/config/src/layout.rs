@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
 
 /// The format version that this code reads and writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// [`DomainRecord::max_restarts`] when there is no limit.
 pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
@@ -72,12 +72,12 @@ pub(crate) struct DomainRecord {
     pub(crate) slice: U32,
     pub(crate) pool: U16,
     pub(crate) extra: u8,
-    pub(crate) devices: u8,
+    pub(crate) reserved: u8,
     pub(crate) tsc_khz: U32,
     pub(crate) privileges: U32,
     pub(crate) first_device: U32,
     pub(crate) virtio_devices: U32,
-    pub(crate) reserved: U32,
+    pub(crate) functions: Text,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -119,7 +119,7 @@ pub(crate) struct DeviceRecord {
 const _: () = {
     assert!(size_of::<Header>() == 96);
     assert!(core::mem::offset_of!(Header, sha256) == HEADER_SHA256.start);
-    assert!(size_of::<DomainRecord>() == 112);
+    assert!(size_of::<DomainRecord>() == 116);
     assert!(size_of::<ModuleRecord>() == 16);
     assert!(size_of::<PayloadRecord>() == 64);
     assert!(size_of::<PoolRecord>() == 32);

@@ -12,7 +12,7 @@
 //! | part | size | content |
 //! |---|---|---|
 //! | header | 96 | [magic](MAGIC), version, lengths, counts, machine settings, SHA-256 |
-//! | domain records | 112 each | one per domain, in the order of their start |
+//! | domain records | 116 each | one per domain, in the order of their start |
 //! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
 //! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
 //! | pool records | 32 each | one per CPU pool |
@@ -24,7 +24,7 @@
 //! | header at | type | field |
 //! |---|---|---|
 //! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
-//! | 8 | u32 | version, 3 |
+//! | 8 | u32 | version, 4 |
 //! | 12 | u32 | pools |
 //! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
 //! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
@@ -58,11 +58,11 @@
 //! | 80 | 2 × u32 | period and slice of the reservation in µs, or 0 |
 //! | 88 | u16 | pool |
 //! | 90 | u8 | extra time beside the reservation: 0 no, 1 yes |
-//! | 91 | u8 | PCI functions of the machine that it owns: 0 none, 1 all |
+//! | 91 | u8 | reserved |
 //! | 92 | u32 | kHz of the TSC; 0 for the host's |
 //! | 96 | u32 | privileges, a bit each: 0 events, 1 control, 2 io-backend |
 //! | 100 | 2 × u32 | first device record, number of device records |
-//! | 108 | u32 | reserved |
+//! | 108 | text | PCI functions of the machine that it owns: addresses such as `0000:00:03.0`, rising, between them commas; `all`; empty: none |
 //!
 //! | pool record at | type | field |
 //! |---|---|---|
@@ -105,6 +105,7 @@ mod blob;
 mod build;
 mod cpus;
 mod error;
+mod functions;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod layout;
@@ -124,6 +125,7 @@ pub use blob::{Blob, Domain, Module, Payload, VirtioDevice};
 pub use build::{BuildError, build};
 pub use cpus::{CpuList, CpuSet, MAX_CPU};
 pub use error::{BlobError, Field, NamedFile, Reason, Size, Time};
+pub use functions::{FunctionList, Functions, MAX_FUNCTIONS, PciAddress};
 pub use layout::{MAGIC, VERSION};
 pub use pools::{
     DEFAULT_POOL, MAX_CAP, MAX_POOLS, MAX_TIME, MAX_WEIGHT, MIN_TIME, Pool, QUANTUM, RESERVABLE, WARP_PERIOD,
@@ -134,8 +136,8 @@ pub use rules::{
 };
 pub use schedule::CAP_WINDOW;
 pub use settings::{
-    Console, Contract, DeviceKind, Devices, DiskFormat, LoaderKind, LogLevel, MachineSettings, OnExit,
-    OnExitAction, PoolPolicy, ReservedTime, SelectedConsole,
+    Console, Contract, DeviceKind, DiskFormat, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction,
+    PoolPolicy, ReservedTime, SelectedConsole,
 };
 pub use show::{Show, show};
 pub use virtio::{

@@ -2,7 +2,8 @@
 //! apply these very functions, so that both refuse the same things in the same words.
 
 use crate::error::{BlobError, Field, Reason};
-use crate::settings::{Devices, SelectedConsole};
+use crate::functions::Functions;
+use crate::settings::SelectedConsole;
 
 /// The longest name of a domain, in bytes.
 pub const MAX_NAME: usize = 31;
@@ -65,15 +66,30 @@ pub(crate) fn check_unique<'a>(names: &(impl Iterator<Item = &'a str> + Clone)) 
     Ok(())
 }
 
-/// Checks that no two domains own the machine's devices.
-pub(crate) fn check_owner<'a>(domains: impl Iterator<Item = Devices>) -> Result<(), BlobError<'a>> {
-    let mut owners = (0..).zip(domains).filter(|(_, devices)| *devices != Devices::None);
-    match (owners.next(), owners.next()) {
-        (Some((first, _)), Some((index, _))) => {
-            Err(BlobError::new(Field::Domain(index, "devices"), Reason::SecondOwner(first)))
+/// Checks the texts of what domains own of the machine's functions: that no two own one.
+pub(crate) fn check_owners<'a>(
+    domains: &(impl Iterator<Item = &'a str> + Clone),
+) -> Result<(), BlobError<'a>> {
+    let at = |index, reason| BlobError::new(Field::Domain(index, "devices"), reason);
+    let read = |(index, text)| Functions::parse(text).ok_or(at(index, Reason::BadFunctions(text)));
+    for (index, text) in domains.clone().enumerate() {
+        let own = read((index, text))?;
+        if own == Functions::None {
+            continue;
         }
-        _ => Ok(()),
+        for (first, text) in domains.clone().take(index).enumerate() {
+            match (own, read((first, text))?) {
+                (Functions::All, Functions::All) => return Err(at(index, Reason::SecondOwner(first))),
+                (Functions::Named(own), Functions::Named(other)) => {
+                    if let Some(address) = own.common(&other) {
+                        return Err(at(index, Reason::SameFunction(address, first)));
+                    }
+                }
+                _ => {}
+            }
+        }
     }
+    Ok(())
 }
 
 pub(crate) fn check_name(name: &str) -> Result<(), Reason<'_>> {

@@ -63,16 +63,6 @@ choice! {
 }
 
 choice! {
-    /// Which of the machine's PCI functions a domain owns.
-    Devices {
-        /// None.
-        None = 0, "none";
-        /// All of them.
-        All = 1, "all";
-    }
-}
-
-choice! {
     /// What a device is that another domain serves. The code is the virtio device type (VIRTIO 1.2, section 5), the word
     /// the table of the TOML text that describes it.
     DeviceKind {

@@ -6,6 +6,7 @@ use caisson_abi::Privileges;
 
 use crate::blob::{Blob, Domain, Payload};
 use crate::error::{Size, Time};
+use crate::functions::Functions;
 use crate::layout::VERSION;
 use crate::settings::SelectedConsole;
 use crate::virtio::PRIVILEGE_WORDS;
@@ -85,8 +86,10 @@ fn show_domain(
     if domain.entropy() {
         f.write_str(", entropy")?;
     }
-    if domain.owns_devices() {
-        f.write_str(", the machine's PCI functions")?;
+    match domain.functions() {
+        Functions::None => {}
+        Functions::All => f.write_str(", the machine's PCI functions")?,
+        named @ Functions::Named(_) => write!(f, ", PCI functions {named}")?,
     }
     for (index, (word, _)) in privileges(domain).enumerate() {
         write!(f, "{} {word}", if index == 0 { ", privileges" } else { "" })?;

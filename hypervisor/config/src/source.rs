@@ -27,7 +27,7 @@
 //! # modules = [{ file = "a.bin", cmdline = "a 1" }, "b.bin"]
 //! cmdline = "console=ttyS0" # default empty
 //! console = "serial"        # serial or none; default serial
-//! devices = "all"           # the machine's PCI functions that it owns: all or none; default none
+//! devices = "all"           # the machine's PCI functions that it owns: ["00:03.0"], all that no other names, or none
 //! entropy = true            # a source of random numbers; default false
 //! privileges = ["events", "io-backend"] # and "control"; default none
 //! on_poweroff = "destroy"   # destroy or restart; this is the default
@@ -84,9 +84,7 @@ use caisson_abi::Privileges;
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
-use crate::settings::{
-    Console, Contract, Devices, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole,
-};
+use crate::settings::{Console, Contract, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
 
 pub use devices::{
     DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, parse_rate, usual_mac,
@@ -162,8 +160,8 @@ pub struct DomainText {
     pub cmdline: String,
     /// `console`.
     pub console: Console,
-    /// `devices`.
-    pub devices: Devices,
+    /// `devices`, as the blob has it: see [`crate::Functions`].
+    pub devices: String,
     /// `entropy`.
     pub entropy: bool,
     /// `privileges`.
@@ -320,7 +318,7 @@ impl ConfigText {
             }
         }
         rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))?;
-        rules::check_owner(self.domains.iter().map(|domain| domain.devices))?;
+        rules::check_owners(&self.domains.iter().map(|domain| domain.devices.as_str()))?;
         self.check_virtio_devices()?;
         self.contracts().check(None)
     }

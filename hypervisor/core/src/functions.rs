@@ -13,7 +13,7 @@ use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::pci::{self, Access, Configuration, Found};
 use caisson_machine::{device, ioapic, trap};
 use caisson_pci::{
-    Address, Bus, Collision, Function, LINES, Layout, LineMode, Message, Reserved, Reset, Source,
+    Bus, Collision, Function, LINES, Layout, LineMode, Message, OwnerError, Owners, Reserved, Reset, Source,
 };
 use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, PageSize, RegionKind};
 
@@ -21,14 +21,10 @@ const FOUR_GIB: u64 = 4 << 30;
 /// Bytes for ACPI tables beside the machine's own.
 const TABLES: u64 = 64 << 10;
 
-/// Which functions a guest is to own: these; none: all that no other guest names.
-pub(crate) type Choice = Option<Vec<Address>>;
-
-/// A guest that owns functions.
-struct Owner {
+/// How a guest reaches the functions that it owns.
+struct Way {
     /// Its number in the configuration.
     guest: usize,
-    choice: Choice,
     layout: Layout,
     /// None where there is no room to map what Caisson accesses for it.
     access: Option<Arc<Access>>,
@@ -39,7 +35,8 @@ pub(crate) struct Devices {
     functions: Vec<Found>,
     /// Those that decode what they must not.
     pub(crate) collisions: Vec<Collision>,
-    owners: Vec<Owner>,
+    owners: Owners,
+    ways: Vec<Way>,
     /// The machine's memory, as the firmware tells it.
     areas: Vec<Area>,
     /// DSDT and SSDTs.
@@ -53,14 +50,22 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Finds them. Each of `choices` is a guest's, by its number in the configuration.
+    /// Finds them, for these owners.
+    ///
+    /// # Errors
+    /// What the machine has not, or cannot give to them.
     ///
     /// # Safety
     /// As [`pci::init`].
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn find(platform: &Platform, areas: &[Area], choices: Vec<(usize, Choice)>) -> Self {
+    pub(crate) unsafe fn find(
+        platform: &Platform,
+        areas: &[Area],
+        owners: Owners,
+    ) -> Result<Self, OwnerError> {
         // SAFETY: promised by the caller.
         let (functions, collisions) = unsafe { pci::init(platform, &reserved(platform, areas)) };
+        owners.check(&functions.iter().map(Found::function))?;
         let definitions = platform.definitions.iter().map(|table| {
             // SAFETY: the firmware's tables lie in memory that nobody writes, which is no frame of the allocator's.
             unsafe { device::bytes(table.address, table.bytes) }.unwrap_or_default()
@@ -75,31 +80,28 @@ impl Devices {
             gsi: line.gsi,
             flags: if line.active_low { 3 } else { 1 } | if line.level { 3 } else { 1 } << 2,
         });
-        let owner = |(guest, choice)| Owner { guest, choice, layout: Layout::default(), access: None };
         let mut devices = Self {
             functions,
             collisions,
-            owners: choices.into_iter().map(owner).collect(),
+            owners,
+            ways: Vec::new(),
             areas: areas.to_vec(),
             definitions: definitions.collect(),
             ecam: ecam.collect(),
             overrides: overrides.collect(),
             soft_off: platform.soft_off.as_ref().map(|off| off.sleep_type.0),
         };
-        for index in 0..devices.owners.len() {
-            let guest = devices.owners[index].guest;
-            let foreign = devices.functions.iter().map(Found::function);
-            let foreign =
-                foreign.filter(|function| !devices.owns(guest, function)).flat_map(Function::memory);
-            let foreign: Vec<_> = foreign.collect();
+        let guests: Vec<_> = devices.owners.guests().collect();
+        for guest in guests {
+            let foreign = devices.all().filter(|function| !devices.owns(guest, function));
+            let foreign: Vec<_> = foreign.flat_map(Function::memory).collect();
             let layout = Layout::new(devices.owned(guest).map(Found::function), &foreign);
             let access = Access::new(devices.owned(guest), &layout.judged).map(Arc::new);
-            let owner = &mut devices.owners[index];
-            (owner.layout, owner.access) = (layout, access);
+            devices.ways.push(Way { guest, layout, access });
             // What the firmware has begun ends before anybody's memory is where it thought to have some.
             devices.bus(guest, false).quiesce(&mut Configuration);
         }
-        devices
+        Ok(devices)
     }
 
     /// All functions of the machine.
@@ -109,11 +111,7 @@ impl Devices {
 
     /// Whether a guest owns a function.
     fn owns(&self, guest: usize, function: &Function) -> bool {
-        let names =
-            |owner: &&Owner| owner.choice.as_ref().is_some_and(|named| named.contains(&function.address));
-        let rest = || self.owners.iter().find(|owner| owner.choice.is_none());
-        let owner = self.owners.iter().find(names).or_else(rest);
-        !function.is_mainboard() && owner.is_some_and(|owner| owner.guest == guest)
+        self.owners.owner(function) == Some(guest)
     }
 
     /// What a guest owns.
@@ -121,21 +119,14 @@ impl Devices {
         self.functions.iter().filter(move |found| self.owns(guest, found.function()))
     }
 
-    /// The guests that own functions.
-    pub(crate) fn owners(&self) -> impl Iterator<Item = usize> {
-        self.owners.iter().map(|owner| owner.guest)
-    }
-
-    /// The guest that the lines of the functions' pins belong to: which function's pin leads to which line only ACPI's code
-    /// tells, and functions of several owners might share one. The others' functions have messages alone.
+    /// The guest that the lines of the functions' pins belong to.
     pub(crate) fn line_owner(&self) -> Option<usize> {
-        let rest = self.owners.iter().find(|owner| owner.choice.is_none());
-        rest.or(self.owners.first()).map(|owner| owner.guest)
+        self.owners.line_owner()
     }
 
     /// What Caisson accesses of a guest's functions for it. `None` where there is no room to map it.
     pub(crate) fn access(&self, guest: usize) -> Option<Arc<Access>> {
-        self.owners.iter().find(|owner| owner.guest == guest)?.access.clone()
+        self.ways.iter().find(|way| way.guest == guest)?.access.clone()
     }
 
     /// The reset of a guest's functions, which have been stopped.
@@ -205,8 +196,8 @@ impl Devices {
 
     /// The memory that a guest's functions decode and it reaches by itself: start and bytes.
     pub(crate) fn direct(&self, guest: usize) -> Vec<(Hpa, u64)> {
-        let owner = self.owners.iter().find(|owner| owner.guest == guest);
-        let ranges = owner.into_iter().flat_map(|owner| &owner.layout.direct);
+        let way = self.ways.iter().find(|way| way.guest == guest);
+        let ranges = way.into_iter().flat_map(|way| &way.layout.direct);
         ranges.map(|&(start, bytes)| (Hpa::new(start), bytes)).collect()
     }
 }

@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use caisson_boot::BootInfo;
-use caisson_config::{Blob, LogLevel, MachineLimits, SelectedConsole};
+use caisson_config::{Blob, Functions, LogLevel, MachineLimits, PciAddress, SelectedConsole};
 use caisson_hwvirt::{Backend, EnableError, MsrPassthrough, Policy};
 use caisson_machine::acpi::{self, Platform};
 use caisson_machine::cpu::{self, Features};
@@ -14,7 +14,7 @@ use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::random::Random;
 use caisson_machine::{apic, clock, crash, gdt, ioapic, memory, percpu, pic, screen, serial, trap};
-use caisson_pci::Collision;
+use caisson_pci::{Address, Choice, Collision, Owners};
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
 use caisson_svm::Svm;
@@ -296,17 +296,30 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     system.run()
 }
 
+/// Which functions a guest is to own, if any.
+fn choice(record: &caisson_config::Domain<'_>) -> Option<Choice> {
+    let address = |at: PciAddress| Address::new(at.segment, at.bus, at.device, at.function);
+    match record.functions() {
+        Functions::None => None,
+        Functions::All => Some(None),
+        Functions::Named(list) => Some(Some(list.iter().map(address).collect())),
+    }
+}
+
 /// The machine's PCI functions, where a guest is to own them.
 #[allow(unsafe_code)]
 fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<Devices> {
-    let owners = blob.domains().enumerate().filter(|(_, record)| record.owns_devices());
-    let choices: Vec<_> = owners.map(|(index, _)| (index, None)).collect();
+    let choices = blob.domains().enumerate();
+    let choices: Vec<_> = choices.filter_map(|(index, record)| Some((index, choice(&record)?))).collect();
     if choices.is_empty() {
         return None;
     }
+    let owners = Owners::new(choices);
     // SAFETY: on the boot CPU, once; nothing is used yet but the serial line and the screen, of which nobody writes now. RAM,
     // the interrupt controllers, timers and configuration space are reserved.
-    let devices = unsafe { Devices::find(&machine.platform, &info.areas, choices) };
+    let devices = unsafe { Devices::find(&machine.platform, &info.areas, owners) };
+    let devices = devices
+        .unwrap_or_else(|error| refuse(format_args!("config: domain[{}].devices: {error}", error.guest())));
     for function in devices.all() {
         let (vendor, device, class) = (function.vendor, function.device, function.class);
         log::debug!("{}: {vendor:04x}:{device:04x}, class {class:06x}", function.address);
@@ -316,9 +329,7 @@ fn devices(info: &BootInfo, machine: &Machine, blob: &Blob<'static>) -> Option<D
             "{function}: base address register {register} is left out: others decode {start:#x} as well"
         );
     }
-    for (index, record) in
-        blob.domains().enumerate().filter(|(index, _)| devices.owners().any(|owner| owner == *index))
-    {
+    for (index, record) in blob.domains().enumerate().filter(|(_, record)| record.owns_devices()) {
         log::info!("guest {} owns {} PCI functions", record.name(), devices.owned(index).count());
     }
     devices.reserve_edges();

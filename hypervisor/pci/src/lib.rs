@@ -33,6 +33,7 @@ mod function;
 mod layout;
 mod message;
 mod own;
+mod owners;
 mod registers;
 mod reset;
 mod view;
@@ -44,6 +45,7 @@ pub use function::{Function, HeaderKind, Msi, Msix, Power, probe, scan};
 pub use layout::{Collision, Layout, Reserved, settle};
 pub use message::{Message, Source};
 pub use own::{OWN_BYTES, OWN_ID, Own};
+pub use owners::{Choice, OwnerError, Owners};
 pub use reset::{LONGEST, Method, Reset, Step, Tally};
 pub use view::{Hardware, LINES, LineMode, Role, View};
 

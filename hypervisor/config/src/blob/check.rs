@@ -16,7 +16,7 @@ use crate::layout::{
 };
 use crate::pools::MAX_POOLS;
 use crate::rules::{self, DomainValues};
-use crate::settings::{Console, Devices, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
+use crate::settings::{Console, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
 use crate::virtio::{self, DeviceReason};
 
 /// Checks magic, version, lengths and the header's checksum. Returns the bytes before the first payload.
@@ -198,8 +198,11 @@ impl<'a> Blob<'a> {
             return Err(BlobError::new(Field::Header("modules"), reason));
         }
         rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))?;
-        let devices = |record: &DomainRecord| Devices::from_code(record.devices).unwrap_or(Devices::None);
-        rules::check_owner(self.domains.iter().map(devices))
+        for (index, record) in self.domains.iter().enumerate() {
+            let at = |reason| BlobError::new(Field::Domain(index, "devices"), reason);
+            self.check_text(record.functions).map_err(at)?;
+        }
+        rules::check_owners(&self.domains.iter().map(|record| self.text(record.functions)))
     }
 
     /// Checks privileges, and the devices that domains serve for others.
@@ -211,7 +214,7 @@ impl<'a> Blob<'a> {
             if Privileges::from_bits(privileges).is_none() {
                 return Err(at("privileges", Reason::Device(DeviceReason::UnknownPrivileges(privileges))));
             }
-            if record.reserved.get() != 0 {
+            if record.reserved != 0 {
                 return Err(at("reserved", Reason::NotZero));
             }
             let (first, count) = (record.first_device.get(), record.virtio_devices.get() as usize);
@@ -342,6 +345,5 @@ fn check_codes(record: &DomainRecord) -> Result<(), (&'static str, Reason<'stati
     known("on_poweroff", record.on_poweroff, OnExitAction::from_code(record.on_poweroff).is_some())?;
     known("on_reboot", record.on_reboot, OnExitAction::from_code(record.on_reboot).is_some())?;
     known("on_crash", record.on_crash, OnExitAction::from_code(record.on_crash).is_some())?;
-    known("entropy", record.entropy, record.entropy <= 1)?;
-    known("devices", record.devices, Devices::from_code(record.devices).is_some())
+    known("entropy", record.entropy, record.entropy <= 1)
 }

@@ -4,10 +4,9 @@ use caisson_abi::Privileges;
 
 use super::{Blob, slice};
 use crate::cpus::CpuList;
+use crate::functions::Functions;
 use crate::layout::{DeviceRecord, DomainRecord, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord};
-use crate::settings::{
-    Console, Contract, DeviceKind, Devices, LoaderKind, OnExit, OnExitAction, ReservedTime,
-};
+use crate::settings::{Console, Contract, DeviceKind, LoaderKind, OnExit, OnExitAction, ReservedTime};
 
 /// 0 stands for the host's frequency.
 pub(super) fn tsc_khz(record: &DomainRecord) -> Option<u32> {
@@ -97,10 +96,16 @@ impl<'a> Domain<'a> {
         Console::from_code(self.record.console).unwrap_or(Console::None)
     }
 
-    /// Whether it owns the machine's PCI functions. One domain at most does.
+    /// Which of the machine's PCI functions it owns. One domain at most owns all that others do not name.
+    #[must_use]
+    pub fn functions(&self) -> Functions<'a> {
+        Functions::parse(self.blob.text(self.record.functions)).unwrap_or(Functions::None)
+    }
+
+    /// Whether it owns any.
     #[must_use]
     pub fn owns_devices(&self) -> bool {
-        self.record.devices == Devices::All.code()
+        self.functions() != Functions::None
     }
 
     /// Whether it has a source of random numbers, a virtio device.

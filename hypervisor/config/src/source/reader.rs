@@ -19,7 +19,7 @@ use super::{
 use crate::error::Field;
 use crate::pools::{DEFAULT_POOL, QUANTUM};
 use crate::settings::{
-    Console, Contract, Devices, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    Console, Contract, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
 };
 
 /// Reads a text. The rules that the blob has too are not checked here.
@@ -31,7 +31,8 @@ pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
     let machine = reader.machine(&root)?;
     let emulator = reader.emulator(&root)?;
     let pools = reader.pools(&root)?;
-    let domains = reader.domains(&root)?;
+    let mut domains = reader.domains(&root)?;
+    reader.default_owner(&mut domains);
     Ok(ConfigText {
         file: file.to_owned(),
         machine,
@@ -202,7 +203,6 @@ impl Reader<'_> {
         let kernel = self.required(kernel, &table, "kernel", "\"@linux\"")?;
         let loader = self.word(&table, "loader", at("loader"), LoaderKind::WORDS, LoaderKind::from_word)?;
         let console = self.word(&table, "console", at("console"), Console::WORDS, Console::from_word)?;
-        let devices = self.word(&table, "devices", at("devices"), Devices::WORDS, Devices::from_word)?;
         let mut action = |key: &'static str, default| {
             let word = self.word(&table, key, at(key), OnExitAction::WORDS, OnExitAction::from_word)?;
             Ok(word.unwrap_or(default))
@@ -223,7 +223,7 @@ impl Reader<'_> {
             modules: self.modules(&table, index)?,
             cmdline: self.string(&table, "cmdline", at("cmdline"))?.unwrap_or_default(),
             console: console.unwrap_or(Console::Serial),
-            devices: devices.unwrap_or(Devices::None),
+            devices: self.functions(&table, at("devices"))?,
             entropy: self.flag(&table, "entropy", at("entropy"))?.unwrap_or(false),
             privileges: self.privileges(&table, at("privileges"))?,
             virtio_devices: self.virtio_devices(&table, index)?,

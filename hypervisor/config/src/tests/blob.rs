@@ -12,7 +12,7 @@ use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
 use crate::source::{ConfigText, DeviceSettings, DeviceText, DiskText, DomainText, ModuleText, NetworkText};
 use crate::{
-    Blob, Console, Contract, Devices, DiskFormat, Field, LoaderKind, LogLevel, MachineLimits, OnExit,
+    Blob, Console, Contract, DiskFormat, Field, Functions, LoaderKind, LogLevel, MachineLimits, OnExit,
     OnExitAction, PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
 };
 
@@ -127,8 +127,8 @@ fn frames_that_do_not_fit_are_told_apart() {
     long.push(0);
     assert!(reason(&long).starts_with("blob: 24577 bytes where 24576 belong"));
     let mut new = good.clone();
-    new[8] = 4;
-    assert!(reason(&new).starts_with("header.version: format version 4 is unknown"));
+    new[8] = 5;
+    assert!(reason(&new).starts_with("header.version: format version 5 is unknown"));
     let mut bad = good.clone();
     bad[100] ^= 1;
     assert!(reason(&bad).starts_with("header.sha256: the SHA-256 does not match"));
@@ -157,8 +157,8 @@ fn patched(at: usize, patch: &[u8]) -> (Field, String) {
 #[test]
 fn contradictions_with_a_good_checksum_are_refused() {
     const DOMAIN: usize = 96;
-    const SECOND: usize = DOMAIN + 112;
-    const MODULE: usize = DOMAIN + 2 * 112;
+    const SECOND: usize = DOMAIN + 116;
+    const MODULE: usize = DOMAIN + 2 * 116;
     const PAYLOAD: usize = MODULE + 4 * 16;
     const POOL: usize = PAYLOAD + 4 * 64;
     const DEVICE: usize = POOL + 2 * 32;
@@ -187,8 +187,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 29, &[2], Field::Domain(0, "on_reboot")),
         (DOMAIN + 30, &[2], Field::Domain(0, "on_crash")),
         (DOMAIN + 31, &[2], Field::Domain(0, "entropy")),
-        (DOMAIN + 91, &[2], Field::Domain(0, "devices")),
-        (DOMAIN + 91, &[1], Field::Domain(1, "devices")),
+        (DOMAIN + 91, &[1], Field::Domain(0, "reserved")),
         (DOMAIN + 36, &[4], Field::Domain(0, "kernel")),
         (DOMAIN + 40, &[1], Field::Domain(0, "modules")),
         (DOMAIN + 44, &[0xFF; 4], Field::Domain(0, "modules")),
@@ -220,7 +219,9 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (SECOND + 100, &[0xFF; 4], Field::Domain(1, "devices")),
         (SECOND + 104, &[7], Field::Domain(1, "devices")),
         (SECOND + 104, &[5], Field::Header("devices")),
-        (SECOND + 108, &[1], Field::Domain(1, "reserved")),
+        (DOMAIN + 108, &[0, 0, 0, 0, 1], Field::Domain(0, "devices")),
+        (SECOND + 108, &[1], Field::Domain(1, "devices")),
+        (SECOND + 112, &[0xFF; 4], Field::Domain(1, "devices")),
         (56, &[5], Field::Header("padding")),
         (56, &[0xFF, 0xFF], Field::Header("devices")),
         (60, &[1], Field::Header("reserved")),
@@ -259,7 +260,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
 #[test]
 fn a_payload_without_a_user_is_told_all_the_same() {
     const KERNEL_OF_FIRST: usize = 96 + 36;
-    const PAYLOAD: usize = 96 + 2 * 112 + 4 * 16;
+    const PAYLOAD: usize = 96 + 2 * 116 + 4 * 16;
     const NAME_OF_THIRD: usize = PAYLOAD + 2 * 64 + 16;
     let damaged = |patches: &[(usize, &[u8])]| {
         let mut bytes = full_blob();
@@ -358,7 +359,7 @@ fn domain() -> impl Strategy<Value = DomainText> {
                     modules,
                     cmdline,
                     console: if serial { Console::Serial } else { Console::None },
-                    devices: Devices::None,
+                    devices: String::new(),
                     entropy: vcpus % 2 == 0,
                     privileges: Privileges::empty(),
                     virtio_devices,
@@ -419,6 +420,11 @@ fn config() -> impl Strategy<Value = ConfigText> {
     prop::collection::vec(domain(), 1..6).prop_map(|mut domains| {
         for (index, domain) in domains.iter_mut().enumerate() {
             domain.name = alloc::format!("d-{index}");
+            domain.devices = match index {
+                1 => "all".into(),
+                2 => String::new(),
+                _ => alloc::format!("0000:{index:02x}:00.0,0001:{index:02x}:1f.7"),
+            };
             if index == 0 {
                 domain.privileges = Privileges::IO_BACKEND;
                 domain.virtio_devices.clear();
@@ -454,6 +460,7 @@ proptest! {
             prop_assert_eq!(domain.cpus().to_string(), wanted.cpus.as_str());
             prop_assert_eq!(domain.prefer().to_string(), wanted.prefer.as_str());
             prop_assert_eq!(domain.privileges(), wanted.privileges);
+            prop_assert_eq!(Some(domain.functions()), Functions::parse(&wanted.devices));
             let devices: Vec<_> =
                 domain.virtio_devices().map(|device| (device.kind, device.parameters.to_string())).collect();
             let wanted_devices: Vec<_> = wanted

@@ -71,7 +71,15 @@ fn mistakes_are_reported_in_one_line_with_place_field_value_and_remedy() {
         ),
         (
             "devices = \"all\"\n[[domain]]\nname = \"b\"\nmemory = \"1M\"\nkernel = \"k\"\ndevices = \"all\"",
-            "t.toml:10:11: domain[1].devices: domain[0] owns the machine's devices already; leave the line out of one of the two",
+            "t.toml:10:11: domain[1].devices: domain[0] owns the machine's devices already; leave the line out of one of the two, or name functions",
+        ),
+        (
+            "devices = [\"00:04.0\", \"00:03.0\"]\n[[domain]]\nname = \"b\"\nmemory = \"1M\"\nkernel = \"k\"\ndevices = [\"0000:00:03.0\"]",
+            "t.toml:10:11: domain[1].devices: domain[0] owns 0000:00:03.0 already; name it in one of the two",
+        ),
+        (
+            "devices = []",
+            "t.toml:5:11: domain[0].devices: [] is no choice; write \"all\", \"none\", or a list such as [\"00:03.0\"]",
         ),
         (
             "cmdline = \"a\\u0000b\"",
@@ -324,4 +332,25 @@ fn pools_and_contracts_that_contradict_each_other_are_refused() {
         let found = pools(text, domain);
         assert!(found.starts_with(error), "{found:?} is not {error:?}");
     }
+}
+
+#[test]
+fn functions_are_named_in_any_way_and_told_in_one() {
+    let owned = |first: &str, second: &str| -> alloc::vec::Vec<String> {
+        let domain = |name: &str, more: &str| {
+            format!("[[domain]]\nname = \"{name}\"\nmemory = \"1M\"\nkernel = \"k\"\n{more}\n")
+        };
+        let text = domain("a", first) + &domain("b", second);
+        parse_toml(&text, "t").unwrap().domains.iter().map(|domain| domain.devices.clone()).collect()
+    };
+    let serves = "privileges = [\"io-backend\"]";
+    assert_eq!(
+        owned("devices = [\"0A:1f.7\", \"0000:00:03.0\"]", "devices = \"all\""),
+        ["0000:00:03.0,0000:0a:1f.7", "all"]
+    );
+    assert_eq!(owned("", ""), ["", ""]);
+    assert_eq!(owned(serves, ""), ["all", ""], "the driver domain");
+    assert_eq!(owned(serves, serves), ["", ""], "which of them?");
+    assert_eq!(owned(serves, "devices = \"none\""), ["", ""], "it has been said");
+    assert_eq!(owned(serves, "devices = [\"00:03.0\"]"), ["", "0000:00:03.0"]);
 }

@@ -1,7 +1,8 @@
 //! The tables of devices that other domains serve, and who may serve.
 
+use alloc::borrow::ToOwned;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use caisson_abi::Privileges;
@@ -10,13 +11,61 @@ use toml::de::DeValue;
 
 use super::{Reader, Table};
 use crate::error::Field;
+use crate::functions::PciAddress;
 use crate::settings::{DeviceKind, DiskFormat};
 use crate::source::{
-    DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, SourceError, parse_rate,
+    DeviceSettings, DeviceText, DiskText, DomainText, NetworkText, PortText, ShareText, SourceError,
+    parse_rate,
 };
 use crate::virtio::PRIVILEGE_WORDS;
 
 impl Reader<'_> {
+    /// Which of the machine's PCI functions a domain owns, as the blob has it.
+    pub(super) fn functions(&mut self, table: &Table<'_>, field: Field) -> Result<String, SourceError> {
+        let Some(value) = table.get("devices") else { return Ok(String::new()) };
+        self.remember(field, &value.span());
+        let names = match value.get_ref() {
+            DeValue::String(text) if text == "all" => return Ok("all".to_owned()),
+            DeValue::String(text) if text == "none" => return Ok(String::new()),
+            DeValue::Array(names) if !names.is_empty() => names,
+            _ => {
+                let what = "is no choice; write \"all\", \"none\", or a list such as [\"00:03.0\"]";
+                return Err(self.wrong(value, table.path("devices"), what));
+            }
+        };
+        let mut all = Vec::new();
+        for (index, name) in names.iter().enumerate() {
+            let address = match name.get_ref() {
+                DeValue::String(text) => PciAddress::parse(text),
+                _ => None,
+            };
+            let wrong = match address {
+                None => "is no PCI function's address; write e.g. \"0000:00:03.0\"",
+                Some(address) if all.contains(&address) => "is named already; leave it out",
+                Some(address) => {
+                    all.push(address);
+                    continue;
+                }
+            };
+            return Err(self.wrong(name, format!("{}[{index}]", table.path("devices")), wrong));
+        }
+        all.sort_unstable();
+        Ok(all.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+    }
+
+    /// Where no domain says what it owns, the only one that serves devices owns them all.
+    pub(super) fn default_owner(&self, domains: &mut [DomainText]) {
+        let said = |index| self.positions.contains_key(&Field::Domain(index, "devices"));
+        if (0..domains.len()).any(said) {
+            return;
+        }
+        let mut servers =
+            domains.iter_mut().filter(|domain| domain.privileges.contains(Privileges::IO_BACKEND));
+        if let (Some(only), None) = (servers.next(), servers.next()) {
+            only.devices = "all".to_owned();
+        }
+    }
+
     pub(super) fn privileges(&mut self, table: &Table<'_>, field: Field) -> Result<Privileges, SourceError> {
         let Some(value) = table.get("privileges") else { return Ok(Privileges::empty()) };
         self.remember(field, &value.span());
