@@ -91,30 +91,15 @@ impl<B: Backend, F: Format> System<B, F> {
         match core::mem::replace(&mut guest.phase, Phase::Living) {
             Phase::Awaited => {
                 guest.phase = Phase::Awaited;
-                let Some(backend) = self.io.awaited(index) else {
-                    guest.phase = Phase::Restart(0);
-                    return Chore::More;
-                };
-                let name = guest.name();
                 drop(guest);
-                if self.guests[backend].lock().is_gone() {
-                    log::error!(
-                        "guest {name}: cannot be started: the domain that serves its devices is gone"
-                    );
-                    return Chore::Gone(false);
-                }
-                // Who describes the last device wakes the chores afterwards.
-                let guest = self.guests[index].lock();
-                if self.io.is_awaited(index) {
-                    self.block_chore(u64::MAX);
-                }
-                drop(guest);
-                Chore::More
+                self.await_backend(index)
             }
             Phase::Living => {
                 let live = guest.live.clone();
                 drop(guest);
-                self.io.revoke(self, index);
+                if let Some(live) = &live {
+                    self.io.revoke(self, live);
+                }
                 match live.map_or(Progress::Rest(u64::MAX), |live| self.watch_writes(&live, until)) {
                     Progress::More => Chore::More,
                     Progress::Rest(deadline) => {
@@ -122,6 +107,11 @@ impl<B: Backend, F: Format> System<B, F> {
                         let guest = self.guests[index].lock();
                         if matches!(guest.phase, Phase::Living) {
                             self.block_chore(deadline);
+                        }
+                        drop(guest);
+                        // Who detaches between the two wakes in vain.
+                        if self.io.has_revocations(index) {
+                            self.wake(&self.chores[index]);
                         }
                         Chore::More
                     }
@@ -132,7 +122,6 @@ impl<B: Backend, F: Format> System<B, F> {
                 let id = guest.id;
                 drop(guest);
                 self.io.disconnect(self, id);
-                self.io.revoke(self, index);
                 if !self.io.let_go(index, || self.block_chore(u64::MAX)) {
                     return Chore::More;
                 }
@@ -232,6 +221,29 @@ impl<B: Backend, F: Format> System<B, F> {
     fn host_tsc(&self, time: Instant) -> u64 {
         let ticks = u128::from(time.as_nanos()) * u128::from(self.clock.tsc_hz) / 1_000_000_000;
         u64::try_from(ticks + 1).unwrap_or(u64::MAX)
+    }
+
+    /// The chores of a guest whose devices have to be described before it can be made.
+    fn await_backend(&self, index: usize) -> Chore {
+        // First: who describes the last device, or is gone, wakes it from here on.
+        self.block_chore(u64::MAX);
+        let backend = self.io.awaited(index);
+        let is_gone = backend.is_some_and(|backend| self.guests[backend].lock().is_gone());
+        let mut guest = self.guests[index].lock();
+        // Another CPU may have been woken for it meanwhile.
+        if !matches!(guest.phase, Phase::Awaited) {
+            return Chore::More;
+        }
+        if backend.is_none() {
+            guest.phase = Phase::Restart(0);
+            self.wake(&self.chores[index]);
+        } else if is_gone {
+            guest.phase = Phase::Gone;
+            let name = guest.name();
+            log::error!("guest {name}: cannot be started: the domain that serves its devices is gone");
+            return Chore::Gone(false);
+        }
+        Chore::More
     }
 
     fn restart(

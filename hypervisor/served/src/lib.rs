@@ -301,16 +301,11 @@ impl Served {
         self.gone = true;
     }
 
-    /// Backends to which memory is granted that none of their devices uses; their revocation begins: the caller unmaps it, and has
+    /// Whether memory is granted to `backend` that none of its devices uses; then its revocation begins: the caller unmaps it, and has
     /// all CPUs forget it, and then calls [`Served::revoked`].
-    pub fn begin_revocation(&mut self) -> Vec<DomainId> {
-        let leaving = self.grants.iter_mut().filter(|(_, state)| *state == GrantState::Leaving);
-        leaving
-            .map(|(backend, state)| {
-                *state = GrantState::Revoking;
-                *backend
-            })
-            .collect()
+    pub fn begin_revocation(&mut self, backend: DomainId) -> bool {
+        let leaving = self.grants.iter_mut().find(|grant| **grant == (backend, GrantState::Leaving));
+        leaving.map(|(_, state)| *state = GrantState::Revoking).is_some()
     }
 
     /// What was granted to `backend` is mapped there no longer.

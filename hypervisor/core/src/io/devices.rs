@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use caisson_abi::io::{ChannelDescription, device_of};
 use caisson_abi::{CallError, CallResult};
@@ -118,14 +119,12 @@ impl<B: Backend, F: Format> Io<B, F> {
             guest.served.not_granted(caller.domain.id);
             return Err(CallError::NoMemory);
         }
-        let life = guest.served.life();
-        drop(guest);
         if let Some(channel) = live.domain.served_channel(slot.into()) {
             // Whoever was attached before is dead: what waited for it goes on.
             self.settle(system, &live, slot.into(), channel.detach());
             let _ = channel.attach();
         }
-        Ok(life.into())
+        Ok(guest.served.life().into())
     }
 
     /// A backend lets go of a device.
@@ -134,13 +133,13 @@ impl<B: Backend, F: Format> Io<B, F> {
         let index = index_of(domain).ok_or(CallError::Refused)?;
         let mut guest = self.guest(index).ok_or(CallError::Refused)?;
         let is_last = guest.served.detach(slot, caller)?;
-        let live = guest.live.clone();
-        drop(guest);
-        if let Some(live) = live {
-            self.let_go_of(system, &live, slot.into());
+        if let Some(live) = &guest.live {
+            self.let_go_of(system, live, slot.into());
         }
-        if is_last {
-            system.wake(&system.chores[index]);
+        drop(guest);
+        if is_last && let Some(backend) = index_of(caller) {
+            self.revocations[backend].store(true, Ordering::Release);
+            system.wake(&system.chores[backend]);
         }
         Ok(0)
     }
@@ -222,10 +221,10 @@ impl<B: Backend, F: Format> Io<B, F> {
         for index in 0..self.guests.len() {
             let Some(mut guest) = self.guest(index) else { return };
             let slots = guest.served.backend_ended(backend);
-            let live = guest.live.clone();
+            if let Some(live) = &guest.live {
+                slots.into_iter().for_each(|slot| self.let_go_of(system, live, slot.into()));
+            }
             drop(guest);
-            let Some(live) = live.filter(|_| !slots.is_empty()) else { continue };
-            slots.into_iter().for_each(|slot| self.let_go_of(system, &live, slot.into()));
             system.wake(&system.chores[index]);
         }
     }
@@ -251,21 +250,32 @@ impl<B: Backend, F: Format> Io<B, F> {
         false
     }
 
-    /// Takes what is granted to backends that do not use it any more away from them: on the guest's chores, with no lock held and
-    /// nothing loaded on this CPU.
-    pub(crate) fn revoke(&self, system: &System<B, F>, guest: usize) {
-        let Some((backends, live)) = self.guest(guest).and_then(|mut guest| {
-            let backends = guest.served.begin_revocation();
-            Some((backends, guest.live.clone()?))
-        }) else {
+    /// Whether [`Io::revoke`] has something to do for a backend.
+    pub(crate) fn has_revocations(&self, backend: usize) -> bool {
+        self.revocations[backend].load(Ordering::Acquire)
+    }
+
+    /// Takes away from a backend what is granted to it and it does not use any more: on its own chores, and so at its expense, with
+    /// no lock held and nothing loaded on this CPU.
+    pub(crate) fn revoke(&self, system: &System<B, F>, backend: &Arc<Live<B, F>>) {
+        let id = backend.domain.id;
+        if !self.revocations[backend.guest].swap(false, Ordering::AcqRel) {
             return;
-        };
-        for backend in backends {
-            let revoked = system.live(backend).is_none_or(|backend| backend.revoke(&live));
+        }
+        for index in 0..self.guests.len() {
+            let Some(mut guest) = self.guest(index) else { return };
+            let Some(live) = guest.live.clone().filter(|_| guest.served.begin_revocation(id)) else {
+                continue;
+            };
+            drop(guest);
+            let revoked = backend.revoke(&live);
+            drop(live);
             // What cannot be taken away is nobody else's again: the guest is never let go.
-            if revoked && let Some(mut guest) = self.guest(guest) {
-                guest.served.revoked(backend);
+            if revoked && let Some(mut guest) = self.guest(index) {
+                guest.served.revoked(id);
             }
+            // It may wait for that with its end.
+            system.wake(&system.chores[index]);
         }
     }
 }

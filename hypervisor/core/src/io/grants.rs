@@ -18,20 +18,26 @@ impl<B: Backend, F: Format> Live<B, F> {
         let mut tables = self.tables.lock();
         let frames = &mut DomainTables(self.domain.id);
         let extents = guest.domain.memory.extents();
+        let (permissions, ram) = (Permissions::READ_WRITE, MemoryType::WriteBack);
+        let mut mapped = 0;
         let mut result = Ok(());
-        for table in tables.all() {
+        'all: for table in tables.all() {
             for extent in extents {
                 let at = Gpa::new(extent.hpa.as_u64());
-                let (all, ram) = (Permissions::READ_WRITE, MemoryType::WriteBack);
-                result = result.and(table.map(frames, at, extent.hpa, extent.bytes, all, ram).map(|_| ()));
+                if let Err(error) = table.map(frames, at, extent.hpa, extent.bytes, permissions, ram) {
+                    result = Err(error);
+                    break 'all;
+                }
+                mapped += 1;
             }
         }
         if result.is_err() {
-            // None of it has been used: no CPU has cached any of it.
+            // What was mapped has not been used: no CPU has cached any of it.
             for table in tables.all() {
-                for extent in extents {
+                for extent in extents.iter().take(mapped) {
                     let _ = table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes);
                 }
+                mapped = mapped.saturating_sub(extents.len());
                 table.flushed(frames);
             }
             drop(tables);

@@ -18,6 +18,7 @@ mod ports;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::AtomicBool;
 
 use caisson_abi::io::channel_of;
 use caisson_config::Blob;
@@ -38,6 +39,8 @@ pub(crate) struct Io<B: Backend, F: Format> {
     sources: Sources,
     /// Each guest's devices that others serve.
     guests: Box<[Mutex<Guest<B, F>>]>,
+    /// By the number of a backend: something is granted to it that it does not use any more.
+    revocations: Box<[AtomicBool]>,
 }
 
 /// A guest's devices that others serve.
@@ -86,7 +89,8 @@ impl<B: Backend, F: Format> Io<B, F> {
             .collect();
         let slots = guests.iter().map(|guest| guest.lock().served.devices().len());
         let sources = Sources::new(slots);
-        Self { registry: Registry::new(most), sources, guests }
+        let revocations = guests.iter().map(|_| AtomicBool::new(false)).collect();
+        Self { registry: Registry::new(most), sources, guests, revocations }
     }
 
     /// A guest's devices, by its number in the configuration.
