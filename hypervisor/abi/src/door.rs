@@ -17,7 +17,7 @@
 //! | 0x28 | 4 | write | sends an event from this port |
 //! | 0x2c | 4 | write | tells the guest of this channel that buffers have been used |
 //! | 0x30 | 4 | both | bit 0: the interrupt is asserted; any write ends that. To be done before the shared page is looked at |
-//! | 0x34 | 4 | both | the pin of the I/O APIC (16 to 23) that the interrupt leads to, as the domain's kernel knows it from ACPI; 0xff for none |
+//! | 0x34 | 4 | both | the pin of the I/O APIC (5, 7, 10, 11, 16 to 23) that the interrupt leads to, as the domain's kernel knows it from ACPI; 0xff for none |
 //!
 //! Registers of 8 bytes may be accessed as two of 4; a write takes effect with its high half. Other accesses read 0 and
 //! write nothing. A call that fails by the two registers without an answer is as if it had not been made.
