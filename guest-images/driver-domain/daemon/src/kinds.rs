@@ -7,6 +7,7 @@ use crate::block::Block;
 use crate::device::Device;
 use crate::net::Net;
 use crate::parameters::Parameters;
+use crate::share::Share;
 
 /// Why a device cannot be had.
 pub type OpenError = Box<dyn std::error::Error>;
@@ -32,6 +33,7 @@ pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>,
     Ok(match record.kind {
         VIRTIO_ID_BLOCK => Box::new(Block::open(&parameters)?),
         VIRTIO_ID_NET => Box::new(Net::open(record.channel, &parameters)?),
+        VIRTIO_ID_FS => Box::new(Share::open(record.channel, &parameters)?),
         kind => return Err(format!("virtio devices of type {kind} are not served here: leave it out").into()),
     })
 }

@@ -21,6 +21,7 @@
 //! | [`ring`] | virtqueues of guests that may do anything, given back in order |
 //! | [`block`] | disks |
 //! | [`net`] | network cards |
+//! | [`share`] | directories, by vhost-user backends |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`control`] | the socket at which the daemon answers questions |
 //! | [`guests`] | files that say which devices have a guest |
@@ -49,6 +50,7 @@ pub mod net;
 pub mod parameters;
 pub mod ring;
 pub mod service;
+pub mod share;
 pub mod statistics;
 pub mod sys;
 #[cfg(test)]

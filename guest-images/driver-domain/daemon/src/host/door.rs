@@ -40,8 +40,8 @@ const ENTRY_WORDS: usize = BATCH_ENTRY_BYTES as usize / 8;
 const ANSWER_WORD: usize = 5;
 /// What no call answers.
 const UNANSWERED: u64 = 1 << 63;
-/// The pins of the I/O APIC that functions' interrupts lead to.
-const PINS: std::ops::RangeInclusive<u32> = 16..=23;
+/// What the register of the interrupt's pin reads while it has none.
+const NO_PIN: u32 = 0xff;
 
 /// Why the door does not open.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub enum DoorError {
     Version(u32),
     /// The area is smaller than agreed.
     Area(u32),
-    /// The kernel knows of no pin that the interrupt leads to, but of this number.
+    /// The kernel's number of the interrupt is no pin that Caisson knows.
     Pin(u32),
     /// The kernel refuses a step.
     Kernel(&'static str, io::Error),
@@ -74,7 +74,7 @@ impl fmt::Display for DoorError {
             Self::Area(pages) => write!(f, "the door's area has {pages} pages, and {AREA_PAGES} are needed"),
             Self::Pin(irq) => write!(
                 f,
-                "the function's interrupt is {irq} to the kernel, and not 16 to 23 as the ACPI tables say: do not boot the \
+                "the kernel says that the function's interrupt is {irq}, which the ACPI tables do not: do not boot the \
                  driver domain with noapic or acpi=off"
             ),
             Self::Kernel(step, error) => write!(f, "cannot {step}: {error}"),
@@ -145,10 +145,10 @@ impl Door {
         // Linux's numbers of interrupts are the I/O APIC's pins, where that is the first one.
         let irq = fs::read_to_string(device.join("irq")).map_err(step("read the function's interrupt"))?;
         let irq = irq.trim().parse().unwrap_or(0);
-        if !PINS.contains(&irq) {
+        door.set(register::PIN, irq);
+        if door.half(register::PIN).is_none_or(|pin| pin.load(Ordering::Acquire) == NO_PIN) {
             return Err(DoorError::Pin(irq));
         }
-        door.set(register::PIN, irq);
         // So that no later access can fail.
         match (door.words(0, AREA_PAGES as usize * PAGE / 8), door.events_page()) {
             (Some(_), Some(_)) => Ok(door),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -15,6 +16,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 pub struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
+    file: File,
+    offset: u64,
 }
 
 // SAFETY: a mapping belongs to the whole process; what it gives out is atomics and raw addresses.
@@ -33,7 +36,8 @@ impl Mapping {
         let start =
             unsafe { mmap(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes })
+        // What is mapped stays so when the file's other users are gone.
+        Ok(Self { start, bytes, file: file.try_clone()?, offset })
     }
 
     /// How many bytes it has.
@@ -86,6 +90,21 @@ pub struct Piece {
     pub bytes: usize,
 }
 
+/// A piece of a guest's memory, for another process to map.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    /// Where the guest has it.
+    pub guest: u64,
+    /// Where this process has it.
+    pub address: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// What is to be mapped.
+    pub file: BorrowedFd<'a>,
+    /// From where on.
+    pub offset: u64,
+}
+
 /// Why a guest's memory cannot be put together.
 #[derive(Debug)]
 pub enum MemoryError {
@@ -110,8 +129,8 @@ impl std::error::Error for MemoryError {}
 #[derive(Debug)]
 pub struct Memory {
     regions: GuestMemoryMmap,
-    /// Dropped after the regions that lie in them.
-    mappings: Vec<Mapping>,
+    /// Dropped after the regions that lie in them; each with its region's address, and where in it that is.
+    mappings: Vec<(Mapping, u64, usize, usize)>,
 }
 
 impl Memory {
@@ -143,7 +162,7 @@ impl Memory {
             let region = GuestRegionMmap::new(region, GuestAddress(piece.guest))
                 .ok_or_else(|| MemoryError::Regions("it reaches beyond 2^64".into()))?;
             regions.push(region);
-            mappings.push(piece.mapping);
+            mappings.push((piece.mapping, piece.guest, piece.offset, piece.bytes));
         }
         regions.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region).0);
         let regions = GuestMemoryMmap::from_regions(regions)
@@ -160,6 +179,24 @@ impl Memory {
     /// How many bytes are mapped for it.
     #[must_use]
     pub fn mapped(&self) -> usize {
-        self.mappings.iter().map(Mapping::bytes).sum()
+        self.mappings.iter().map(|(mapping, ..)| mapping.bytes()).sum()
+    }
+
+    /// Its pieces, for another process to map.
+    pub fn shared(&self) -> impl Iterator<Item = Shared<'_>> {
+        self.mappings.iter().map(|(mapping, guest, offset, bytes)| Shared {
+            guest: *guest,
+            address: mapping.start.addr().get() as u64 + *offset as u64,
+            bytes: *bytes as u64,
+            file: mapping.file.as_fd(),
+            offset: mapping.offset + *offset as u64,
+        })
+    }
+
+    /// Where this process has what the guest has at `guest`, as a number.
+    #[must_use]
+    pub fn address_of(&self, guest: u64) -> Option<u64> {
+        let piece = self.shared().find(|piece| guest.wrapping_sub(piece.guest) < piece.bytes)?;
+        Some(piece.address + (guest - piece.guest))
     }
 }

@@ -19,6 +19,13 @@ mod tap;
 mod uring;
 
 pub use buffers::{Buffers, Pages};
-pub use map::{Mapping, Memory, MemoryError, Piece};
+pub use map::{Mapping, Memory, MemoryError, Piece, Shared};
 pub use tap::{Offloads, Tap};
 pub use uring::{Completion, Uring, Work};
+
+/// The descriptor of an event.
+#[must_use]
+pub fn event_fd(event: &vmm_sys_util::eventfd::EventFd) -> std::os::fd::BorrowedFd<'_> {
+    // SAFETY: the event keeps its descriptor open as long as it is borrowed.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) }
+}
