@@ -11,4 +11,6 @@ fn main() {
     println!("cargo:rustc-link-arg-bins=-zmax-page-size=4096");
     // Below the extended BIOS data area, for guests of one MiB.
     println!("cargo:rustc-link-arg-bin=idle=--defsym=probe_base=0x20000");
+    // Where every guest has memory, one that owns devices too.
+    println!("cargo:rustc-link-arg-bin=dma=--defsym=probe_base=0x20000");
 }

@@ -15,6 +15,9 @@ const DISK: u64 = 32 << 20;
 /// Where the workload writes to, and how much: 8 MiB from 1 MiB on.
 const WRITTEN: std::ops::Range<usize> = 1 << 20..9 << 20;
 
+/// What Caisson says when a device reaches for what it has not.
+const STOPPED: &str = " stopped: |DMA was stopped";
+
 /// A machine with an NVMe disk, and a guest that owns all of its functions, with these words for its kernel; beside it one
 /// that owns none.
 fn boot(lab: &Lab, name: &str, words: &str, more: &str) -> Verdict<Run> {
@@ -97,6 +100,15 @@ pub(crate) fn lines(lab: &Lab, name: &str) -> Verdict {
 
 /// Two owners: the first names its disk, and has messages alone; the second has what is left, and with that the lines.
 pub(crate) fn two_owners(lab: &Lab, name: &str) -> Verdict {
+    owners(lab, name, |machine| machine)
+}
+
+/// Each with its own part of what an IOMMU lets through.
+pub(crate) fn two_owners_vtd(lab: &Lab, name: &str) -> Verdict {
+    owners(lab, name, |machine| machine.words("iommu=require").qemu("-device", "intel-iommu"))
+}
+
+fn owners(lab: &Lab, name: &str, change: fn(Boot<'_>) -> Boot<'_>) -> Verdict {
     let domain = |owner: &str, devices: &str, words: &str| {
         format!(
             r#"
@@ -120,7 +132,7 @@ pub(crate) fn two_owners(lab: &Lab, name: &str) -> Verdict {
             .qemu("-drive", &drive)
             .qemu("-device", &format!("nvme,drive={id},serial=caisson-{id},addr={at}"));
     }
-    let mut run = machine.start()?;
+    let mut run = change(machine).start()?;
     run.expect(From::Caisson, BOOT, "guest named owns 1 PCI functions$")?;
     run.expect(From::Guest("named"), BOOT, "pci 0000:00:05.0: .1b36:0010.")?;
     for (owner, kind) in [("named", "PCI-MSI"), ("rest", "IO-APIC")] {
@@ -129,6 +141,7 @@ pub(crate) fn two_owners(lab: &Lab, name: &str) -> Verdict {
         run.never(From::Guest(owner), if owner == "named" { "0000:00:06.0" } else { "0000:00:05.0" })?;
     }
     run.end(STEP, Outcome::Clean)?;
+    run.never(From::Caisson, STOPPED)?;
     lifecycle::all_memory_came_back(&run)?;
     is_on_the_disk(lab, name, "first")?;
     is_on_the_disk(lab, name, "second")
@@ -189,7 +202,7 @@ fn translated(lab: &Lab, name: &str, device: &str, unit: &str) -> Verdict {
     workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
     workload::end(&mut run, From::Guest("driver"))?;
     run.end(STEP, Outcome::Clean)?;
-    run.never(From::Caisson, " stopped: |DMA was stopped")?;
+    run.never(From::Caisson, STOPPED)?;
     lifecycle::all_memory_came_back(&run)?;
     is_on_the_disk(lab, name, "disk")
 }
@@ -205,4 +218,86 @@ pub(crate) fn vtd_wide(lab: &Lab, name: &str) -> Verdict {
 
 pub(crate) fn amdvi(lab: &Lab, name: &str) -> Verdict {
     translated(lab, name, "amd-iommu", "AMD-Vi")
+}
+
+/// A machine whose `edu` device belongs to a hostile guest: it moves its own memory, and is told to move others'. Beside it a
+/// Linux works.
+fn hostile<'a>(lab: &'a Lab, name: &str, words: &str) -> Verdict<Boot<'a>> {
+    let config = format!(
+        r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "hostile"
+        memory = "16M"
+        devices = "all"
+        kernel = "@probe/dma"
+        cmdline = "{words}"
+
+        [[domain]]
+        name = "other"
+        memory = "192M"
+        kernel = "@linux"
+        initrd = "@initrd"
+        cmdline = "console=ttyS0 panic=-1 caisson.test=hash"
+        "#
+    );
+    // Its addresses have 28 bits if nobody says otherwise.
+    Ok(lab.boot(name, &config)?.qemu("-device", "edu,dma_mask=0xffffffff"))
+}
+
+/// Where Caisson's image is, of which nothing is zero.
+const IMAGE: &str = "0x101000";
+
+/// Whether a device that moves others' memory gets any of it.
+fn reads(run: &mut Run, words: &str) -> Verdict {
+    run.expect(From::Guest("hostile"), BOOT, "^probe dma: its own memory from 0x[0-9a-f]+ on is moved$")?;
+    run.expect(From::Guest("hostile"), STEP, &format!("^probe dma: {words} words of {IMAGE} are read$"))?;
+    Ok(())
+}
+
+/// Without an IOMMU it does: what the next ones look for is there.
+pub(crate) fn dma_without(lab: &Lab, name: &str) -> Verdict {
+    let machine = hostile(lab, name, &format!("read={IMAGE}"))?;
+    let mut run = machine.words("iommu=off").qemu("-device", "intel-iommu").start()?;
+    run.expect(
+        From::Caisson,
+        BOOT,
+        "^no IOMMU: the devices that a guest owns reach all of the machine's memory$",
+    )?;
+    reads(&mut run, "[1-9][0-9]*")?;
+    run.expect(From::Guest("hostile"), STEP, "^probe dma: ok$")?;
+    workload::end(&mut run, From::Guest("other"))?;
+    run.end(STEP, Outcome::Clean)
+}
+
+/// With one it reads nothing, and what it writes arrives nowhere: everybody goes on.
+fn kept_out(lab: &Lab, name: &str, device: &str) -> Verdict<Run> {
+    let words = format!("low=1 read={IMAGE} write=0x1e000000");
+    let mut run = hostile(lab, name, &words)?.words("iommu=require").qemu("-device", device).start()?;
+    reads(&mut run, "0")?;
+    run.expect(From::Guest("hostile"), STEP, "^probe dma: [0-9]+ pages of others are written to$")?;
+    run.expect(From::Guest("hostile"), STEP, "^probe dma: ok$")?;
+    workload::end(&mut run, From::Guest("other"))?;
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)?;
+    Ok(run)
+}
+
+/// And it is told in the log, with the guest, the device, and the address.
+pub(crate) fn dma_vtd(lab: &Lab, name: &str) -> Verdict {
+    let run = kept_out(lab, name, "intel-iommu")?;
+    let said =
+        |what: &str| run.count(From::Caisson, &format!("guest hostile: 0000:00:[0-9a-f]+.0: DMA {what}"));
+    let reads = said(&format!("read of {IMAGE} stopped: its domain has nothing there$"))?;
+    let writes = said("write to 0x[0-9a-f]+000 stopped: its domain may not write there$")?;
+    run.never(From::Caisson, "^warning: 0000:")?;
+    ensure!(reads == 1 && (1..=24).contains(&writes), "{reads} reads and {writes} writes are told of");
+    Ok(())
+}
+
+/// QEMU's AMD IOMMU has no events for pages that are not there.
+pub(crate) fn dma_amdvi(lab: &Lab, name: &str) -> Verdict {
+    kept_out(lab, name, "amd-iommu").map(|_| ())
 }

@@ -215,6 +215,18 @@ pub(crate) fn vt_x_locked(lab: &Lab, name: &str) -> Verdict {
     )
 }
 
+/// Nothing of the sort in QEMU's machine unless it is asked for.
+pub(crate) fn no_iommu(lab: &Lab, name: &str) -> Verdict {
+    let run = small(lab, name)?.words("iommu=require").start()?;
+    refused(run, "iommu=require: ACPI tells of no IOMMU: turn VT-d or AMD-Vi on in the firmware's setup")
+}
+
+/// A word that nobody knows might have been meant to require one.
+pub(crate) fn iommu_word(lab: &Lab, name: &str) -> Verdict {
+    let run = small(lab, name)?.words("iommu=required").start()?;
+    refused(run, "the boot word `iommu=` takes `on`, `off` or `require`: change it$")
+}
+
 /// QEMU without HPET and 8254, and GRUB turns the PM timer's ports off (ICH9, ACPI_CNTL), which SeaBIOS needs until then.
 pub(crate) fn no_clock(lab: &Lab, name: &str) -> Verdict {
     let run =

@@ -140,6 +140,13 @@ pub fn cmdline() -> &'static str {
     unsafe { CStr::from_ptr(text as *const _) }.to_str().unwrap_or("")
 }
 
+/// Where the loader has put what it tells.
+#[must_use]
+pub fn boot_info() -> usize {
+    // SAFETY: the entry code has written it.
+    unsafe { probe_boot_info as usize }
+}
+
 /// The value of the word `key=…` of the command line.
 #[must_use]
 pub fn argument(key: &str) -> Option<&'static str> {

@@ -76,11 +76,18 @@ pub(crate) struct Dma {
     due: AtomicU64,
 }
 
+/// An id by which requests arrive, and whose it is.
+struct Claim {
+    device: Address,
+    /// Whose it is, or was last.
+    owner: DomainId,
+    /// The owner's address space, while it lives.
+    tag: Option<Tag>,
+}
+
 struct State {
     used: InUse,
-    owners: Vec<(Tag, DomainId)>,
-    /// Ids by which requests arrive, and whose they are.
-    claims: Vec<(Address, Tag)>,
+    claims: Vec<Claim>,
     /// The TSC before which nobody looks again.
     not_before: u64,
 }
@@ -169,7 +176,7 @@ impl Dma {
             used.units,
             if used.units == 1 { "" } else { "s" }
         );
-        let state = State { used, owners: Vec::new(), claims: Vec::new(), not_before: 0 };
+        let state = State { used, claims: Vec::new(), not_before: 0 };
         let dma = Self { state: Mutex::new(Rank::Dma, state), due: AtomicU64::new(u64::MAX) };
         Ok(Some(Box::leak(Box::new(dma))))
     }
@@ -184,14 +191,13 @@ impl Dma {
         let (tag, ids) = {
             let state = &mut *self.state.lock();
             let ids = state.ids_of(functions);
-            if let Some(&device) =
-                ids.iter().find(|id| state.claims.iter().any(|(claimed, _)| claimed == *id))
-            {
-                return Err(DmaError::Shared(device));
+            state.claims.retain(|claim| claim.tag.is_some() || !ids.contains(&claim.device));
+            if let Some(claim) = state.claims.iter().find(|claim| ids.contains(&claim.device)) {
+                return Err(DmaError::Shared(claim.device));
             }
             let tag = state.used.iommu.create()?;
-            state.owners.push((tag, id));
-            state.claims.extend(ids.iter().map(|device| (*device, tag)));
+            let claim = |&device: &Address| Claim { device, owner: id, tag: Some(tag) };
+            state.claims.extend(ids.iter().map(claim));
             (tag, ids)
         };
         let domain = DmaDomain { dma: self, tag, ended: false };
@@ -225,8 +231,9 @@ impl Dma {
         state.not_before = now + clock::get().tsc_hz;
         let (mut told, mut more) = (ArrayVec::new(), 0);
         for _ in 0..MOST {
-            let Some((fault, tag)) = state.used.iommu.take_fault() else { break };
-            let owner = state.owners.iter().find(|(of, _)| Some(*of) == tag).map(|(_, id)| *id);
+            let Some((fault, _)) = state.used.iommu.take_fault() else { break };
+            let claim = state.claims.iter().find(|claim| Some(claim.device) == fault.device);
+            let owner = claim.map(|claim| claim.owner);
             if told.try_push((fault, owner)).is_err() {
                 more += 1;
             }
@@ -280,8 +287,8 @@ impl DmaDomain {
             return Ok(());
         }
         let state = &mut *self.dma.state.lock();
-        state.owners.retain(|(tag, _)| *tag != self.tag);
-        state.claims.retain(|(_, tag)| *tag != self.tag);
+        let own = state.claims.iter_mut().filter(|claim| claim.tag == Some(self.tag));
+        own.for_each(|claim| claim.tag = None);
         state.used.iommu.destroy(self.tag)
     }
 }
