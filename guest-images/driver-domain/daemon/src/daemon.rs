@@ -458,9 +458,8 @@ fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// How a device is called in the log: `web disk 1`.
 fn name_of(record: &ChannelRecord) -> String {
-    let name = record.name.split(|&byte| byte == 0).next().unwrap_or_default();
     let (_, slot) = device_of(record.channel);
-    format!("{} {} {slot}", String::from_utf8_lossy(name), kinds::word(record.kind))
+    format!("{} {} {slot}", kinds::guest_of(record), kinds::word(record.kind))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::block::Block;
 use crate::device::Device;
 use crate::net::Net;
 use crate::parameters::Parameters;
+use crate::port::Port;
 use crate::share::Share;
 
 /// Why a device cannot be had.
@@ -33,7 +34,15 @@ pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>,
     Ok(match record.kind {
         VIRTIO_ID_BLOCK => Box::new(Block::open(&parameters)?),
         VIRTIO_ID_NET => Box::new(Net::open(record.channel, &parameters)?),
+        VIRTIO_ID_CONSOLE => Box::new(Port::open(&guest_of(record), &parameters)?),
         VIRTIO_ID_FS => Box::new(Share::open(record.channel, &parameters)?),
         kind => return Err(format!("virtio devices of type {kind} are not served here: leave it out").into()),
     })
+}
+
+/// The name of a record's guest.
+#[must_use]
+pub fn guest_of(record: &ChannelRecord) -> String {
+    let name = record.name.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }

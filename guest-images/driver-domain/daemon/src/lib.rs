@@ -21,6 +21,7 @@
 //! | [`ring`] | virtqueues of guests that may do anything, given back in order |
 //! | [`block`] | disks |
 //! | [`net`] | network cards |
+//! | [`port`] | consoles at a socket |
 //! | [`share`] | directories, by vhost-user backends |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`control`] | the socket at which the daemon answers questions |
@@ -48,6 +49,7 @@ pub mod kinds;
 pub mod log;
 pub mod net;
 pub mod parameters;
+pub mod port;
 pub mod ring;
 pub mod service;
 pub mod share;
