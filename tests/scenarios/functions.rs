@@ -98,7 +98,8 @@ pub(crate) fn lines(lab: &Lab, name: &str) -> Verdict {
     is_on_the_disk(lab, name, "disk")
 }
 
-/// Two owners: the first names its disk, and has messages alone; the second has what is left, and with that the lines.
+/// Two owners: the first names its disk, and has messages alone; the second has what is left, and with that the lines. Its own
+/// disk is behind a bridge, which nobody owns.
 pub(crate) fn two_owners(lab: &Lab, name: &str) -> Verdict {
     owners(lab, name, |machine| machine)
 }
@@ -126,11 +127,12 @@ fn owners(lab: &Lab, name: &str, change: fn(Boot<'_>) -> Boot<'_>) -> Verdict {
         + &domain("named", r#"["00:05.0"]"#, "")
         + &domain("rest", r#""all""#, "pci=nomsi");
     let mut machine = lab.boot(name, &config)?;
-    for (id, at) in [("first", "0x5"), ("second", "0x6")] {
+    machine = machine.qemu("-device", "pcie-root-port,id=behind,chassis=1,addr=0x7");
+    for (id, at) in [("first", "addr=0x5"), ("second", "bus=behind")] {
         let drive = new_disk(lab, name, id)?;
         machine = machine
             .qemu("-drive", &drive)
-            .qemu("-device", &format!("nvme,drive={id},serial=caisson-{id},addr={at}"));
+            .qemu("-device", &format!("nvme,drive={id},serial=caisson-{id},{at}"));
     }
     let mut run = change(machine).start()?;
     run.expect(From::Caisson, BOOT, "guest named owns 1 PCI functions$")?;
@@ -138,7 +140,10 @@ fn owners(lab: &Lab, name: &str, change: fn(Boot<'_>) -> Boot<'_>) -> Verdict {
     for (owner, kind) in [("named", "PCI-MSI"), ("rest", "IO-APIC")] {
         workload::disk(&mut run, From::Guest(owner), (DISK, name), kind)?;
         workload::end(&mut run, From::Guest(owner))?;
-        run.never(From::Guest(owner), if owner == "named" { "0000:00:06.0" } else { "0000:00:05.0" })?;
+        run.never(
+            From::Guest(owner),
+            if owner == "named" { "0000:01:00.0: .1b36" } else { "0000:00:05.0: .1b36" },
+        )?;
     }
     run.end(STEP, Outcome::Clean)?;
     run.never(From::Caisson, STOPPED)?;
@@ -178,15 +183,16 @@ pub(crate) fn on_two_cpus(lab: &Lab, name: &str) -> Verdict {
 
 /// Its owner crashes in the midst of it, and starts again: the disk is reset in between, and works again afterwards.
 pub(crate) fn restart(lab: &Lab, name: &str) -> Verdict {
-    let mut run = boot(lab, name, "caisson.end=crash", "max_restarts = 1")?;
+    let machine = machine(lab, name, "caisson.end=crash", "max_restarts = 1", "")?;
+    let mut run = machine.qemu("-device", "e1000e").start()?;
     for _ in 0..2 {
         workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
         run.expect(From::Guest("driver"), STEP, "Kernel panic - not syncing: sysrq triggered crash")?;
-        // The disk; the chipset's other functions cannot be.
+        // The disk, and the network card; the chipset's other functions cannot be.
         run.expect(
             From::Caisson,
             STEP,
-            "guest driver: its PCI functions: 1 reset, 0 by power, 0 by bus, [0-9]+ only stopped, 0 lost$",
+            "guest driver: its PCI functions: [12] reset, [01] by power, 0 by bus, [0-9]+ only stopped, 0 lost$",
         )?;
     }
     run.end(STEP, Outcome::GuestFailed)?;

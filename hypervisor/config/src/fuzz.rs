@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use crate::blob::Blob;
 use crate::blob::check::seal;
+use crate::functions::{Functions, MAX_FUNCTIONS};
 use crate::layout::{HEADER_SHA256, Header};
 use crate::rules::MachineLimits;
 
@@ -77,6 +78,9 @@ fn walk(bytes: &[u8]) {
                 for device in domain.virtio_devices() {
                     assert!(blob.domain(device.backend).is_some());
                     assert!(device.parameters.lines().all(|line| line.contains('=')));
+                }
+                if let Functions::Named(list) = domain.functions() {
+                    assert!(list.iter().is_sorted_by(|a, b| a < b) && list.iter().count() <= MAX_FUNCTIONS);
                 }
                 assert!(domain.modules().all(|module| !module.payload().data().is_empty()));
             }

@@ -14,6 +14,7 @@ use caisson_machine::pci::{self, Access, Configuration, Found};
 use caisson_machine::{device, ioapic, trap};
 use caisson_pci::{
     Bus, Collision, Function, LINES, Layout, LineMode, Message, OwnerError, Owners, Reserved, Reset, Source,
+    open_bridges,
 };
 use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, PageSize, RegionKind};
 
@@ -91,6 +92,7 @@ impl Devices {
             overrides: overrides.collect(),
             soft_off: platform.soft_off.as_ref().map(|off| off.sleep_type.0),
         };
+        open_bridges(&mut Configuration, &devices.all());
         let guests: Vec<_> = devices.owners.guests().collect();
         for guest in guests {
             let foreign = devices.all().filter(|function| !devices.owns(guest, function));

@@ -9,20 +9,17 @@ use crate::registers::{
     power,
 };
 
-/// Walks the list, which has at most 48 entries.
+/// Walks the list, which has at most 48 entries. What is hidden is its own whole, up to the next one.
 pub(crate) fn find_capabilities(space: &mut impl ConfigSpace, function: &mut Function) {
-    const MOST: usize = 48;
     /// Bytes of the PCI Express capability in its second version (section 7.5.3).
     const EXPRESS_BYTES: u16 = 0x3c;
     let at = function.address;
     if function.header == HeaderKind::Other || space.read(at, STATUS, 2) & STATUS_CAPABILITIES == 0 {
         return;
     }
+    let mut starts = ArrayVec::<u16, 48>::new();
     let mut offset = space.read(at, CAPABILITIES, 1) as u16 & !3;
-    for _ in 0..MOST {
-        if offset < HEADER_END {
-            return;
-        }
+    while offset >= HEADER_END && !starts.contains(&offset) && starts.try_push(offset).is_ok() {
         let head = space.read(at, offset, 4);
         let control = (head >> 16) as u16;
         match head as u8 {
@@ -47,38 +44,46 @@ pub(crate) fn find_capabilities(space: &mut impl ConfigSpace, function: &mut Fun
                 let has = space.read(at, offset + advanced::CAPABILITIES, 1) & advanced::CAN_RESET;
                 function.advanced = (has == advanced::CAN_RESET).then_some(offset);
             }
+            capability::ALLOCATION => hide(function, offset),
             _ => {}
         }
         offset = (head >> 8) as u16 & 0xfc;
     }
+    end_hidden(function, &starts, EXTENDED);
 }
 
-/// Walks the list of extended capabilities for those to hide. How long each is, is not told: what belongs to it ends where the
-/// next one begins, wherever in the list that is.
+/// What begins here is no domain's.
+fn hide(function: &mut Function, start: u16) {
+    // More than there are kinds of them: none can be told from another.
+    if function.hidden.try_push((start, SPACE)).is_err() {
+        function.hidden.clear();
+        function.hidden.push((0, SPACE));
+    }
+}
+
+/// What is hidden ends where the next capability begins, wherever in the list that is, or where its part of configuration space
+/// does: how long each is, is not told.
+fn end_hidden(function: &mut Function, starts: &[u16], end: u16) {
+    for (start, until) in function.hidden.iter_mut().filter(|(start, _)| starts.contains(start)) {
+        *until = starts.iter().copied().filter(|next| next > start).min().unwrap_or(end);
+    }
+}
+
+/// Walks the list of extended capabilities for those to hide.
 pub(crate) fn find_extended(space: &mut impl ConfigSpace, function: &mut Function) {
     const MOST: usize = (SPACE - EXTENDED) as usize / 8;
     let mut starts = ArrayVec::<u16, MOST>::new();
     let mut offset = EXTENDED;
-    while starts.len() < MOST && !starts.contains(&offset) {
+    while offset >= EXTENDED && !starts.contains(&offset) && starts.try_push(offset).is_ok() {
         let head = space.read(function.address, offset, 4);
         if head == 0 || head == u32::MAX {
+            starts.pop();
             break;
         }
         if capability::HIDDEN.contains(&(head as u16)) {
-            // More than there are kinds of them: none can be told from another.
-            if function.hidden.try_push((offset, SPACE)).is_err() {
-                function.hidden.clear();
-                function.hidden.push((EXTENDED, SPACE));
-                return;
-            }
+            hide(function, offset);
         }
-        starts.push(offset);
         offset = (head >> 20) as u16 & 0xffc;
-        if offset < EXTENDED {
-            break;
-        }
     }
-    for (start, end) in &mut function.hidden {
-        *end = starts.iter().copied().filter(|next| next > start).min().unwrap_or(SPACE);
-    }
+    end_hidden(function, &starts, SPACE);
 }

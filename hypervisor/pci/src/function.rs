@@ -73,7 +73,7 @@ pub struct Function {
     pub can_reset: bool,
     /// Where its advanced features capability is, if it can be reset by that.
     pub advanced: Option<u16>,
-    /// Its extended capabilities that no domain may use: where each begins and what comes next.
+    /// Its capabilities that no domain may use: where each begins, and what comes next.
     pub hidden: ArrayVec<(u16, u16), 8>,
     /// The first words of its configuration space, as the firmware has left them.
     pub header_words: [u32; 16],

@@ -27,6 +27,7 @@ extern crate alloc;
 
 mod address;
 mod bars;
+mod bridges;
 mod bus;
 mod capabilities;
 mod function;
@@ -40,6 +41,7 @@ mod view;
 
 pub use address::{Address, ConfigSpace};
 pub use bars::{Bar, BarKind};
+pub use bridges::open_bridges;
 pub use bus::{Bus, EXPRESS_FUNCTION_BYTES, PORTS};
 pub use function::{Function, HeaderKind, Msi, Msix, Power, probe, scan};
 pub use layout::{Collision, Layout, Reserved, settle};

@@ -42,6 +42,8 @@ pub(crate) mod capability {
     pub(crate) const EXPRESS: u8 = 0x10;
     pub(crate) const MSIX: u8 = 0x11;
     pub(crate) const ADVANCED: u8 = 0x13;
+    /// Addresses beside the base address registers, which may be writable.
+    pub(crate) const ALLOCATION: u8 = 0x14;
 
     /// Extended ones that reach beyond their function: address translation and page requests (a device that translates for
     /// itself goes around the IOMMU), access control between functions, virtual functions, process address spaces, base

@@ -144,7 +144,6 @@ pub fn machine() -> Machine {
         (0x10, DISK_MEMORY as u32 | 4, 0xffff_c000),
         (0x14, 0, u32::MAX),
         (0x30, 0, 0xffff_0000),
-        (0x34, 0x40, 0),
         (0x3c, 0x0100, 0xff),
         // MSI-X: 65 messages, in the first register's memory at 0x2000.
         (0x40, 0x0040_8011, 0xc000_0000),
@@ -154,6 +153,11 @@ pub fn machine() -> Machine {
         (0x84, 1 << 28, 0),
         (0x88, 0x2020, 0x70ff),
         (0xa8, 9, 0xffff),
+        // Addresses of its own.
+        (0x34, 0xc0, 0),
+        (0xc0, 0x0001_4014, 0),
+        (0xc4, 0, u32::MAX),
+        (0xc8, 0, u32::MAX),
         // Address translation services, a serial number, virtual functions.
         (0x100, 0x1401_000f, 0),
         (0x104, 0, u32::MAX),

@@ -33,7 +33,7 @@ fn a_scan_goes_through_bridges() {
     assert_eq!((disk.bars[0].address, disk.bars[0].bytes), (DISK_MEMORY, 0x4000));
     assert_eq!(disk.bars[0].kind, BarKind::Memory { wide: true, prefetchable: false });
     assert_eq!(disk.msix_table(), Some((DISK_MEMORY + 0x2000, 65 * 16)));
-    assert_eq!(disk.hidden[..], [(0x100, 0x140), (0x180, 0x1000)]);
+    assert_eq!(disk.hidden[..], [(0xc0, 0x100), (0x100, 0x140), (0x180, 0x1000)]);
     assert!(disk.can_reset && disk.controls.contains(&(0x88, 0x2020)));
     let network = &found[5];
     assert_eq!(network.bars[0].bytes, 0x20000);
@@ -250,6 +250,8 @@ fn what_reaches_beyond_a_function_is_hidden() {
     assert_eq!(bus.read_memory(&mut machine, at(DISK, 0x140), 4), 0x1801_0003);
     bus.write_memory(&mut machine, at(DISK, 0x188), 4, 1);
     assert_eq!(machine.functions[&DISK].words[0x188 / 4], 0, "virtual functions");
+    bus.write_memory(&mut machine, at(DISK, 0xc4), 4, 0xfec0_0000);
+    assert_eq!(machine.functions[&DISK].words[0xc4 / 4], 0, "addresses beside the registers");
     // Chipset and bridges.
     bus.write_memory(&mut machine, at(HOST_BRIDGE, 0x60), 4, 0);
     bus.write_memory(&mut machine, at(BRIDGE, 0x18), 4, 0);

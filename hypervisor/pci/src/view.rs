@@ -83,15 +83,7 @@ impl View {
     /// The view of a function that is `index` in its domain.
     #[must_use]
     pub fn new(function: Function, role: Role, index: u16) -> Self {
-        let mut bars = [0; 6];
-        for bar in &function.bars {
-            let (low, high) = bar.raw(bar.address);
-            let at = usize::from(bar.index);
-            bars[at] = low;
-            if let (true, Some(place)) = (bar.is_wide(), bars.get_mut(at + 1)) {
-                *place = high;
-            }
-        }
+        let bars = homes(&function);
         let owned = matches!(role, Role::Owned | Role::OwnedWithoutPin);
         let entries = function.msix_table().filter(|_| owned).map_or(0, |(_, bytes)| bytes / msix::ENTRY);
         let msix = (0..entries).map(|_| Entry::MASKED).collect();
@@ -168,7 +160,11 @@ impl View {
         self.bars_home(hardware);
         let command = self.function.header_words[usize::from(COMMAND / 4)] & (COMMAND_IO | COMMAND_MEMORY);
         hardware.write(address, COMMAND, 2, command | COMMAND_NO_INTX);
-        *self = Self::new(self.function.clone(), self.role, self.index);
+        self.bars = homes(&self.function);
+        self.line = 0;
+        self.msi = (Message::default(), 0);
+        self.msix.fill(Entry::MASKED);
+        self.msix_known = false;
     }
 
     /// What reads where somebody else's function is: a device of no class and without registers.
@@ -247,7 +243,6 @@ impl View {
         match register {
             CACHE_LINE => true,
             0..HEADER_END => false,
-            HEADER_END..EXTENDED => true,
             _ => !self.function.hidden.iter().any(|&(start, end)| (start..end).contains(&register)),
         }
     }
@@ -339,6 +334,20 @@ impl View {
         let written = *value & !mask | bits;
         *value = if matches!(written, u32::MAX | 0xffff_fffc) { pick(size) } else { pick(home) };
     }
+}
+
+/// What the base address registers read: where the firmware has put the function.
+fn homes(function: &Function) -> [u32; 6] {
+    let mut bars = [0; 6];
+    for bar in &function.bars {
+        let (low, high) = bar.raw(bar.address);
+        let at = usize::from(bar.index);
+        bars[at] = low;
+        if let (true, Some(place)) = (bar.is_wide(), bars.get_mut(at + 1)) {
+            *place = high;
+        }
+    }
+    bars
 }
 
 /// The low `size` bytes.
