@@ -129,6 +129,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
                     Ok(mut live) => {
+                        self.say_exits(&live, guest.name());
                         let reset = self.quiesce(&live);
                         let stopped = live.dma.as_mut().map_or(Ok(()), DmaDomain::end);
                         let memory = guest.take_apart(live);

@@ -1,18 +1,19 @@
 //! Where the time goes, shown to a person: the table on the console (`Ctrl-A t`), and a line at the end of a run.
 
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Write;
 
 use caisson_accounts::CpuTimes;
 use caisson_console::{DomainSnapshot, Snapshot, VcpuSnapshot};
-use caisson_hwvirt::Backend;
+use caisson_hwvirt::{Backend, ExitClass};
 use caisson_locks::Mutex;
 use caisson_machine::{cpu, memory};
 use caisson_stage2::Format;
 use caisson_types::PAGE_SIZE;
 
 use crate::console;
-use crate::guests::Guest;
+use crate::guests::{Guest, Live};
 use crate::scheduler::System;
 use crate::trace::DomainName;
 
@@ -68,6 +69,25 @@ impl<B: Backend, F: Format> System<B, F> {
             idle / 10,
             idle % 10
         );
+    }
+
+    /// Says what a guest that has ended has exited for, the most frequent first.
+    pub(crate) fn say_exits(&self, live: &Live<B, F>, name: &str) {
+        if !log::log_enabled!(log::Level::Debug) {
+            return;
+        }
+        let of =
+            |class: ExitClass| live.tasks.iter().map(|task| task.account.exits(class).count).sum::<u64>();
+        let mut exits: Vec<_> = ExitClass::ALL.into_iter().map(|class| (of(class), class)).collect();
+        exits.retain(|(count, _)| *count != 0);
+        exits.sort_unstable_by_key(|(count, _)| core::cmp::Reverse(*count));
+        let total: u64 = exits.iter().map(|(count, _)| count).sum();
+        let mut text = String::new();
+        for (count, class) in exits {
+            // Writing into a string cannot fail.
+            let _ = write!(text, ", {class} {count}");
+        }
+        log::debug!("guest {name}: {total} exits{text}");
     }
 
     /// The guests by name, for the trace.
