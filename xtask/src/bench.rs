@@ -10,6 +10,7 @@
 //!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
 //!   spent executing, on both sides; so does the bare kernel's calibration of its TSC, which a guest is spared.
 
+mod io;
 mod scale;
 
 use std::{
@@ -84,7 +85,7 @@ const BOOT_GOAL: u64 = 1030;
 /// The names of all measurements.
 fn measured() -> impl Iterator<Item = &'static str> {
     let interrupts = INTERRUPTS.iter().chain(BETWEEN).map(|(name, _)| *name);
-    let others = ["throughput", "guests-probes", "guests-linux", "boot"];
+    let others = ["throughput", "guests-probes", "guests-linux", "boot", "io-disk", "io-network"];
     EXITS.iter().map(|exit| exit.name).chain(interrupts).chain(others)
 }
 
@@ -123,6 +124,13 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     }
     if wanted("boot") {
         boot(&images)?;
+    }
+    // Minutes, and fio with all that it is linked with: only for who asks for it.
+    if args.filter.is_some() && wanted("io-disk") {
+        io::disks(&images)?;
+    }
+    if args.filter.is_some() && wanted("io-network") {
+        io::networks(&images)?;
     }
     Ok(())
 }
@@ -225,9 +233,13 @@ fn medium_for(images: &Images, machine: Kind, what: &str, text: &str) -> Result<
 
 /// Runs an exact machine that has to end with `expected`; gives what it printed.
 fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Outcome) -> Result<String> {
+    collect(what, &exact_machine(images, memory_mib, boot)?, expected)
+}
+
+/// A machine on which an instruction is a nanosecond, and every run the same.
+fn exact_machine(images: &Images, memory_mib: u64, boot: Boot) -> Result<Machine> {
     let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
-    let machine = Machine { exact: Some(0), ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory) };
-    collect(what, &machine, expected)
+    Ok(Machine { exact: Some(0), ..Machine::new(Accelerator::Tcg, memory_mib, boot, directory) })
 }
 
 /// Runs a machine that has to end with `expected`; gives what it printed.
@@ -269,7 +281,10 @@ mod tests {
         let args = BenchArgs { filter: Some("cpuidd".to_owned()) };
         let error = command(&Workspace::find(), &args).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("cpuidd") && error.to_string().ends_with(", boot"), "{error}");
+        assert!(
+            error.to_string().contains("cpuidd") && error.to_string().ends_with(", io-network"),
+            "{error}"
+        );
     }
 
     #[test]

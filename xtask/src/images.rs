@@ -12,7 +12,7 @@ use crate::{
     cargo::{self, Profile},
     driver,
     error::{Context, Error, Result},
-    initrd,
+    initrd, io_tools,
     iso::{Iso, Script},
     packages,
     paths::Workspace,
@@ -55,7 +55,7 @@ impl Images {
     }
 
     /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@driver-linux`,
-    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or `@initrd-stamp` (for the boot benchmark).
+    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or for benchmarks `@initrd-stamp` and `@io-tools`.
     ///
     /// # Errors
     /// When there is no such name, or its file cannot be fetched or built.
@@ -70,12 +70,30 @@ impl Images {
                 let stamp = named(&built, "stamp")?;
                 initrd::linux(&self.workspace, Some(&stamp))
             }
+            "@io-tools" => io_tools::archive(&self.workspace),
             "@memtest" => packages::memtest(&self.workspace),
             _ => match name.strip_prefix("@probe/") {
                 Some(probe) => self.probe(probe),
                 None => Err(Error::Usage(unknown_name(name))),
             },
         }
+    }
+
+    /// RAM disks joined, as a loader joins them.
+    ///
+    /// # Errors
+    /// As [`Images::provide`].
+    pub fn joined(&self, names: &[&str]) -> Result<PathBuf> {
+        let mut bytes = Vec::new();
+        for name in names {
+            let path = self.provide(name)?;
+            bytes.extend(fs::read(&path).cannot(|| format!("read {}", path.display()))?);
+            // The kernel finds the next archive on a multiple of four bytes.
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        let path = self.workspace.dir("images")?.join("joined.cpio");
+        fs::write(&path, bytes).cannot(|| format!("write {}", path.display()))?;
+        Ok(path)
     }
 
     fn probe(&self, name: &str) -> Result<PathBuf> {
@@ -198,8 +216,8 @@ pub fn references(config: &ConfigText) -> impl Iterator<Item = &str> {
 }
 
 /// The names that [`Images::provide`] knows, without those of probes.
-const KNOWN: [&str; 6] =
-    ["@linux", "@initrd", "@driver-linux", "@driver-initrd", "@memtest", "@initrd-stamp"];
+const KNOWN: [&str; 7] =
+    ["@linux", "@initrd", "@driver-linux", "@driver-initrd", "@memtest", "@initrd-stamp", "@io-tools"];
 
 /// Whether `name` is one that [`Images::provide`] knows, as far as that can be told without building anything.
 #[must_use]
@@ -210,7 +228,7 @@ pub fn is_known(name: &str) -> bool {
 /// What to say of a name that is not known.
 #[must_use]
 pub fn unknown_name(name: &str) -> String {
-    let known = KNOWN.iter().filter(|known| **known != "@initrd-stamp");
+    let known = KNOWN.iter().filter(|known| !["@initrd-stamp", "@io-tools"].contains(known));
     let known: Vec<_> = known.copied().collect();
     format!("{name} is not provided; there are {} and @probe/NAME", known.join(", "))
 }

@@ -21,6 +21,7 @@ pub mod error;
 pub mod fuzz;
 pub mod images;
 pub mod initrd;
+pub mod io_tools;
 pub mod iso;
 pub mod modules;
 pub mod near;

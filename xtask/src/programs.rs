@@ -80,17 +80,27 @@ impl Programs {
 /// The packages that may hold a library, by Debian's naming (Debian Policy, section 8.1): its name and version; since the
 /// change to 64-bit times with `t64` behind them.
 fn packages_of(library: &str) -> Vec<String> {
-    const C_LIBRARY: [&str; 6] = ["libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "ld-linux-"];
+    const C_LIBRARY: [&str; 7] =
+        ["libresolv.so", "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "ld-linux-"];
     if C_LIBRARY.iter().any(|start| library.starts_with(start)) {
         return vec!["libc6".to_owned()];
     }
-    if library == "libz.so.1" {
-        return vec!["zlib1g".to_owned()];
+    // Those that bear no library's name.
+    const OTHERS: [(&str, &str); 6] = [
+        ("libicuuc.so.72", "libicu72"),
+        ("libicudata.so.72", "libicu72"),
+        ("libz.so.1", "zlib1g"),
+        ("libceph-common.so.2", "librados2"),
+        ("libcrypto.so.3", "libssl3"),
+        ("libssl.so.3", "libssl3"),
+    ];
+    if let Some((_, package)) = OTHERS.iter().find(|(name, _)| *name == library) {
+        return vec![format!("{package}t64"), (*package).to_owned()];
     }
     let (name, version) = library.split_once(".so.").unwrap_or((library, ""));
     let hyphen = if name.ends_with(|c: char| c.is_ascii_digit()) { "-" } else { "" };
     let package = format!("{name}{hyphen}{version}").to_lowercase().replace('_', "-");
-    vec![format!("{package}t64"), package]
+    vec![format!("{package}t64"), package, name.to_lowercase().replace('_', "-")]
 }
 
 fn library(workspace: &Workspace, name: &str) -> Result<Vec<u8>> {
