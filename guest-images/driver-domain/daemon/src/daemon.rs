@@ -37,7 +37,9 @@ use crate::statistics::Counters;
 
 /// How long to wait before a device that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// The same for what passes by itself.
+/// How long a file may be busy before that is worth a line.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for what passes by itself.
 const SOON: Duration = Duration::from_millis(10);
 
 /// The daemon.
@@ -275,7 +277,7 @@ impl Daemon {
     fn open(&self, record: &ChannelRecord, parameters: String) -> Result<(), OpenError> {
         let (sender, bell, record) = (self.opened.0.clone(), Arc::clone(&self.bell), *record);
         let run = move || {
-            let result = kinds::open(&record, &parameters).map_err(|error| error.to_string());
+            let result = open_patiently(&record, &parameters).map_err(|error| error.to_string());
             // The daemon is gone where nobody receives it.
             let _ = sender.send(Opened { channel: record.channel, result });
             bell.ring(CHANGED);
@@ -415,8 +417,12 @@ impl Daemon {
     /// A device's thread has ended.
     fn detach(&mut self, Ended { channel, device, end }: Ended) {
         let Some(mut entry) = self.entries.remove(&channel) else { return };
-        let open = Stage::Open { device, described: true };
-        if let Stage::Attached(attached) = std::mem::replace(&mut entry.stage, open) {
+        let next = match end {
+            End::Guest => Stage::Open { device, described: true },
+            // Whoever has it now; this daemon does not take it back at once.
+            End::Lost(_) => Stage::Failed(Instant::now() + RETRY),
+        };
+        if let Stage::Attached(attached) = std::mem::replace(&mut entry.stage, next) {
             let requests = attached.counters.requests.get();
             match end {
                 End::Guest => log!("{}: its guest has ended, after {requests} requests", entry.name),
@@ -446,6 +452,21 @@ impl Daemon {
         };
         self.entries.iter().map(status).collect()
     }
+}
+
+/// Makes the device of a record. What a daemon before this one had under way may hold its file for a moment.
+fn open_patiently(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>, OpenError> {
+    let start = Instant::now();
+    loop {
+        match kinds::open(record, parameters) {
+            Err(error) if is_busy(error.as_ref()) && start.elapsed() < PATIENCE => thread::sleep(SOON),
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
 }
 
 /// Whether it is only too early: a guest's memory is just being taken away, or the guest has just ended.

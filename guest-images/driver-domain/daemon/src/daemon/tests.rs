@@ -187,3 +187,30 @@ fn what_nobody_serves_is_said() {
     daemon.refresh().unwrap();
     until(&mut daemon, |daemon| daemon.status()[0].complaint.contains("type 77"));
 }
+
+#[test]
+fn a_file_that_is_busy_is_waited_for_a_moment() {
+    let fake = Fake::new();
+    let disk = file(1 << 20);
+    let other = File::open(format!("/proc/self/fd/{}", disk.as_raw_fd())).unwrap();
+    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    fake.add(DISK, BLOCK, "web", &parameters(&disk));
+    let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
+    daemon.refresh().unwrap();
+    assert_eq!(daemon.status()[0].stage, "opening");
+    drop(other);
+    until(&mut daemon, |daemon| daemon.status()[0].stage == "open");
+    assert_eq!(daemon.status()[0].complaint, "");
+}
+
+#[test]
+fn a_device_that_is_lost_is_not_fought_for() {
+    let mut machine = Machine::new();
+    let (guest, _driver) = machine.start();
+    machine.fake.lose(DISK);
+    // A change makes the thread ask for the state.
+    let resetting = thread::spawn(move || guest.reset());
+    until(&mut machine.daemon, |daemon| daemon.status()[0].stage != "attached");
+    assert_eq!(machine.daemon.status()[0].stage, "listed");
+    resetting.join().unwrap();
+}

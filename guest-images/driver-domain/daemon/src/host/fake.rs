@@ -144,6 +144,16 @@ impl Fake {
         self.deliver(Source::Backend);
     }
 
+    /// The device is not the daemon's any more.
+    pub fn lose(&self, channel: u16) {
+        let mut inner = self.inner();
+        let device = inner.devices.get_mut(&channel).unwrap();
+        device.record.state &= !record::ATTACHED;
+        let _ = device.channel.as_ref().unwrap().detach();
+        drop(inner);
+        self.deliver(Source::Channel { channel, queue: CHANGES });
+    }
+
     /// The daemon has died: nothing of it is left but what Caisson knows.
     pub fn forget_ports(&self) {
         self.inner().ports.clear();
