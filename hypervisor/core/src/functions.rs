@@ -11,7 +11,7 @@ use caisson_locks::{Mutex, Rank};
 use caisson_machine::acpi::Platform;
 use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::pci::{self, Access, Configuration, Found};
-use caisson_machine::{device, ioapic, trap};
+use caisson_machine::{device, ioapic, iommu, trap};
 use caisson_pci::{
     Bus, Collision, Function, LINES, Layout, LineMode, Message, OwnerError, Owners, Reserved, Reset, Source,
     open_bridges,
@@ -204,7 +204,7 @@ impl Devices {
     }
 }
 
-/// What no function may decode: RAM, interrupt controllers, timers, configuration space, the ports of power management.
+/// What no function may decode: RAM, interrupt controllers, IOMMUs, timers, configuration space, the ports of power management.
 fn reserved(platform: &Platform, areas: &[Area]) -> Reserved {
     const PAGE: u64 = 4096;
     const MIB: u64 = 1 << 20;
@@ -213,6 +213,7 @@ fn reserved(platform: &Platform, areas: &[Area]) -> Reserved {
     reserved.memory.extend(ram.map(|area| (area.range.start, area.range.end)));
     let registers = platform.io_apics.iter().map(|chip| chip.address).chain(platform.hpet);
     reserved.memory.extend(registers.map(|at| (at.as_u64() & !(PAGE - 1), (at.as_u64() | (PAGE - 1)) + 1)));
+    reserved.memory.extend(iommu::registers(platform));
     // The local APICs', and messages.
     reserved.memory.push((0xfee0_0000, 0xfef0_0000));
     reserved.memory.extend(platform.ecam.iter().map(|ecam| {

@@ -33,21 +33,33 @@ pub struct DeviceScope {
 }
 
 impl DeviceScope {
-    /// The requester ids that it stands for, in the segment; `None` where the way leads nowhere.
+    /// The requester ids that it stands for, in the segment; `None` where the way leads nowhere. Those of a bridge are what is
+    /// behind it, beside [its own](Self::bridge).
     #[must_use]
     pub fn resolve(&self, space: &mut impl ConfigSpace, segment: u16) -> Option<DeviceRange> {
+        let address = self.device(space, segment)?;
+        if !self.hierarchy {
+            return Some(DeviceRange { first: address.routing, last: address.routing });
+        }
+        let (first, last) = behind(space, address)?;
+        Some(DeviceRange { first: u16::from(first) << 8, last: u16::from(last) << 8 | 0xff })
+    }
+
+    /// The bridge's own requester id, where it stands for one and all that is behind it (section 8.3.1, type 2).
+    #[must_use]
+    pub fn bridge(&self, space: &mut impl ConfigSpace, segment: u16) -> Option<DeviceRange> {
+        let own = self.device(space, segment).filter(|_| self.hierarchy)?.routing;
+        Some(DeviceRange { first: own, last: own })
+    }
+
+    /// The device that the way leads to.
+    fn device(&self, space: &mut impl ConfigSpace, segment: u16) -> Option<Address> {
         let (&(device, function), bridges) = self.path.split_last()?;
         let mut bus = self.bus;
         for &(device, function) in bridges {
             bus = behind(space, Address::new(segment, bus, device, function))?.0;
         }
-        let address = Address::new(segment, bus, device, function);
-        let own = DeviceRange { first: address.routing, last: address.routing };
-        if !self.hierarchy {
-            return Some(own);
-        }
-        let (first, last) = behind(space, address)?;
-        Some(DeviceRange { first: u16::from(first) << 8, last: u16::from(last) << 8 | 0xff })
+        Some(Address::new(segment, bus, device, function))
     }
 }
 
@@ -272,5 +284,17 @@ mod tests {
         assert_eq!(resolve(false, &[(1, 0), (9, 0), (1, 0)]), None);
         assert_eq!(resolve(true, &[(6, 0)]), None);
         assert_eq!(resolve(true, &[]), None);
+    }
+
+    #[test]
+    fn a_bridge_is_with_what_is_behind_it() {
+        let scope = |hierarchy| DeviceScope { hierarchy, bus: 0, path: vec![(1, 0)] };
+        let mut dmar = Dmar::parse(&dmar(&[drhd(0, 0, 0xfed9_0000, &[])])).unwrap();
+        let unit = |scopes| Drhd { scopes, ..dmar.units[0].clone() };
+        dmar.units = vec![unit(vec![scope(true)]), unit(vec![scope(false)])];
+        let covered = dmar.coverage(&mut Bridges(&[(0, 1, 3, 5)]));
+        let names = |of: usize, bus, device| covered[of].names(Address::new(0, bus, device, 0));
+        assert!(names(0, 0, 1) && names(0, 3, 0) && names(0, 5, 31) && !names(0, 0, 2) && !names(0, 6, 0));
+        assert!(names(1, 0, 1) && !names(1, 3, 0));
     }
 }

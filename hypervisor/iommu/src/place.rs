@@ -75,10 +75,13 @@ impl Reserved {
 impl Dmar {
     /// What is behind each unit, in their order. Devices whose way leads nowhere are left out.
     pub fn coverage(&self, space: &mut impl ConfigSpace) -> Vec<Coverage> {
-        let coverage = self.units.iter().map(|unit| Coverage {
-            segment: unit.segment,
-            ranges: unit.scopes.iter().filter_map(|scope| scope.resolve(space, unit.segment)).collect(),
-            rest: unit.all,
+        let coverage = self.units.iter().map(|unit| {
+            let mut ranges = Vec::new();
+            for scope in &unit.scopes {
+                ranges.extend(scope.resolve(space, unit.segment));
+                ranges.extend(scope.bridge(space, unit.segment));
+            }
+            Coverage { segment: unit.segment, ranges, rest: unit.all }
         });
         coverage.collect()
     }

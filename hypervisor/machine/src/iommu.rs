@@ -203,6 +203,22 @@ impl Tables {
     }
 }
 
+/// Where the registers of the machine's units are: start and past-the-end address. None where its tables cannot be read, which
+/// [`init`] tells.
+#[must_use]
+pub fn registers(platform: &Platform) -> Vec<(u64, u64)> {
+    let range = |start: u64, bytes: u64| (start, start.saturating_add(bytes));
+    match Tables::read(platform) {
+        Ok(Some(Tables::Intel(dmar))) => {
+            dmar.units.iter().map(|unit| range(unit.registers, unit.bytes)).collect()
+        }
+        Ok(Some(Tables::Amd(ivrs))) => {
+            ivrs.units.iter().map(|unit| range(unit.registers, unit.bytes)).collect()
+        }
+        Ok(None) | Err(_) => Vec::new(),
+    }
+}
+
 /// Takes the machine's IOMMU over, if it has one: devices reach nothing from then on, but what the firmware has reserved for
 /// them where `is_ram` does not hold of its first byte and its bytes. `functions` are those that may be attached.
 ///
