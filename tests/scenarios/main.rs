@@ -8,6 +8,7 @@ mod accounts;
 mod capabilities;
 mod clock;
 mod contracts;
+mod control;
 mod crash;
 mod dirty;
 mod front_door;
@@ -42,6 +43,7 @@ const ON_BOCHS: &[&str] = &[
     "hostile",
     "hostile-wild",
     "dirty-exact",
+    "control",
     "crash-panic",
     "refusal-overcommitted",
 ];
@@ -122,6 +124,8 @@ fn main() -> ExitCode {
         ("contract-reservation", contracts::reservation),
         ("contract-reboots", contracts::reboots),
         ("contract-steal", contracts::steal),
+        ("control", control::calls),
+        ("control-on-2-cpus", control::calls_on_two),
         ("consoles", linux::consoles),
         ("policies", linux::policies),
         ("shell", linux::shell),

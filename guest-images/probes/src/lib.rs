@@ -19,6 +19,7 @@ pub mod apic;
 pub mod cpu;
 pub mod end;
 pub mod gdt;
+pub mod hypercall;
 pub mod kvm_clock;
 pub mod paging;
 pub mod ports;

@@ -3,6 +3,7 @@
 use caisson_types::{DomainId, Gpa};
 
 use crate::batch::List;
+use crate::control::ControlCall;
 use crate::error::CallError;
 use crate::events::{MAX_PORTS, Source};
 use crate::io::ChannelDescription;
@@ -33,6 +34,8 @@ pub enum Operation {
     },
     /// About devices that the caller serves.
     Channel(ChannelCall),
+    /// About domains.
+    Control(ControlCall),
 }
 
 /// Memory of the caller's that a call reads or writes: a multiple of 8 and its bytes, which do not go beyond the end of the
@@ -49,7 +52,7 @@ impl Buffer {
     /// The most bytes.
     pub const MAX: u64 = 0x1_0000;
 
-    fn new(at: u64, bytes: u64) -> Result<Self, CallError> {
+    pub(crate) fn new(at: u64, bytes: u64) -> Result<Self, CallError> {
         if !at.is_multiple_of(8) || bytes > Self::MAX {
             return Err(CallError::Invalid);
         }
@@ -220,6 +223,9 @@ pub fn decode(number: u64, arguments: [u64; 4], privileges: Privileges) -> Resul
         }
         Number::EventConnect => return connect(first, second).map(Call::One),
         Number::ChannelList => return channel(ChannelCall::List { into: Buffer::new(first, second)? }),
+        number if number >= Number::MachineInfo => {
+            return ControlCall::decode(number, arguments).map(|call| Call::One(Operation::Control(call)));
+        }
         _ => {
             return number16(first)
                 .and_then(|of| about_channel(number, of, [second, third, fourth]))
@@ -284,7 +290,7 @@ fn number16(argument: u64) -> Result<u16, CallError> {
     u16::try_from(argument).map_err(|_| CallError::Invalid)
 }
 
-fn domain(argument: u64) -> Result<DomainId, CallError> {
+pub(crate) fn domain(argument: u64) -> Result<DomainId, CallError> {
     number16(argument).map(DomainId)
 }
 

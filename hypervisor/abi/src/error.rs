@@ -17,7 +17,7 @@ pub enum CallError {
     NoMemory,
     /// `-EFAULT`: a batch's list, or what an argument points to, is not in the caller's memory.
     Fault,
-    /// `-EBUSY`: the guest lives, and what was said before stays as it is.
+    /// `-EBUSY`: the guest lives, and what was said before stays as it is; or it is just about to do what was asked before.
     Busy,
     /// `-EINVAL`: an argument is out of range, or a batch within a batch.
     Invalid,
@@ -25,7 +25,7 @@ pub enum CallError {
     NoPorts,
     /// `-EPIPE`: the other side has closed, or is gone.
     PeerClosed,
-    /// `-ENOTCONN`: nobody is bound to the port; the device is not attached.
+    /// `-ENOTCONN`: nobody is bound to the port; the device is not attached; the console is not kept.
     NotConnected,
     /// `-ECONNREFUSED`: the remote port is not offered to the caller; the device is not one that it serves.
     Refused,
@@ -126,11 +126,13 @@ impl fmt::Display for CallError {
             Self::BadPort => "this port is not in use: allocate or bind it first",
             Self::NoMemory => "Caisson has no memory left for this: end a guest, or give one less",
             Self::Fault => "what an argument points to is not in the domain's memory",
-            Self::Busy => "the guest lives with what was said before: end it first",
+            Self::Busy => "the guest lives, or is in between: end it first, or try again in a moment",
             Self::Invalid => "an argument is out of range",
             Self::NoPorts => "all ports of the domain are in use: close some",
             Self::PeerClosed => "the other side has closed the port: close it as well",
-            Self::NotConnected => "nobody is bound to this port, or the device is not attached",
+            Self::NotConnected => {
+                "nobody is bound to this port, the device is not attached, or the console not kept"
+            }
             Self::Refused => "the port or device is not this domain's to have",
             Self::NoSuchCall => "this Caisson has no such call",
         })

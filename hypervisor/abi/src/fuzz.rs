@@ -52,6 +52,7 @@ fn needs(operation: Operation) -> Privileges {
         Operation::Event(BindSource(_)) => Privileges::EVENTS | Privileges::CONTROL,
         Operation::Event(_) | Operation::Connect { .. } => Privileges::EVENTS,
         Operation::Channel(_) => Privileges::IO_BACKEND,
+        Operation::Control(_) => Privileges::CONTROL,
     }
 }
 

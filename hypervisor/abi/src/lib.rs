@@ -15,6 +15,7 @@
 //! | `batch.rs` | a list of calls in guest memory |
 //! | `events.rs` | the shared page of pending events, sources, the status of a port |
 //! | `io.rs` | what is known of a device and its guest to who serves it |
+//! | `control.rs` | calls about domains, and what is known of them to who controls them |
 //! | `door.rs` | the registers and pages by which a program in user space makes calls |
 //!
 //! Invariants. Decoding has no effect and cannot fail but by a [`CallError`]. Whether the caller may make a call is decided
@@ -29,6 +30,7 @@ extern crate alloc;
 
 mod batch;
 mod call;
+pub mod control;
 pub mod door;
 mod error;
 pub mod events;
@@ -101,6 +103,28 @@ pub mod hypercall {
     pub const CHANNEL_SET_CONFIG: u64 = FIRST + 0x2a;
     /// [`Number::ChannelFail`](super::Number::ChannelFail).
     pub const CHANNEL_FAIL: u64 = FIRST + 0x2b;
+    /// [`Number::MachineInfo`](super::Number::MachineInfo).
+    pub const MACHINE_INFO: u64 = FIRST + 0x30;
+    /// [`Number::DomainList`](super::Number::DomainList).
+    pub const DOMAIN_LIST: u64 = FIRST + 0x31;
+    /// [`Number::VcpuList`](super::Number::VcpuList).
+    pub const VCPU_LIST: u64 = FIRST + 0x32;
+    /// [`Number::DomainStart`](super::Number::DomainStart).
+    pub const DOMAIN_START: u64 = FIRST + 0x33;
+    /// [`Number::DomainShutdown`](super::Number::DomainShutdown).
+    pub const DOMAIN_SHUTDOWN: u64 = FIRST + 0x34;
+    /// [`Number::DomainReset`](super::Number::DomainReset).
+    pub const DOMAIN_RESET: u64 = FIRST + 0x35;
+    /// [`Number::DomainDestroy`](super::Number::DomainDestroy).
+    pub const DOMAIN_DESTROY: u64 = FIRST + 0x36;
+    /// [`Number::DomainPause`](super::Number::DomainPause).
+    pub const DOMAIN_PAUSE: u64 = FIRST + 0x37;
+    /// [`Number::DomainResume`](super::Number::DomainResume).
+    pub const DOMAIN_RESUME: u64 = FIRST + 0x38;
+    /// [`Number::ConsoleRead`](super::Number::ConsoleRead).
+    pub const CONSOLE_READ: u64 = FIRST + 0x39;
+    /// [`Number::ConsoleWrite`](super::Number::ConsoleWrite).
+    pub const CONSOLE_WRITE: u64 = FIRST + 0x3a;
 }
 
 /// Those of KVM's hypercalls that Caisson has.

@@ -74,6 +74,28 @@ pub enum Number {
     ChannelSetConfig,
     /// Says that the device cannot go on before the guest resets it.
     ChannelFail,
+    /// Writes what the machine as a whole is and does: [`MachineRecord`](crate::control::MachineRecord); answers its bytes.
+    MachineInfo,
+    /// Writes all domains: [`DomainRecord`](crate::control::DomainRecord)s; answers how many there are.
+    DomainList,
+    /// Writes the vCPUs of a domain: [`VcpuRecord`](crate::control::VcpuRecord)s; answers how many there are.
+    VcpuList,
+    /// Makes a domain that is gone again.
+    DomainStart,
+    /// Presses a domain's power button.
+    DomainShutdown,
+    /// Presses a domain's reset button.
+    DomainReset,
+    /// Ends a domain for good.
+    DomainDestroy,
+    /// Has a domain stand still.
+    DomainPause,
+    /// Has it go on.
+    DomainResume,
+    /// Writes what a domain has written to its console: [`ConsoleHeader`](crate::control::ConsoleHeader) and bytes; answers how many bytes.
+    ConsoleRead,
+    /// Types on a domain's console; answers how many bytes there was room for.
+    ConsoleWrite,
 }
 
 use CallError::{
@@ -83,7 +105,7 @@ use CallError::{
 
 impl Number {
     /// All of them, by number.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 37] = [
         Self::Version,
         Self::Batch,
         Self::EventAllocate,
@@ -110,6 +132,17 @@ impl Number {
         Self::ChannelConfig,
         Self::ChannelSetConfig,
         Self::ChannelFail,
+        Self::MachineInfo,
+        Self::DomainList,
+        Self::VcpuList,
+        Self::DomainStart,
+        Self::DomainShutdown,
+        Self::DomainReset,
+        Self::DomainDestroy,
+        Self::DomainPause,
+        Self::DomainResume,
+        Self::ConsoleRead,
+        Self::ConsoleWrite,
     ];
 
     /// The call with this number.
@@ -143,6 +176,17 @@ impl Number {
             hypercall::CHANNEL_CONFIG => Self::ChannelConfig,
             hypercall::CHANNEL_SET_CONFIG => Self::ChannelSetConfig,
             hypercall::CHANNEL_FAIL => Self::ChannelFail,
+            hypercall::MACHINE_INFO => Self::MachineInfo,
+            hypercall::DOMAIN_LIST => Self::DomainList,
+            hypercall::VCPU_LIST => Self::VcpuList,
+            hypercall::DOMAIN_START => Self::DomainStart,
+            hypercall::DOMAIN_SHUTDOWN => Self::DomainShutdown,
+            hypercall::DOMAIN_RESET => Self::DomainReset,
+            hypercall::DOMAIN_DESTROY => Self::DomainDestroy,
+            hypercall::DOMAIN_PAUSE => Self::DomainPause,
+            hypercall::DOMAIN_RESUME => Self::DomainResume,
+            hypercall::CONSOLE_READ => Self::ConsoleRead,
+            hypercall::CONSOLE_WRITE => Self::ConsoleWrite,
             _ => return None,
         })
     }
@@ -177,6 +221,17 @@ impl Number {
             Self::ChannelConfig => hypercall::CHANNEL_CONFIG,
             Self::ChannelSetConfig => hypercall::CHANNEL_SET_CONFIG,
             Self::ChannelFail => hypercall::CHANNEL_FAIL,
+            Self::MachineInfo => hypercall::MACHINE_INFO,
+            Self::DomainList => hypercall::DOMAIN_LIST,
+            Self::VcpuList => hypercall::VCPU_LIST,
+            Self::DomainStart => hypercall::DOMAIN_START,
+            Self::DomainShutdown => hypercall::DOMAIN_SHUTDOWN,
+            Self::DomainReset => hypercall::DOMAIN_RESET,
+            Self::DomainDestroy => hypercall::DOMAIN_DESTROY,
+            Self::DomainPause => hypercall::DOMAIN_PAUSE,
+            Self::DomainResume => hypercall::DOMAIN_RESUME,
+            Self::ConsoleRead => hypercall::CONSOLE_READ,
+            Self::ConsoleWrite => hypercall::CONSOLE_WRITE,
         }
     }
 
@@ -210,6 +265,17 @@ impl Number {
             Self::ChannelConfig => "channel_config",
             Self::ChannelSetConfig => "channel_set_config",
             Self::ChannelFail => "channel_fail",
+            Self::MachineInfo => "machine_info",
+            Self::DomainList => "domain_list",
+            Self::VcpuList => "vcpu_list",
+            Self::DomainStart => "domain_start",
+            Self::DomainShutdown => "domain_shutdown",
+            Self::DomainReset => "domain_reset",
+            Self::DomainDestroy => "domain_destroy",
+            Self::DomainPause => "domain_pause",
+            Self::DomainResume => "domain_resume",
+            Self::ConsoleRead => "console_read",
+            Self::ConsoleWrite => "console_write",
         }
     }
 
@@ -219,14 +285,25 @@ impl Number {
         match self {
             Self::Version | Self::EventBindBackend => &[],
             Self::Batch => &["list", "count"],
-            Self::EventAllocate | Self::EventBindDomain | Self::EventBindConsole => &["domain"],
+            Self::EventAllocate
+            | Self::EventBindDomain
+            | Self::EventBindConsole
+            | Self::DomainStart
+            | Self::DomainShutdown
+            | Self::DomainReset
+            | Self::DomainDestroy
+            | Self::DomainPause
+            | Self::DomainResume => &["domain"],
             Self::EventBind => &["domain", "port"],
             Self::EventClose | Self::EventSend | Self::EventMask | Self::EventUnmask | Self::EventStatus => {
                 &["port"]
             }
             Self::EventBindChannel => &["channel", "queue"],
             Self::EventConnect => &["page", "vector"],
-            Self::ChannelList => &["into", "bytes"],
+            Self::ChannelList | Self::MachineInfo | Self::DomainList => &["into", "bytes"],
+            Self::VcpuList => &["domain", "into", "bytes"],
+            Self::ConsoleRead => &["domain", "position", "into", "bytes"],
+            Self::ConsoleWrite => &["domain", "from", "bytes"],
             Self::ChannelParameters | Self::ChannelMemory | Self::ChannelState => {
                 &["channel", "into", "bytes"]
             }
@@ -269,6 +346,17 @@ impl Number {
             | Self::ChannelConfig
             | Self::ChannelSetConfig
             | Self::ChannelFail => Privileges::IO_BACKEND,
+            Self::MachineInfo
+            | Self::DomainList
+            | Self::VcpuList
+            | Self::DomainStart
+            | Self::DomainShutdown
+            | Self::DomainReset
+            | Self::DomainDestroy
+            | Self::DomainPause
+            | Self::DomainResume
+            | Self::ConsoleRead
+            | Self::ConsoleWrite => Privileges::CONTROL,
         }
     }
 
@@ -289,7 +377,15 @@ impl Number {
             Self::EventBindBackend => &[NotPermitted, NoPorts],
             Self::EventBindChannel => &[NotPermitted, Invalid, Refused, NoPorts],
             Self::EventConnect => &[NotPermitted, Invalid, Fault],
-            Self::ChannelList => &[NotPermitted, Invalid, Fault],
+            Self::ChannelList | Self::MachineInfo | Self::DomainList => &[NotPermitted, Invalid, Fault],
+            Self::VcpuList => &[NotPermitted, Invalid, Fault, NoSuchDomain],
+            Self::DomainStart | Self::DomainResume => &[NotPermitted, Invalid, NoSuchDomain, Busy],
+            Self::DomainShutdown | Self::DomainReset | Self::DomainDestroy | Self::DomainPause => {
+                &[NotPermitted, Invalid, NoSuchDomain]
+            }
+            Self::ConsoleRead | Self::ConsoleWrite => {
+                &[NotPermitted, Invalid, Fault, NoSuchDomain, NotConnected]
+            }
             Self::ChannelParameters => &[NotPermitted, Invalid, Fault, Refused],
             Self::ChannelDescribe => &[NotPermitted, Invalid, Fault, Refused, Busy],
             Self::ChannelAttach => &[NotPermitted, Invalid, Refused, NoSuchDomain, NoMemory, Busy],

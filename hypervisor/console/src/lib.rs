@@ -21,6 +21,7 @@ extern crate alloc;
 extern crate std;
 
 mod filter;
+mod history;
 mod keys;
 mod mux;
 mod ring;
@@ -31,6 +32,7 @@ mod top;
 mod tests;
 
 pub use filter::Filter;
+pub use history::{HISTORY_BYTES, Piece};
 pub use mux::{
     INPUT_BYTES, LINE_BYTES, LOG_NAME, Mux, OUTPUT_BYTES, RESERVED_BYTES, Shown, TAKEN_AT_ONCE, log_prefix,
 };

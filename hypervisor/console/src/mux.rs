@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use caisson_types::DomainId;
 
+use crate::history::{History, Piece};
 use crate::{Filter, RING_BYTES, Ring};
 
 /// Bytes of output that can wait for the line.
@@ -52,6 +53,12 @@ pub(crate) struct Guest {
     /// It has ended, and so does its line when the ring is empty.
     ends: bool,
     pub(crate) input: VecDeque<u8>,
+    /// What it wrote last.
+    history: History,
+    /// Somebody who typed found no room.
+    refused: bool,
+    /// It has written something, or there is room again, and nobody has been told.
+    news: bool,
 }
 
 /// All consoles on one line.
@@ -118,6 +125,9 @@ impl Mux {
             line: Vec::with_capacity(LINE_BYTES),
             filter: Filter::new(),
             input: VecDeque::with_capacity(INPUT_BYTES),
+            history: History::new(),
+            refused: false,
+            news: false,
         });
     }
 
@@ -185,6 +195,8 @@ impl Mux {
 
     /// A byte of a guest's output.
     pub(crate) fn guest_byte(&mut self, index: usize, byte: u8) {
+        self.guests[index].history.write(byte);
+        self.guests[index].news = true;
         if self.shown == Shown::Guest(self.guests[index].id) && !self.table {
             self.mid_line = byte != b'\n';
             self.push(&[byte]);
@@ -270,7 +282,39 @@ impl Mux {
     pub fn input_taken(&mut self, place: usize) {
         if let Some(guest) = self.guests.get_mut(place) {
             guest.input.pop_front();
+            if guest.input.is_empty() && core::mem::take(&mut guest.refused) {
+                guest.news = true;
+            }
         }
+    }
+
+    /// What a guest has written, from byte `position` on. `None` for a guest without a console.
+    #[must_use]
+    pub fn read(&self, id: DomainId, position: u64, into: &mut [u8]) -> Option<Piece> {
+        self.guests.iter().find(|guest| guest.id == id).map(|guest| guest.history.read(position, into))
+    }
+
+    /// Types on a guest's console, whichever is shown: no byte means anything here. How many there was room for; `None` for a
+    /// guest without a console.
+    pub fn write(&mut self, id: DomainId, bytes: &[u8]) -> Option<usize> {
+        let guest = self.guests.iter_mut().find(|guest| guest.id == id)?;
+        let room = bytes.len().min(INPUT_BYTES.saturating_sub(guest.input.len()));
+        guest.input.extend(bytes.iter().take(room));
+        guest.refused |= room < bytes.len();
+        Some(room)
+    }
+
+    /// A guest that has written something, or has room again, since this was last said of it.
+    pub fn take_news(&mut self) -> Option<DomainId> {
+        let guest = self.guests.iter_mut().find(|guest| guest.news)?;
+        guest.news = false;
+        Some(guest.id)
+    }
+
+    /// Whether there is such a guest.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.guests.iter().any(|guest| guest.news)
     }
 
     /// Whether some guest has input waiting.

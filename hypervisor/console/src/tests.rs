@@ -272,3 +272,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_console_is_read_beside_the_line() {
+    let mut mux = two();
+    assert_eq!(mux.take_news(), None);
+    mux.show(Shown::Guest(RED));
+    write(&mut mux, BLUE, "hello\r\nworld");
+    assert!(mux.has_news());
+    assert_eq!((mux.take_news(), mux.take_news()), (Some(BLUE), None));
+    let mut bytes = [0; 8];
+    // Twice the same: reading takes nothing away.
+    for _ in 0..2 {
+        let piece = mux.read(BLUE, 7, &mut bytes).unwrap();
+        assert_eq!((piece.first, piece.count, piece.end), (7, 5, 12));
+        assert_eq!(&bytes[..5], b"world");
+    }
+    assert_eq!(mux.read(RED, 0, &mut bytes).unwrap().end, 0);
+    assert_eq!(mux.read(DomainId(9), 0, &mut bytes), None);
+}
+
+#[test]
+fn what_is_typed_from_elsewhere_is_the_guests_and_has_an_end() {
+    let mut mux = two();
+    mux.show(Shown::Guest(BLUE));
+    assert_eq!(mux.write(RED, &[PREFIX, b'c', b'x']), Some(3));
+    assert_eq!(input(&mut mux, RED), [PREFIX, b'c', b'x']);
+    assert_eq!(mux.write(DomainId(9), b"x"), None);
+    assert!(!mux.has_news(), "nobody found it full");
+    let many = [b'y'; crate::INPUT_BYTES + 1];
+    assert_eq!(mux.write(RED, &many), Some(crate::INPUT_BYTES));
+    assert_eq!(mux.write(RED, b"z"), Some(0));
+    assert_eq!(input(&mut mux, RED).len(), crate::INPUT_BYTES);
+    assert_eq!((mux.take_news(), mux.take_news()), (Some(RED), None));
+}

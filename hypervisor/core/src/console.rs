@@ -43,6 +43,8 @@ static TABLE_DUE: AtomicU64 = AtomicU64::new(u64::MAX);
 static OUTPUT_DUE: AtomicU64 = AtomicU64::new(0);
 /// Idle while [`SERIAL_CPU`] does not look for guests' output by itself.
 static RESTS: Beacon = Beacon::new();
+/// Some guest has written something, or has room for input again.
+static NEWS: AtomicBool = AtomicBool::new(false);
 /// Some guest has input waiting.
 static INPUT: AtomicBool = AtomicBool::new(false);
 
@@ -127,6 +129,7 @@ pub(crate) fn poll() {
             TABLE_DUE.store(if shown { u64::MAX } else { 0 }, Ordering::Relaxed);
         }
         INPUT.store(mux.has_input(), Ordering::Relaxed);
+        NEWS.store(mux.has_news(), Ordering::Relaxed);
     });
 }
 
@@ -197,11 +200,44 @@ pub(crate) fn deliver_input(mut take: impl FnMut(DomainId, u8) -> bool) {
             from = place + 1;
         }
     }
-    with(|mux| INPUT.store(mux.has_input(), Ordering::Relaxed));
+    with(|mux| {
+        INPUT.store(mux.has_input(), Ordering::Relaxed);
+        NEWS.store(mux.has_news(), Ordering::Relaxed);
+    });
 }
 
 fn peek_input(from: usize) -> Option<(usize, DomainId, u8)> {
     MUX.lock().as_ref().and_then(|mux| mux.peek_input(from))
+}
+
+/// What a guest has written, from byte `position` on; `None` for one without a console.
+pub(crate) fn read(id: DomainId, position: u64, into: &mut [u8]) -> Option<caisson_console::Piece> {
+    with(|mux| {
+        // What waits in its ring has been written, too.
+        let _ = mux.take_output();
+        mux.read(id, position, into)
+    })
+}
+
+/// Types on a guest's console. How many bytes there was room for; `None` for one without a console.
+pub(crate) fn write(id: DomainId, bytes: &[u8]) -> Option<usize> {
+    let count = with(|mux| mux.write(id, bytes))?;
+    // It delivers input.
+    tell_serial_cpu();
+    Some(count)
+}
+
+/// A guest of which there is something new to read, or room for input again: on [`SERIAL_CPU`], after [`poll`] or
+/// [`deliver_input`].
+pub(crate) fn take_news() -> Option<DomainId> {
+    if !NEWS.load(Ordering::Relaxed) {
+        return None;
+    }
+    with(|mux| {
+        let news = mux.take_news();
+        NEWS.store(mux.has_news(), Ordering::Relaxed);
+        news
+    })
 }
 
 /// Whether some guest has input waiting.

@@ -31,6 +31,7 @@ use caisson_types::{DomainId, Gpa, Hpa, PAGE_SIZE, PageSize, VcpuId};
 use caisson_virtio::{PageRef, RegisterPage};
 
 use crate::console;
+use crate::control::Pause;
 use crate::dirty::Tracking;
 use crate::dma::{Dma, DmaDomain, DmaError};
 use crate::functions::Devices;
@@ -55,6 +56,12 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     pub(crate) live: Option<Arc<Live<B, F>>>,
     /// What is to be done for it beside running it.
     pub(crate) phase: Phase,
+    /// The number of its life, or its last one; 0 before the first.
+    pub(crate) life: u32,
+    /// Somebody has said that it is to be gone, whatever it is doing.
+    pub(crate) unwanted: bool,
+    /// It could not be made the last time.
+    pub(crate) is_unmade: bool,
     /// How often it has been restarted.
     restarts: u32,
     /// How it ended last.
@@ -117,6 +124,8 @@ pub(crate) struct Live<B: Backend, F: Format> {
     ending: AtomicBool,
     /// vCPUs that are in some queue.
     pub(crate) vcpus_left: AtomicUsize,
+    /// Whether it stands still.
+    pub(crate) pause: Pause,
 }
 
 /// A domain's stage-2 tables.
@@ -355,6 +364,7 @@ impl Maker {
             own_devices,
             console: console::ring(id),
             ending: AtomicBool::new(false),
+            pause: Pause::new(),
         })
     }
 
@@ -502,6 +512,9 @@ impl<B: Backend, F: Format> Guest<B, F> {
             id,
             live: None,
             phase: Phase::Living,
+            life: 0,
+            unwanted: false,
+            is_unmade: false,
             restarts: 0,
             ended: None,
             restarting: false,
@@ -513,13 +526,16 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// Its old memory is free: the TSC from which on it may be made again, if it is to be.
     pub(crate) fn restart_at(&mut self) -> Option<u64> {
-        core::mem::take(&mut self.restarting).then_some(self.not_before)
+        (core::mem::take(&mut self.restarting) && !self.unwanted).then_some(self.not_before)
     }
 
     /// It lives again, after work of `cost` TSC ticks: the next time must wait so long that such work stays a small part
     /// of the machine's.
     pub(crate) fn started(&mut self, live: Arc<Live<B, F>>, cost: u64) {
         self.live = Some(live);
+        self.phase = Phase::Living;
+        // 0 is no life.
+        self.life = self.life.checked_add(1).unwrap_or(1);
         self.not_before = cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART));
     }
 
@@ -531,6 +547,24 @@ impl<B: Backend, F: Format> Guest<B, F> {
         let (memory, vcpus) = (self.record.memory() >> 20, self.record.vcpus());
         let s = if vcpus == 1 { "" } else { "s" };
         log::info!("guest {}: {memory} MiB, {vcpus} vCPU{s}, started", self.name());
+    }
+
+    /// It is gone, and is to live again as if for the first time.
+    pub(crate) fn begin_anew(&mut self) {
+        self.restarts = 0;
+        self.unwanted = false;
+        self.is_unmade = false;
+        self.phase = Phase::Awaited;
+    }
+
+    /// How often it has been started again by itself.
+    pub(crate) fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    /// How it ended last.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        self.ended
     }
 
     /// Whether it is gone for good.
@@ -545,17 +579,19 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// Whether it ended as it should.
     pub(crate) fn ended_well(&self) -> bool {
-        self.ended == Some(Ended::PowerOff)
+        self.unwanted || matches!(self.ended, Some(Ended::PowerOff | Ended::Destroyed))
     }
 
-    /// It has ended, as `vcpu` reports, which is on this CPU: says so, and notes whether it is to be started again.
-    pub(crate) fn end(&mut self, ended: Ended, vcpu: &VirtualCpu<B::Vcpu>) {
+    /// It has ended, as `vcpu` reports, which is on this CPU, or as somebody has said: says so, and notes whether it is to be
+    /// started again.
+    pub(crate) fn end(&mut self, ended: Ended, vcpu: Option<&VirtualCpu<B::Vcpu>>) {
         console::end_guest(self.id);
         let actions = self.record.on_exit();
         let (action, failed) = match ended {
             Ended::PowerOff => (actions.poweroff, false),
             Ended::Reset => (actions.reboot, false),
             Ended::TripleFault { .. } | Ended::Killed(_) => (actions.crash, true),
+            Ended::Destroyed => (OnExitAction::Destroy, false),
         };
         let within = self.record.max_restarts().is_none_or(|most| self.restarts < most);
         let again = action == OnExitAction::Restart && within;
@@ -577,7 +613,14 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
     /// Says how it ended, with its registers where it failed. A guest that ends and starts again and again is heard
     /// [`LINES_PER_SECOND`] times a second at most.
-    fn say_end(&mut self, ended: Ended, failed: bool, what: &str, again: bool, vcpu: &VirtualCpu<B::Vcpu>) {
+    fn say_end(
+        &mut self,
+        ended: Ended,
+        failed: bool,
+        what: &str,
+        again: bool,
+        vcpu: Option<&VirtualCpu<B::Vcpu>>,
+    ) {
         let now = cpu::tsc();
         if again && now.wrapping_sub(self.said) < clock::get().tsc_hz / LINES_PER_SECOND {
             self.unsaid += 1;
@@ -590,7 +633,9 @@ impl<B: Backend, F: Format> Guest<B, F> {
         }
         if failed {
             log::error!("guest {}: {ended}; {what}", self.name());
-            self.log_registers(vcpu);
+            if let Some(vcpu) = vcpu {
+                self.log_registers(vcpu);
+            }
         } else {
             log::info!(target: EVENT, "guest {}: {ended}; {what}", self.name());
         }

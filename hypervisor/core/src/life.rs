@@ -27,6 +27,8 @@ use crate::scheduler::{System, serve_between_steps};
 pub(crate) enum Phase {
     /// It has not been made yet: the domains that serve its devices are to describe them first.
     Awaited,
+    /// It cannot be made: who was to serve its devices is gone.
+    Unmade,
     /// Nothing, but that somebody may want to know what it writes, or does not use its memory any more.
     Living,
     /// All its vCPUs are out of the queues.
@@ -52,15 +54,17 @@ pub(crate) enum Chore {
 }
 
 impl<B: Backend, F: Format> System<B, F> {
-    /// A vCPU of the guest's reported its end. The CPU that it is on takes it out afterwards, by [`System::retire`].
-    pub(crate) fn end(&self, live: &Arc<Live<B, F>>, ended: Ended, vcpu: &VirtualCpu<B::Vcpu>) {
+    /// A guest has come to its end: one of its vCPUs reports it, which the CPU that it is on takes out afterwards, by
+    /// [`System::retire`]; or somebody who may has said so.
+    pub(crate) fn end(&self, live: &Arc<Live<B, F>>, ended: Ended, vcpu: Option<&VirtualCpu<B::Vcpu>>) {
         if live.set_ending() {
-            // Another vCPU was faster.
+            // Another vCPU was faster, or somebody else.
             return;
         }
         self.guests[live.guest].lock().end(ended, vcpu);
         self.io.ended(self, live.guest);
-        for (index, task) in live.tasks.iter().enumerate().filter(|(index, _)| *index != vcpu.index()) {
+        let here = vcpu.map(VirtualCpu::index);
+        for (index, task) in live.tasks.iter().enumerate().filter(|(index, _)| Some(*index) != here) {
             if self.withdraw(&task.place) {
                 self.left(live, index);
             }
@@ -89,6 +93,8 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn chore(&self, index: usize, until: u64) -> Chore {
         let mut guest = self.guests[index].lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
+            Phase::Awaited | Phase::Unmade | Phase::Restart(_) if guest.unwanted => Chore::Gone(true),
+            Phase::Unmade => Chore::Gone(false),
             Phase::Awaited => {
                 guest.phase = Phase::Awaited;
                 drop(guest);
@@ -173,6 +179,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 Chore::More
             }
             Phase::Burial(mut memory) => {
+                guest.phase = Phase::Ended;
                 drop(guest);
                 let mut done = memory.scrub_step();
                 let is_wanted = || {
@@ -206,6 +213,7 @@ impl<B: Backend, F: Format> System<B, F> {
                     return Chore::More;
                 }
                 let (record, id) = (guest.record, guest.id);
+                guest.phase = Phase::Restart(at);
                 drop(guest);
                 self.restart(index, &record, id)
             }
@@ -239,10 +247,12 @@ impl<B: Backend, F: Format> System<B, F> {
             guest.phase = Phase::Restart(0);
             self.wake(&self.chores[index]);
         } else if is_gone {
-            guest.phase = Phase::Gone;
+            // What is asleep may be another CPU's already: it is taken out of its queue when it runs.
+            guest.phase = Phase::Unmade;
+            guest.is_unmade = true;
             let name = guest.name();
             log::error!("guest {name}: cannot be started: the domain that serves its devices is gone");
-            return Chore::Gone(false);
+            self.wake(&self.chores[index]);
         }
         Chore::More
     }
@@ -255,18 +265,27 @@ impl<B: Backend, F: Format> System<B, F> {
     ) -> Chore {
         let start = cpu::tsc();
         let made = self.maker.make(self.backend, record, id, index, self.io.described(index));
-        let mut guest = self.guests[index].lock();
         match made {
             Ok(live) => {
                 let live = Arc::new(live);
+                // Before it can be ended.
+                self.io.started(self, &live);
+                let mut guest = self.guests[index].lock();
                 guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
                 guest.say_start();
+                let unwanted = guest.unwanted;
                 drop(guest);
-                self.io.started(self, &live);
+                self.io.tell_state(self, index);
                 self.enrol_vcpus(&live);
+                if unwanted {
+                    // That was said while it was being made.
+                    self.end(&live, Ended::Destroyed, None);
+                }
                 Chore::More
             }
             Err(error) => {
+                let mut guest = self.guests[index].lock();
+                guest.is_unmade = true;
                 log::error!("guest {}: cannot be started: {error}", guest.name());
                 Chore::Gone(false)
             }

@@ -13,6 +13,7 @@ extern crate alloc;
 
 #[cfg(any(target_os = "none", doc))]
 mod console;
+mod control;
 #[cfg(any(target_os = "none", doc))]
 mod cpus;
 #[cfg(any(target_os = "none", doc))]

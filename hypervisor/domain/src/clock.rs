@@ -2,6 +2,11 @@
 //!
 //! Virtual time is a function of the guest's TSC alone (the KVM clock's own formula, with its zero at the guest's TSC 0),
 //! so that the guest's clock, its timers and its devices cannot drift apart.
+//!
+//! While a guest is paused its time stands still: the TSC that it reads, and all that is made of it, goes on where it was when
+//! the last of its vCPUs left its CPU ([`DomainClock::stood_still`]).
+
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use caisson_irqchip::TscClock;
 use caisson_policy::pvclock::ClockParameters;
@@ -50,10 +55,12 @@ impl TscScale {
 }
 
 /// A domain's clock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct DomainClock {
-    /// Added to the host's TSC, which has been scaled, to make the guest's.
-    offset: u64,
+    /// Added to the host's TSC, which has been scaled, to make the guest's. Written while no vCPU of the guest's runs.
+    offset: AtomicU64,
+    /// Ticks of the guest's TSC for which its time has stood still: `offset` has been lessened by so much.
+    stood: AtomicU64,
     /// Where the guest's TSC has another frequency than the host's: its scale, and the scaled TSC at virtual time 0.
     scaled: Option<(TscScale, u128)>,
     /// TSC ticks a second.
@@ -66,14 +73,15 @@ impl DomainClock {
     #[must_use]
     pub fn starting_at(start: u64, hz: u64) -> Self {
         let parameters = ClockParameters::from_tsc_hz(hz);
-        Self { offset: start.wrapping_neg(), scaled: None, hz, parameters }
+        let offset = AtomicU64::new(start.wrapping_neg());
+        Self { offset, stood: AtomicU64::new(0), scaled: None, hz, parameters }
     }
 
     /// The same with a TSC of `hz` ticks a second that runs by `scale` beside the host's.
     #[must_use]
     pub fn scaled(start: u64, hz: u64, scale: TscScale) -> Self {
         let base = scale.scale(start);
-        let offset = (base as u64).wrapping_neg();
+        let offset = AtomicU64::new((base as u64).wrapping_neg());
         Self { offset, scaled: Some((scale, base)), ..Self::starting_at(0, hz) }
     }
 
@@ -86,18 +94,33 @@ impl DomainClock {
     /// The guest's TSC when the host's is `host_tsc`, but for what the guest has added to it.
     #[inline]
     #[must_use]
-    pub const fn guest_tsc(&self, host_tsc: u64) -> u64 {
-        let ticks = match &self.scaled {
+    pub fn guest_tsc(&self, host_tsc: u64) -> u64 {
+        self.ticks(host_tsc).wrapping_add(self.tsc_offset())
+    }
+
+    /// Ticks of the guest's TSC, before any offset.
+    #[inline]
+    const fn ticks(&self, host_tsc: u64) -> u64 {
+        match &self.scaled {
             None => host_tsc,
             Some((scale, _)) => scale.scale(host_tsc) as u64,
-        };
-        ticks.wrapping_add(self.offset)
+        }
+    }
+
+    /// The guest's time stood still while the host's TSC went from `from` to `to`: at `to` the guest's is what it was at
+    /// `from`. To be called while no vCPU of the guest's runs; each takes the new offset before it does
+    /// ([`VirtualCpu::follow_clock`](crate::VirtualCpu::follow_clock)).
+    pub fn stood_still(&self, from: u64, to: u64) {
+        let ticks = self.ticks(to.max(from)).wrapping_sub(self.ticks(from));
+        self.offset.store(self.tsc_offset().wrapping_sub(ticks), Ordering::Release);
+        self.stood.store(self.stood.load(Ordering::Relaxed).wrapping_add(ticks), Ordering::Release);
     }
 
     /// What is added to the host's TSC, once that is multiplied, to make the guest's.
+    #[inline]
     #[must_use]
-    pub const fn tsc_offset(&self) -> u64 {
-        self.offset
+    pub fn tsc_offset(&self) -> u64 {
+        self.offset.load(Ordering::Relaxed)
     }
 
     /// TSC ticks a second.
@@ -128,11 +151,12 @@ impl DomainClock {
         match self.parameters.ns_to_tsc(instant.as_nanos()) {
             u64::MAX => u64::MAX,
             tsc if self.scaled.is_some() => {
-                self.scaled.map_or(u64::MAX, |(scale, base)| scale.unscale(base + u128::from(tsc)))
+                let stood = u128::from(self.stood.load(Ordering::Relaxed));
+                self.scaled.map_or(u64::MAX, |(scale, base)| scale.unscale(base + stood + u128::from(tsc)))
             }
             // The offset is negative as a rule, and a guest may name any time: what is beyond the host's TSC never comes.
             tsc => {
-                let host = i128::from(tsc) - i128::from(self.offset as i64);
+                let host = i128::from(tsc) - i128::from(self.tsc_offset() as i64);
                 u64::try_from(host.max(0)).unwrap_or(u64::MAX)
             }
         }
@@ -226,6 +250,37 @@ mod tests {
             prop_assert!(host != u64::MAX && host >= start);
             prop_assert!(clock.at(host) >= instant);
             prop_assert!(clock.at(host - 1) < instant || host == start);
+        }
+
+        /// A pause is not there for the guest: its TSC, its time and its deadlines go on where they were.
+        #[test]
+        fn a_pause_is_not_seen(
+            (_, hz, scale) in scales(),
+            scaled: bool,
+            start in 0u64..1 << 50,
+            pauses in proptest::collection::vec((1u64..1 << 45, 0u64..1 << 45), 0..5),
+            ahead in 1u64..1_000_000_000_000,
+        ) {
+            let clock = if scaled {
+                DomainClock::scaled(start, hz, scale)
+            } else {
+                DomainClock::starting_at(start, hz)
+            };
+            let mut now = start;
+            for (runs, stands) in pauses {
+                let before = now;
+                let reached = clock.guest_tsc(before);
+                let stops = before + runs;
+                let (tsc, time) = (clock.guest_tsc(stops), clock.at(stops));
+                prop_assert!(tsc >= reached);
+                now = stops + stands;
+                clock.stood_still(stops, now);
+                prop_assert_eq!((clock.guest_tsc(now), clock.at(now)), (tsc, time));
+            }
+            let instant = Instant::from_nanos(clock.at(now).as_nanos() + ahead);
+            let host = clock.host_tsc_of(instant);
+            prop_assert!(host > now && clock.at(host) >= instant);
+            prop_assert!(clock.at(host - 1) < instant);
         }
 
         /// So does one in ticks of the guest's TSC.

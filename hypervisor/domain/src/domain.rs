@@ -389,4 +389,13 @@ impl<M> Domain<M> {
         host.wake(wake);
         taken
     }
+
+    /// Presses the power button of the guest's machine.
+    pub fn press_power_button(&self, host: &mut impl Host) {
+        let mut chipset = self.chipset();
+        chipset.press_power_button();
+        let wake = self.settle(&mut chipset);
+        drop(chipset);
+        host.wake(wake);
+    }
 }

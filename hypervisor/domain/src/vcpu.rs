@@ -93,6 +93,8 @@ pub enum Ended {
     },
     /// Caisson had to end it.
     Killed(KillReason),
+    /// Somebody who controls domains ended it.
+    Destroyed,
 }
 
 impl fmt::Display for Ended {
@@ -102,6 +104,7 @@ impl fmt::Display for Ended {
             Self::Reset => f.write_str("reset"),
             Self::TripleFault { rip } => write!(f, "triple fault at rip {rip:#x}"),
             Self::Killed(reason) => write!(f, "ended: {reason}"),
+            Self::Destroyed => f.write_str("told to end"),
         }
     }
 }
@@ -192,6 +195,8 @@ pub struct VirtualCpu<V> {
     pub(crate) waits_for_backend: bool,
     /// What the guest has added to its TSC.
     pub(crate) tsc_adjust: u64,
+    /// The domain's own offset, as the hardware was last told of it.
+    pub(crate) clock_offset: u64,
     /// An INIT reached the boot vCPU, whose reset vector is the machine's.
     pub(crate) reset_requested: bool,
     /// When to look again at what waits, where no exit will tell.
@@ -233,6 +238,7 @@ impl<V: Vcpu> VirtualCpu<V> {
             kicked: false,
             waits_for_backend: false,
             tsc_adjust: 0,
+            clock_offset: domain.clock.tsc_offset(),
             reset_requested: false,
             look_again: Instant::NEVER,
             deadline_changed: true,
@@ -250,6 +256,18 @@ impl<V: Vcpu> VirtualCpu<V> {
     #[must_use]
     pub const fn run_state(&self) -> RunState {
         self.run_state
+    }
+
+    /// Takes over that the domain's time has stood still, if it has since this was last called: before the guest is entered, on
+    /// the CPU that holds the vCPU's state.
+    #[inline]
+    pub fn follow_clock<M>(&mut self, domain: &Domain<M>) {
+        let offset = domain.clock.tsc_offset();
+        if offset != self.clock_offset {
+            self.clock_offset = offset;
+            self.hw.set_tsc_offset(offset.wrapping_add(self.tsc_adjust));
+            self.deadline_changed = true;
+        }
     }
 
     /// Sets a local APIC up as a PC's firmware leaves it: enabled, with the 8259 pair on LINT0 and NMI on LINT1.

@@ -301,6 +301,11 @@ impl Served {
         self.gone = true;
     }
 
+    /// It comes again after all: as its backends have described its devices, or once they have.
+    pub fn returns(&mut self) {
+        self.gone = false;
+    }
+
     /// Whether memory is granted to `backend` that none of its devices uses; then its revocation begins: the caller unmaps it, and has
     /// all CPUs forget it, and then calls [`Served::revoked`].
     pub fn begin_revocation(&mut self, backend: DomainId) -> bool {

@@ -183,6 +183,17 @@ pub fn withdraw<C: Cpus>(cpus: &C, place: &Place) -> Option<<C::Queue as Queue>:
     work
 }
 
+/// What is at `place` is not to run on, for now: the CPU that runs it, if one does, looks at its queue. That it does not run
+/// again, who picks it sees to: by what is said before this is called.
+pub fn interrupt<C: Cpus>(cpus: &C, place: &Place) {
+    let Some((cpu, queue)) = place.find(|cpu| cpus.lock(cpu)) else { return };
+    let runs = queue.is_current(place);
+    drop(queue);
+    if runs {
+        cpus.kick(cpu, pending::RESCHEDULE);
+    }
+}
+
 /// A CPU with nothing to run: shows that it idles, looks for work once more by `pull`, and where there is none sleeps by
 /// `sleep` until it is interrupted. `sleep` looks at the pending word first, with interrupts off.
 ///
@@ -207,6 +218,7 @@ mod tests {
     struct Toy {
         cpu: u32,
         blocked: bool,
+        current: bool,
     }
 
     impl Toy {
@@ -229,7 +241,7 @@ mod tests {
         }
 
         fn is_current(&self, _: &Place) -> bool {
-            false
+            self.current
         }
 
         fn block(&mut self, _: u64) {}
@@ -289,7 +301,7 @@ mod tests {
     /// Who is told to look when CPU 0's entity is woken.
     fn told(meanwhile: fn(&Machine)) -> Vec<u32> {
         let machine = Machine {
-            queues: [0, 1, 2].map(|cpu| RefCell::new(Toy { cpu, blocked: false })),
+            queues: [0, 1, 2].map(|cpu| RefCell::new(Toy { cpu, blocked: false, current: false })),
             idles: Beacon::new(),
             place: Place::new(0),
             kicked: RefCell::new(Vec::new()),
@@ -305,6 +317,25 @@ mod tests {
     #[test]
     fn one_that_wakes_on_an_idle_cpu_tells_it_once() {
         assert_eq!(told(|_| {}), [1]);
+    }
+
+    #[test]
+    fn only_what_runs_is_interrupted() {
+        let machine = Machine {
+            queues: [0, 1, 2].map(|cpu| RefCell::new(Toy { cpu, blocked: false, current: false })),
+            idles: Beacon::new(),
+            place: Place::new(0),
+            kicked: RefCell::new(Vec::new()),
+            has_moved: Cell::new(false),
+            meanwhile: |_| {},
+        };
+        interrupt(&machine, &machine.place);
+        machine.queues[2].borrow_mut().put(&machine.place);
+        interrupt(&machine, &machine.place);
+        assert_eq!(machine.kicked.take(), []);
+        machine.queues[2].borrow_mut().current = true;
+        interrupt(&machine, &machine.place);
+        assert_eq!(machine.kicked.take(), [2]);
     }
 
     /// Nobody else may claim CPU 1 until it has woken up.

@@ -34,7 +34,9 @@ mod sync;
 
 pub use beacon::{Beacon, before_looking_for_idle};
 pub use call::{Callee, Calls};
-pub use handover::{Cpus, Queue, Woken, block, idle, offer, put_to_wake, take_over, wake, withdraw};
+pub use handover::{
+    Cpus, Queue, Woken, block, idle, interrupt, offer, put_to_wake, take_over, wake, withdraw,
+};
 pub use pending::Pending;
 pub use place::Place;
 pub use shoot::{Changes, Seen, shoot_down};

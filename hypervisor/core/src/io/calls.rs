@@ -33,6 +33,7 @@ impl<B: Backend, F: Format> Io<B, F> {
             Operation::Event(call) => self.event_call(system, id, call),
             Operation::Connect { page, vector } => self.connect(system, id, page, vector),
             Operation::Channel(call) => Caller { io: self, system, live }.channel(call),
+            Operation::Control(call) => system.control(live, call),
         }
     }
 }

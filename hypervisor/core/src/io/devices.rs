@@ -205,6 +205,14 @@ impl<B: Backend, F: Format> Io<B, F> {
         self.tell_all(system, guest);
     }
 
+    /// One that was gone is to come again.
+    pub(crate) fn returns(&self, system: &System<B, F>, guest: usize) {
+        if let Some(mut guest) = self.guest(guest) {
+            guest.served.returns();
+        }
+        self.tell_all(system, guest);
+    }
+
     /// Tells all backends of a guest that their list has changed, and who controls domains that a state has.
     fn tell_all(&self, system: &System<B, F>, guest: usize) {
         let mut backends: Vec<_> = match self.guest(guest) {

@@ -103,6 +103,8 @@ struct GuestPorts {
     backend: Port,
     /// Its state has changed, for who controls domains.
     state: Port,
+    /// Its console has output, or room for input, likewise.
+    console: Port,
 }
 
 /// The port that each of Caisson's sources leads to: the one that was bound last. Read without a lock.
@@ -116,6 +118,7 @@ impl Sources {
             devices: (0..count).map(ports).collect(),
             backend: Port::new(),
             state: Port::new(),
+            console: Port::new(),
         };
         Self(devices.map(guest).collect())
     }
@@ -173,8 +176,10 @@ impl<B: Backend, F: Format> Io<B, F> {
                 let guest = index_of(domain).and_then(|guest| self.sources.0.get(guest));
                 Some(&guest.ok_or(CallError::NoSuchDomain)?.state)
             }
-            // Nobody can read it yet.
-            Source::Console { .. } => return Err(CallError::NoSuchDomain),
+            Source::Console { domain } => {
+                let guest = index_of(domain).and_then(|guest| self.sources.0.get(guest));
+                Some(&guest.ok_or(CallError::NoSuchDomain)?.console)
+            }
         };
         let port = port.ok_or(CallError::Refused)?;
         let name = self.registry.bind_source(caller, source)?;
@@ -209,8 +214,13 @@ impl<B: Backend, F: Format> Io<B, F> {
         self.notify(system, ports.map(|ports| &ports.backend));
     }
 
-    /// A guest has come, or ended.
-    pub(super) fn tell_state(&self, system: &System<B, F>, guest: usize) {
+    /// A guest's console has output, or room for input.
+    pub(crate) fn tell_console(&self, system: &System<B, F>, guest: usize) {
+        self.notify(system, self.sources.0.get(guest).map(|ports| &ports.console));
+    }
+
+    /// A guest has come, ended, or changed its state otherwise.
+    pub(crate) fn tell_state(&self, system: &System<B, F>, guest: usize) {
         self.notify(system, self.sources.0.get(guest).map(|ports| &ports.state));
     }
 }

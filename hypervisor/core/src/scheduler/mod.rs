@@ -54,7 +54,7 @@ pub(crate) use shoot::serve_between_steps;
 
 /// A physical CPU, as the others see it.
 pub(crate) struct Cpu<B: Backend, F: Format> {
-    index: u32,
+    pub(crate) index: u32,
     /// The number of its pool.
     pool: usize,
     queue: Mutex<Queue<B, F>>,
@@ -166,7 +166,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 continue;
             }
             match self.maker.make(self.backend, &guest.record, guest.id, index, Vec::new()) {
-                Ok(live) => guest.live = Some(Arc::new(live)),
+                Ok(live) => guest.started(Arc::new(live), 0),
                 Err(error) => {
                     log::error!("cannot start: config: domain[{index}] ({}): {error}", guest.name());
                     return Err(());
@@ -252,14 +252,21 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// What belongs to this CPU.
-    fn this(&self) -> &Cpu<B, F> {
+    pub(crate) fn this(&self) -> &Cpu<B, F> {
         &self.cpus[percpu::current().index() as usize]
+    }
+
+    /// A guest that was gone is to live again.
+    pub(crate) fn expect_another(&self) {
+        self.living.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A guest is gone for good. After the last one the machine is turned off.
     pub(crate) fn gone(&self, guest: usize, well: bool) {
-        self.guests[guest].lock().phase = Phase::Gone;
+        // In this order: once it is gone, it can be told to start.
         self.io.gone(self, guest);
+        self.guests[guest].lock().phase = Phase::Gone;
+        self.io.tell_state(self, guest);
         self.io.disappoint(self, guest);
         self.failed.fetch_or(!well, Ordering::Relaxed);
         if self.living.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -260,6 +260,7 @@ impl<B: Backend, F: Format> System<B, F> {
             if console::has_input() {
                 self.deliver_input();
             }
+            self.tell_consoles();
             if console::table_due() <= now {
                 self.show_table();
             }
@@ -391,16 +392,23 @@ impl<B: Backend, F: Format> System<B, F> {
             self.retire(live, index);
             return;
         }
+        if live.pause.is_on() {
+            self.unload(loaded);
+            self.rest(live, index);
+            return;
+        }
         let task = &live.tasks[index];
         let watch = Watch::start(&self.this().account, &task.account, live.vcpu_id(index));
         self.load(live, index, loaded);
         let (stop, charge) = {
             let mut vcpu = task.vcpu.lock();
+            vcpu.follow_clock(&live.domain);
             let mut host = Machine { system: self, live, index, charge: Charge::TURN };
             let until = until.min(self.console_deadline());
             let stop = run_vcpu(&mut vcpu, live, &mut host, self.clock, until, &watch);
+            live.pause.note_stop();
             if let Stop::Ended(ended) = stop {
-                self.end(live, ended, &vcpu);
+                self.end(live, ended, Some(&vcpu));
             }
             (stop, host.charge)
         };

@@ -74,11 +74,20 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Puts a guest's vCPUs, and its chores, into queues: one CPU after the other, with the chores beside the boot vCPU.
     pub(crate) fn enrol_guest(&self, guest: usize) {
         let live = self.guests[guest].lock().live.clone();
-        let home = self.shares[guest].homes.first().copied().unwrap_or(0);
-        self.enrol(Work::Chore(guest), &self.chores[guest], home, false);
+        self.enrol_chore(guest, false);
         if let Some(live) = live {
             self.enrol_vcpus(&live);
         }
+    }
+
+    /// Puts the chores of a guest that was gone into a queue, beside where its boot vCPU will be.
+    pub(crate) fn enrol_chores(&self, guest: usize) {
+        self.enrol_chore(guest, true);
+    }
+
+    fn enrol_chore(&self, guest: usize, ready: bool) {
+        let home = self.shares[guest].homes.first().copied().unwrap_or(0);
+        self.enrol(Work::Chore(guest), &self.chores[guest], home, ready);
     }
 
     /// Puts a guest's vCPUs into queues, ready to be looked at.

@@ -8,7 +8,7 @@ use caisson_x86::msr;
 
 use super::{vectors, with};
 use crate::testing::{Machine, START};
-use crate::{DomainClock, Outcome};
+use crate::{DomainClock, Host as _, Outcome};
 
 const LVT_TIMER: u32 = 0x832;
 const INITIAL_COUNT: u32 = 0x838;
@@ -205,4 +205,31 @@ fn clocks_of_any_speed_are_never_early() {
             assert_eq!(clock.tsc_clock(start.wrapping_add(10), 5).tsc, 15);
         }
     }
+}
+
+/// The time in which a guest stood still is not there for it: neither for its TSC, nor for its timers.
+#[test]
+fn a_pause_moves_the_tsc_and_no_timer_is_late() {
+    timer(0, |m| {
+        assert_eq!(m.wrmsr(0, msr::TSC_ADJUST, 77), Outcome::Resume);
+        assert_eq!(m.wrmsr(0, INITIAL_COUNT, 1000), Outcome::Resume);
+        assert_eq!(pass(m, 400), []);
+        let _ = m.vcpus[0].take_deadline_changed();
+        let stopped = m.host.tsc();
+        let before = m.domain.clock.guest_tsc(stopped);
+        let offset = m.hw().tsc_offset;
+        m.vcpus[0].follow_clock(&m.domain);
+        assert_eq!(m.hw().tsc_offset, offset, "it has not been paused");
+        assert!(!m.vcpus[0].take_deadline_changed());
+        // Ten seconds of the host's.
+        m.pass(10_000_000_000);
+        let now = m.host.tsc();
+        m.domain.clock.stood_still(stopped, now);
+        m.vcpus[0].follow_clock(&m.domain);
+        assert!(m.vcpus[0].take_deadline_changed());
+        assert_eq!(m.hw().tsc_offset, offset.wrapping_sub(now - stopped));
+        assert_eq!(m.domain.clock.guest_tsc(now), before);
+        assert_eq!(pass(m, 599), []);
+        assert_eq!(pass(m, 1), [VECTOR as u8]);
+    });
 }

@@ -1,0 +1,330 @@
+//! A guest with the privilege to control others, by hypercalls: the domains `ward` and `busy` (the probes of these names), and
+//! `awaited`, whose device this one never describes.
+
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use caisson_abi::control::{ConsoleHeader, DomainRecord, MachineRecord, VcpuRecord, ended, flag, state};
+use caisson_abi::events::{MASK, PENDING};
+use caisson_abi::{CallError, Number};
+use caisson_probes::apic::{self, DEADLINE, TSC_DEADLINE, register::LVT_TIMER};
+use caisson_probes::hypercall::call;
+use caisson_probes::{Shared, check, check_eq, cpu, probe, say, time, trap};
+use zerocopy::FromBytes;
+
+probe!("control", run_probe);
+
+const VECTOR: u8 = 0x40;
+/// How long others may take for what they are told.
+const PATIENCE_MS: u64 = 60_000;
+
+#[repr(C, align(4096))]
+#[derive(Clone, Copy)]
+struct Page([u64; 512]);
+
+#[repr(C, align(4096))]
+struct EventPage([AtomicU64; 512]);
+
+/// What calls write into, the shared page of events, and what is typed.
+static DATA: Shared<[Page; 5]> = Shared::new([Page([0; 512]); 5]);
+static EVENTS: EventPage = EventPage([const { AtomicU64::new(0) }; 512]);
+static TYPED: Shared<u64> = Shared::new(b'q' as u64);
+
+const DATA_BYTES: u64 = 5 * 4096;
+
+fn make(number: Number, arguments: &[u64]) -> Result<u64, CallError> {
+    let mut all = [0; 4];
+    all.iter_mut().zip(arguments).for_each(|(to, from)| *to = *from);
+    let answer = call(number.value(), all);
+    u64::try_from(answer).map_err(|_| match CallError::of_answer(answer as u64) {
+        Some(error) => error,
+        None => caisson_probes::fail(file!(), line!(), format_args!("{number:?} answers {answer:#x}")),
+    })
+}
+
+/// The record at `index` of those that a call has written.
+fn record<T: FromBytes>(offset: usize, index: usize) -> T {
+    let mut bytes = [0; 128];
+    let bytes = &mut bytes[..size_of::<T>()];
+    let from = DATA.address() + offset + index * size_of::<T>();
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = cpu::read8(from + at);
+    }
+    match T::read_from_bytes(bytes) {
+        Ok(record) => record,
+        Err(_) => {
+            caisson_probes::fail(file!(), line!(), format_args!("a record of {} bytes", size_of::<T>()))
+        }
+    }
+}
+
+fn domains() -> impl Iterator<Item = DomainRecord> {
+    let count = make(Number::DomainList, &[DATA.address() as u64, DATA_BYTES]);
+    (0..count.unwrap_or(0) as usize).map(|index| record(0, index))
+}
+
+fn find(name: &str) -> DomainRecord {
+    let is = |record: &DomainRecord| {
+        let end = record.name.iter().position(|&byte| byte == 0).unwrap_or(record.name.len());
+        record.name[..end] == *name.as_bytes()
+    };
+    match domains().find(is) {
+        Some(record) => record,
+        None => caisson_probes::fail(file!(), line!(), format_args!("there is no domain {name}")),
+    }
+}
+
+fn machine() -> MachineRecord {
+    check_eq!(make(Number::MachineInfo, &[DATA.address() as u64, DATA_BYTES]), Ok(64), "machine_info");
+    record(0, 0)
+}
+
+fn sleep(milliseconds: u64) {
+    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() * milliseconds / 1000);
+    cpu::sti_hlt();
+    cpu::cli();
+}
+
+/// Waits until `condition` holds.
+fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = cpu::tsc() + time::tsc_hz() / 1000 * PATIENCE_MS;
+    while !condition() {
+        check!(cpu::tsc() < end, "{}", what);
+        sleep(5);
+    }
+}
+
+fn is_up(record: &DomainRecord) -> bool {
+    matches!(record.state, state::RUNNING | state::BLOCKED)
+}
+
+/// Resumes as one has to: again while a vCPU is on its way.
+fn resume(id: u64) {
+    await_that("domain_resume", || match make(Number::DomainResume, &[id]) {
+        Ok(0) => true,
+        other => {
+            check_eq!(other, Err(CallError::Busy), "domain_resume");
+            false
+        }
+    });
+}
+
+/// A console, read on and on from where it was.
+struct Reader {
+    id: u64,
+    position: u64,
+    /// The last bytes.
+    tail: [u8; 64],
+}
+
+impl Reader {
+    /// Reads what there is; answers how many bytes.
+    fn read(&mut self) -> u64 {
+        let arguments = [self.id, self.position, DATA.address() as u64, DATA_BYTES];
+        let Ok(count) = make(Number::ConsoleRead, &arguments) else { return 0 };
+        let header: ConsoleHeader = record(0, 0);
+        check!(header.first >= self.position && header.first + count <= header.end, "a console's header");
+        for at in 0..count as usize {
+            self.tail.rotate_left(1);
+            self.tail[63] = cpu::read8(DATA.address() + size_of::<ConsoleHeader>() + at);
+        }
+        self.position = header.first + count;
+        count
+    }
+
+    /// Waits for a text. What stands before it is not looked at again.
+    fn expect(&mut self, text: &str) {
+        await_that(text, || {
+            self.read();
+            self.tail.windows(text.len()).any(|window| window == text.as_bytes())
+        });
+        self.tail = [0; 64];
+    }
+}
+
+/// Whether an event has come by this port since the last time.
+fn take_event(port: u64) -> bool {
+    let bit = 1 << (port % 64);
+    EVENTS.0[PENDING + port as usize / 64].fetch_and(!bit, Ordering::SeqCst) & bit != 0
+}
+
+fn run_probe() {
+    trap::handle(VECTOR, apic::count_and_eoi as trap::Handler);
+    apic::enable_x2();
+    apic::write(LVT_TIMER, DEADLINE | u32::from(VECTOR));
+    // Events are looked for, and interrupt nobody.
+    let page = core::ptr::from_ref(&EVENTS).addr() as u64;
+    check_eq!(make(Number::EventConnect, &[page, 0x50]), Ok(0), "event_connect");
+    EVENTS.0[MASK..MASK + 64].iter().for_each(|word| word.store(u64::MAX, Ordering::SeqCst));
+    what_is_refused();
+    let ward = u64::from(find("ward").id);
+    pauses(ward);
+    shuts_down_and_starts(ward);
+    awaited();
+    busy();
+    resets(ward);
+    for id in [ward, u64::from(find("busy").id)] {
+        check_eq!(make(Number::DomainDestroy, &[id]), Ok(0), "domain_destroy at the end");
+    }
+    await_that("everybody gone", || {
+        domains().all(|record| record.flags & flag::CALLER != 0 || record.state == state::GONE)
+    });
+}
+
+fn what_is_refused() {
+    let own = u64::from(machine().caller);
+    let record = domains().find(|record| u64::from(record.id) == own);
+    check!(record.is_some_and(|record| record.flags & flag::CALLER != 0), "the caller's own record");
+    for number in [
+        Number::DomainStart,
+        Number::DomainShutdown,
+        Number::DomainReset,
+        Number::DomainDestroy,
+        Number::DomainPause,
+        Number::DomainResume,
+    ] {
+        check_eq!(make(number, &[own]), Err(CallError::Invalid), "{:?} of the caller", number);
+        for nobody in [0, 99, 0xffff] {
+            check_eq!(make(number, &[nobody]), Err(CallError::NoSuchDomain), "{:?} of nobody", number);
+        }
+        check_eq!(make(number, &[1 << 32 | 2]), Err(CallError::Invalid), "{:?} beyond", number);
+    }
+    let far = 1 << 40;
+    for (number, arguments) in [
+        (Number::DomainList, &[far, 4096][..]),
+        (Number::MachineInfo, &[far, 64]),
+        (Number::VcpuList, &[own, far, 4096]),
+        (Number::ConsoleRead, &[own, 0, far, 4096]),
+        (Number::ConsoleWrite, &[own, far, 8]),
+    ] {
+        check_eq!(make(number, arguments), Err(CallError::Fault), "{:?} outside of memory", number);
+    }
+    // No room: counted all the same, and nothing written.
+    let all = make(Number::DomainList, &[far, 0]);
+    check_eq!(all, make(Number::DomainList, &[DATA.address() as u64, DATA_BYTES]), "domains that there are");
+    check_eq!(all, Ok(machine().domains.into()), "the machine's domains");
+}
+
+/// A guest is paused: it stands still, and its clock with it; then it goes on.
+fn pauses(ward: u64) {
+    let state_port = make(Number::EventBindDomain, &[ward]).unwrap_or(0);
+    let console_port = make(Number::EventBindConsole, &[ward]).unwrap_or(0);
+    let mut reader = Reader { id: ward, position: 0, tail: [0; 64] };
+    reader.expect("probe ward: ready\r\n");
+    check!(is_up(&find("ward")), "a ward that is up");
+    check_eq!(make(Number::DomainStart, &[ward]), Err(CallError::Busy), "start of one that lives");
+    check_eq!(make(Number::DomainResume, &[ward]), Ok(0), "resume of one that runs");
+    let _ = (take_event(state_port), take_event(console_port));
+    for _ in 0..2 {
+        check_eq!(make(Number::DomainPause, &[ward]), Ok(0), "domain_pause");
+        check_eq!(find("ward").state, state::PAUSED, "the state of one that is paused");
+    }
+    check!(take_event(state_port), "an event of the pause");
+    sleep(20);
+    let before = find("ward");
+    // Typed while it stands still: it finds that when it goes on.
+    check_eq!(make(Number::ConsoleWrite, &[ward, TYPED.address() as u64, 1]), Ok(1), "console_write");
+    sleep(3000);
+    let after = find("ward");
+    check_eq!((after.state, after.guest_time), (before.state, before.guest_time), "one that stands still");
+    check!(after.stolen_time - before.stolen_time < 100_000_000, "a pause that is not stolen time");
+    reader.read();
+    check_eq!(reader.read(), 0, "output of one that stands still");
+    let _ = take_event(console_port);
+    resume(ward);
+    check!(take_event(state_port), "an event of the resumption");
+    reader.expect("probe ward: typed q\r\n");
+    check!(take_event(console_port), "an event of the console");
+    check!(is_up(&find("ward")), "a ward that is up again");
+    say!("paused and resumed");
+}
+
+fn shuts_down_and_starts(ward: u64) {
+    check_eq!(make(Number::DomainShutdown, &[ward]), Ok(0), "domain_shutdown");
+    await_that("a shutdown", || find("ward").state == state::GONE);
+    let gone = find("ward");
+    check_eq!((gone.ended, gone.life), (ended::POWEROFF, 1), "how it ended");
+    for number in [Number::DomainShutdown, Number::DomainReset, Number::DomainDestroy, Number::DomainPause] {
+        check_eq!(make(number, &[ward]), Err(CallError::NoSuchDomain), "{:?} of one that is gone", number);
+    }
+    check_eq!(make(Number::VcpuList, &[ward, DATA.address() as u64, DATA_BYTES]), Ok(0), "vCPUs of nobody");
+    check_eq!(make(Number::DomainStart, &[ward]), Ok(0), "domain_start");
+    await_that("a start", || is_up(&find("ward")));
+    check_eq!(find("ward").life, 2, "its second life");
+    // Destroyed while it stands still, and pressed before that.
+    check_eq!(make(Number::DomainPause, &[ward]), Ok(0), "domain_pause");
+    check_eq!(make(Number::DomainShutdown, &[ward]), Ok(0), "domain_shutdown of one that is paused");
+    check_eq!(make(Number::DomainDestroy, &[ward]), Ok(0), "domain_destroy of one that is paused");
+    await_that("an end", || find("ward").state == state::GONE);
+    check_eq!(find("ward").ended, ended::DESTROYED, "how it ended");
+    // Told to start, and destroyed before it is made or just after.
+    check_eq!(make(Number::DomainStart, &[ward]), Ok(0), "domain_start");
+    check_eq!(make(Number::DomainDestroy, &[ward]), Ok(0), "domain_destroy of one that starts");
+    await_that("an early end", || find("ward").state == state::GONE);
+    check_eq!(make(Number::DomainStart, &[ward]), Ok(0), "domain_start");
+    await_that("another start", || is_up(&find("ward")));
+    say!("shut down, started and destroyed");
+}
+
+/// One that waits for who serves its device: this guest, which does not.
+fn awaited() {
+    let record = find("awaited");
+    check_eq!((record.state, record.life), (state::WAITING, 0), "one that waits");
+    let id = u64::from(record.id);
+    for number in [Number::DomainPause, Number::DomainResume, Number::DomainShutdown, Number::DomainReset] {
+        check_eq!(make(number, &[id]), Ok(0), "{:?} of one that waits", number);
+    }
+    check_eq!(find("awaited").state, state::WAITING, "one that waits on");
+    check_eq!(make(Number::DomainDestroy, &[id]), Ok(0), "domain_destroy of one that waits");
+    await_that("the end of one that waits", || find("awaited").state == state::GONE);
+    check_eq!(make(Number::DomainStart, &[id]), Ok(0), "domain_start of one that will wait");
+    await_that("one that waits again", || find("awaited").state == state::WAITING);
+    check_eq!(make(Number::DomainDestroy, &[id]), Ok(0), "domain_destroy of one that waits again");
+    await_that("its end", || find("awaited").state == state::GONE);
+    say!("an awaited guest was destroyed");
+}
+
+/// One whose vCPUs never wait: they are taken off their CPUs.
+fn busy() {
+    let record = find("busy");
+    let id = u64::from(record.id);
+    check_eq!(record.state, state::RUNNING, "one that computes");
+    for round in 0..5 {
+        check_eq!(make(Number::DomainPause, &[id]), Ok(0), "domain_pause");
+        sleep(round * 10 + 5);
+        let before = find("busy");
+        sleep(50);
+        let after = find("busy");
+        check_eq!(after.state, state::PAUSED, "one that computed");
+        check_eq!(after.guest_time, before.guest_time, "the time of one that stands still");
+        resume(id);
+        await_that("its next steps", || find("busy").guest_time > after.guest_time);
+    }
+    let count = make(Number::VcpuList, &[id, DATA.address() as u64, DATA_BYTES]);
+    check_eq!(count, Ok(record.vcpus.into()), "vCPUs");
+    for index in 0..record.vcpus as usize {
+        let vcpu: VcpuRecord = self::record(0, index);
+        check!(usize::from(vcpu.index) == index && vcpu.blocked_time > 0, "a vCPU that was paused");
+    }
+    say!("a busy guest was paused {} times", 5);
+}
+
+fn resets(ward: u64) {
+    let life = find("ward").life;
+    for (round, paused) in [false, true].into_iter().enumerate() {
+        if paused {
+            check_eq!(make(Number::DomainPause, &[ward]), Ok(0), "domain_pause");
+        }
+        check_eq!(make(Number::DomainReset, &[ward]), Ok(0), "domain_reset");
+        let next = life + round as u32 + 1;
+        await_that("a new life", || {
+            let record = find("ward");
+            record.life == next && is_up(&record)
+        });
+        check_eq!(find("ward").ended, ended::RESET, "how it ended");
+    }
+    check_eq!(find("ward").restarts, 2, "restarts");
+    say!("reset");
+}
