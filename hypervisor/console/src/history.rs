@@ -64,7 +64,7 @@ mod tests {
             position in prop_oneof![0..100_u64, 0..4 * HISTORY_BYTES as u64, any::<u64>()],
             room in prop_oneof![0..100_usize, 0..2 * HISTORY_BYTES],
         ) {
-            let value = |number: u64| (number * 31 >> 3) as u8;
+            let value = |number: u64| ((number * 31) >> 3) as u8;
             let mut history = History::new();
             (0..written as u64).for_each(|number| history.write(value(number)));
             let mut bytes = alloc::vec![0; room];

@@ -163,6 +163,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 }
             }
             Phase::Resets(memory, mut reset) => {
+                guest.phase = Phase::Ended;
                 drop(guest);
                 let step = reset.step(&mut Configuration, self.host_time());
                 let mut guest = self.guests[index].lock();

@@ -48,6 +48,20 @@ fn a_guest_starts_when_all_is_described() {
 }
 
 #[test]
+fn one_that_was_gone_can_come_again() {
+    let mut served = started();
+    served.ended();
+    assert!(served.let_go());
+    served.gone();
+    assert_eq!(served.record_state(&served.devices()[0]) & record::GONE, record::GONE);
+    served.returns();
+    assert_eq!(served.record_state(&served.devices()[0]), record::DESCRIBED);
+    assert!(served.is_described(), "it can be made at once");
+    served.started();
+    assert_eq!(served.life(), 2);
+}
+
+#[test]
 fn a_living_guests_device_stays_what_it_is() {
     let mut served = started();
     assert_eq!(served.describe(0, A, description(2, 9)), Ok(Described::Living));
