@@ -10,7 +10,6 @@ use caisson_probes::{Frame, Shared, apic, check, check_eq, cpu, probe, time, tra
 probe!("virtio", run);
 
 const VECTOR: u8 = 0x50;
-const LEVEL: u32 = 1 << 15;
 const MASKED: u32 = 1 << 16;
 /// Where there is no RAM.
 const NOTHING: usize = 0x6000_0000;
