@@ -378,7 +378,7 @@ fn record_of<B: Backend, F: Format>(guest: &Guest<B, F>) -> DomainRecord {
 fn state_of<B: Backend, F: Format>(guest: &Guest<B, F>) -> u32 {
     match (&guest.phase, &guest.live) {
         (Phase::Gone, _) => state::GONE,
-        (Phase::Awaited | Phase::Restart(_), _) | (Phase::Living, None) => state::WAITING,
+        (Phase::Awaited | Phase::Unmade | Phase::Restart(_), _) | (Phase::Living, None) => state::WAITING,
         (Phase::Ended | Phase::Resets(..) | Phase::Burial(_), _) => state::ENDING,
         (Phase::Living, Some(live)) if live.is_ending() => state::ENDING,
         (Phase::Living, Some(live)) if live.pause.is_on() => state::PAUSED,
