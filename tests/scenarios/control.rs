@@ -17,6 +17,7 @@ const CONFIG: &str = r#"
     name = "control"
     memory = "4M"
     kernel = "@probe/control"
+    devices = "none"
     privileges = ["events", "control", "io-backend"]
     on_reboot = "destroy"
 

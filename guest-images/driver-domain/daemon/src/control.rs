@@ -3,9 +3,11 @@
 //! | question | answer |
 //! |---|---|
 //! | `{"ask":"devices"}` | `{"devices":[{"channel":33,"name":"web disk 1","stage":"attached","complaint":"","counters":{"requests":7,…}},…]}` |
+//! | [`Question`](caisson_protocol::Question)s about domains | [`Answer`](caisson_protocol::Answer)s |
 //! | anything else | `{"error":"…"}`, in which is said what could have been asked |
 //!
-//! Who may connect is a matter of the socket's place and mode: root. One client at a time, each line of at most [`MAX_LINE`] bytes.
+//! Who may connect is a matter of the socket's place and mode: root. A thread serves each client, [`MAX_CLIENTS`] at a
+//! time; each line has at most [`MAX_LINE`] bytes.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,9 +23,12 @@ use serde_json::{Map, Value, json};
 
 use crate::bell::{Bell, CHANGED};
 use crate::daemon::Status;
+use crate::host::Caisson;
 
 /// The longest question, in bytes.
 pub const MAX_LINE: u64 = 4096;
+/// Clients that are served at a time; others wait.
+pub const MAX_CLIENTS: usize = 16;
 /// How long a client may take for a line.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -58,13 +63,14 @@ impl Question {
 pub struct Desk {
     questions: Sender<Question>,
     bell: Arc<Bell>,
+    caisson: Caisson,
 }
 
 impl Desk {
-    /// Questions go to `questions`, and `bell` says that there are some.
+    /// Questions about devices go to `questions`, and `bell` says that there are some; those about domains to Caisson.
     #[must_use]
-    pub const fn new(questions: Sender<Question>, bell: Arc<Bell>) -> Self {
-        Self { questions, bell }
+    pub const fn new(questions: Sender<Question>, bell: Arc<Bell>, caisson: Caisson) -> Self {
+        Self { questions, bell, caisson }
     }
 
     /// The answer to a line.
@@ -79,7 +85,13 @@ impl Desk {
                 let answer = asked.ok().and_then(|()| answer.recv().ok());
                 answer.unwrap_or_else(|| error("the daemon is about to end".into()))
             }
-            Ok(value) => error(format!("{value} is no question; ask {{\"ask\":\"devices\"}}")),
+            Ok(value) => match serde_json::from_value::<caisson_protocol::Question>(value) {
+                Ok(question) => {
+                    let answer = self.caisson.answer(&question);
+                    serde_json::to_string(&answer).unwrap_or_else(|why| error(why.to_string()))
+                }
+                Err(why) => error(format!("that is no question: {why}")),
+            },
             Err(why) => error(format!("not a line of JSON: {why}")),
         }
     }
@@ -98,9 +110,20 @@ pub fn listen(path: &Path, desk: Desk) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     let serve = move || {
+        // Counts the threads: each has one, and this one as well.
+        let clients = Arc::new(());
         for client in listener.incoming().flatten() {
-            // A client that goes is no concern of anybody's.
-            let _ = serve(&client, &desk);
+            while Arc::strong_count(&clients) > MAX_CLIENTS {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let (desk, counted) = (desk.clone(), Arc::clone(&clients));
+            let serve = move || {
+                // A client that goes is no concern of anybody's.
+                let _ = serve(&client, &desk);
+                drop(counted);
+            };
+            // Where there is no room for a thread, the client finds its connection closed.
+            let _ = thread::Builder::new().name("client".into()).spawn(serve);
         }
     };
     thread::Builder::new().name("control".into()).spawn(serve)?;
@@ -140,7 +163,8 @@ mod tests {
             };
             receiver.iter().for_each(|question| question.answer(std::slice::from_ref(&status)));
         });
-        Desk::new(sender, Arc::new(Bell::new().unwrap()))
+        let caisson = Caisson::new(crate::host::fake::Fake::new());
+        Desk::new(sender, Arc::new(Bell::new().unwrap()), caisson)
     }
 
     #[test]
@@ -156,6 +180,15 @@ mod tests {
         assert_eq!(answers[0]["devices"][0]["name"], "web disk 1");
         assert!(answers[1]["error"].as_str().unwrap().contains("is no question"));
         assert!(answers[2]["error"].as_str().unwrap().contains("not a line of JSON"));
+        // Several clients at once; questions about domains are Caisson's.
+        let mut others: Vec<_> = (0..4).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        for other in &mut others {
+            other.write_all(b"{\"ask\":\"domains\"}\n{\"ask\":\"nothing\"}\n").unwrap();
+            let mut lines = BufReader::new(other).lines();
+            assert_eq!(lines.next().unwrap().unwrap(), r#"{"domains":[]}"#);
+            assert!(lines.next().unwrap().unwrap().contains("unknown variant `nothing`"));
+        }
+        drop(others);
         drop(client);
         // A line without an end does not make the daemon remember it.
         let mut client = UnixStream::connect(&path).unwrap();

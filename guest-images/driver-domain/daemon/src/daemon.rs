@@ -140,7 +140,7 @@ impl Daemon {
     /// Where questions are put: each is answered in its turn.
     #[must_use]
     pub fn desk(&self) -> Desk {
-        Desk::new(self.questions.0.clone(), Arc::clone(&self.bell))
+        Desk::new(self.questions.0.clone(), Arc::clone(&self.bell), self.caisson.clone())
     }
 
     /// Serves guests until the door fails.

@@ -25,6 +25,7 @@
 //! | [`share`] | directories, by vhost-user backends |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`control`] | the socket at which the daemon answers questions |
+//! | [`domains`] | questions about domains, and what is to be done to them |
 //! | [`guests`] | files that say which devices have a guest |
 //! | [`parameters`], [`kinds`] | what the configuration says of a device, and what comes of it |
 //! | [`bell`], [`statistics`], [`log`] | threads that tell each other to look; counters; lines on the console |
@@ -43,6 +44,7 @@ pub mod block;
 pub mod control;
 pub mod daemon;
 pub mod device;
+pub mod domains;
 pub mod guests;
 pub mod host;
 pub mod kinds;

@@ -57,7 +57,11 @@ impl Caisson {
         &self.host
     }
 
-    fn call(&self, call: Call) -> Result<(u64, Vec<u8>), Refusal> {
+    /// A call: its answer, and what it has written.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn call(&self, call: Call) -> Result<(u64, Vec<u8>), Refusal> {
         let mut calls = [call];
         self.host.calls(&mut calls);
         let [call] = calls;
@@ -225,7 +229,7 @@ impl Caisson {
 }
 
 /// The first `count` records of `data`, as many as are there.
-fn records<T: FromBytes>(data: &[u8], count: u64) -> Vec<T> {
+pub(crate) fn records<T: FromBytes>(data: &[u8], count: u64) -> Vec<T> {
     let whole = data.chunks_exact(size_of::<T>());
     whole.take(usize::try_from(count).unwrap_or(usize::MAX)).flat_map(T::read_from_bytes).collect()
 }

@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use caisson_abi::control::{ConsoleHeader, DomainRecord, MachineRecord, ended, flag, state};
 use caisson_abi::events::{ANY, PAGE_WORDS, PENDING, Source};
 use caisson_abi::io::{
     CHANGES, ChannelDescription, ChannelRecord, MemoryRange, QueueState, device_of, record,
@@ -37,6 +38,16 @@ pub struct Fake {
 struct Inner {
     devices: BTreeMap<u16, FakeDevice>,
     ports: Vec<Option<Source>>,
+    domains: Vec<FakeDomain>,
+}
+
+/// A domain that can be controlled.
+struct FakeDomain {
+    record: DomainRecord,
+    written: Vec<u8>,
+    typed: Vec<u8>,
+    /// How often it is still too early to go on.
+    busy: u32,
 }
 
 struct FakeDevice {
@@ -193,9 +204,79 @@ impl Fake {
         }
     }
 
+    /// A domain to control.
+    pub fn add_domain(&self, record: DomainRecord) {
+        let domain = FakeDomain { record, written: Vec::new(), typed: Vec::new(), busy: 0 };
+        self.inner().domains.push(domain);
+    }
+
+    /// A domain writes to its console.
+    pub fn print(&self, id: u16, bytes: &[u8]) {
+        let mut inner = self.inner();
+        let domain = inner.domains.iter_mut().find(|domain| domain.record.id == id).unwrap();
+        domain.written.extend_from_slice(bytes);
+    }
+
+    /// What was typed on a domain's console.
+    pub fn typed(&self, id: u16) -> Vec<u8> {
+        self.inner().domains.iter().find(|domain| domain.record.id == id).unwrap().typed.clone()
+    }
+
+    /// A call about domains.
+    fn control(inner: &mut Inner, call: &mut Call) -> CallResult {
+        let [first, second, third, _] = call.arguments;
+        let data = &mut call.data;
+        let mut put = |bytes: &[u8]| data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        let count = inner.domains.len();
+        match call.number {
+            Number::MachineInfo => {
+                put(MachineRecord { domains: count as u32, ..MachineRecord::default() }.as_bytes());
+                return Ok(size_of::<MachineRecord>() as u64);
+            }
+            Number::DomainList => {
+                let records: Vec<_> = inner.domains.iter().map(|domain| domain.record).collect();
+                put(records.as_bytes());
+                return Ok(count as u64);
+            }
+            _ => {}
+        }
+        let domain = inner.domains.iter_mut().find(|domain| u64::from(domain.record.id) == first);
+        let domain = domain.ok_or(CallError::NoSuchDomain)?;
+        let record = &mut domain.record;
+        match call.number {
+            Number::VcpuList => return Ok(0),
+            Number::ConsoleRead => {
+                let written = &domain.written[second as usize..];
+                let header = ConsoleHeader { first: second, end: domain.written.len() as u64 };
+                put(&[header.as_bytes(), written].concat());
+                return Ok(written.len() as u64);
+            }
+            Number::ConsoleWrite => {
+                domain.typed.extend_from_slice(&data[..third as usize]);
+                return Ok(third);
+            }
+            _ if record.flags & flag::CALLER != 0 => return Err(CallError::Invalid),
+            Number::DomainStart if record.state != state::GONE => return Err(CallError::Busy),
+            Number::DomainStart => record.state = state::RUNNING,
+            _ if record.state == state::GONE => return Err(CallError::NoSuchDomain),
+            Number::DomainPause => (record.state, domain.busy) = (state::PAUSED, 3),
+            Number::DomainResume if domain.busy > 0 => {
+                domain.busy -= 1;
+                return Err(CallError::Busy);
+            }
+            Number::DomainResume => record.state = state::RUNNING,
+            Number::DomainDestroy => (record.state, record.ended) = (state::GONE, ended::DESTROYED),
+            _ => {}
+        }
+        Ok(0)
+    }
+
     fn perform(&self, call: &mut Call) -> CallResult {
         let [first, second, ..] = call.arguments;
         let mut inner = self.inner();
+        if call.number >= Number::MachineInfo {
+            return Self::control(&mut inner, call);
+        }
         let data = &mut call.data;
         let mut put = |bytes: &[u8]| data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         let bind = |inner: &mut Inner, source| {

@@ -23,6 +23,7 @@ use caisson_abi::{CallError, CallResult, Number};
 
 use crate::sys::Memory;
 
+pub(crate) use calls::records;
 pub use calls::{Caisson, Refusal, State};
 pub use door::{Door, DoorError};
 

@@ -1,0 +1,214 @@
+//! The tool against a daemon that is none: a thread that keeps two domains.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use caisson_protocol::{Action, Answer, Bytes, Domain, Ended, Machine, Output, Question, State, Vcpu};
+use caisson_tool::{Cli, Error, run};
+use clap::Parser as _;
+use serde_json::Value;
+
+/// What the daemon keeps.
+struct Daemon {
+    domains: Vec<Domain>,
+    now: u64,
+}
+
+impl Daemon {
+    fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Devices => Answer::Error("not here".into()),
+            Question::Machine => {
+                self.now += 1_000_000_000;
+                self.domains[1].guest_ns += 250_000_000;
+                let machine =
+                    Machine { now_ns: self.now, cpus: 2, free_memory: 64 << 20, ..Machine::default() };
+                Answer::Machine(machine)
+            }
+            Question::Domains => Answer::Domains(self.domains.clone()),
+            Question::Vcpus { .. } => {
+                Answer::Vcpus(vec![Vcpu { exits: 77, activity: "running".into(), ..Vcpu::default() }])
+            }
+            Question::Act { domain: 1, .. } => Answer::Error("domain_x: out of range".into()),
+            Question::Act { action, domain } => {
+                let domain = &mut self.domains[usize::from(domain) - 1];
+                match action {
+                    Action::Start if domain.state != State::Gone => return Answer::Error("busy".into()),
+                    Action::Start => domain.state = State::Running,
+                    _ if domain.state == State::Gone => return Answer::Error("nobody".into()),
+                    Action::Pause => domain.state = State::Paused,
+                    Action::Resume | Action::Reset => domain.state = State::Running,
+                    Action::Shutdown => (domain.state, domain.ended) = (State::Gone, Ended::Poweroff),
+                    Action::Destroy => (domain.state, domain.ended) = (State::Gone, Ended::Destroyed),
+                }
+                Answer::Done(true)
+            }
+            Question::Read { position, .. } => {
+                let text = b"\x1b[1mweb login: ";
+                let first = position.min(text.len() as u64);
+                let bytes = Bytes(text[first as usize..].to_vec());
+                Answer::Output(Output { first, end: text.len() as u64, bytes })
+            }
+            Question::Write { bytes, .. } => Answer::Written(bytes.0.len() as u64),
+        }
+    }
+}
+
+fn serve(client: UnixStream, daemon: &Mutex<Daemon>) {
+    let mut writer = client.try_clone().unwrap();
+    for line in BufReader::new(client).lines() {
+        let Ok(line) = line else { return };
+        let answer = daemon.lock().unwrap().answer(serde_json::from_str(&line).unwrap());
+        if writeln!(writer, "{}", serde_json::to_string(&answer).unwrap()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A machine with the driver domain and `web`: where its daemon listens.
+struct Fake(PathBuf, Arc<Mutex<Daemon>>);
+
+impl Fake {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("caisson-tool-{}-{number}", std::process::id()));
+        let domain = |id, name: &str| Domain {
+            id,
+            name: name.into(),
+            state: State::Running,
+            own: id == 1,
+            console: id == 2,
+            life: 1,
+            memory: 512 << 20,
+            vcpus: 1,
+            ..Domain::default()
+        };
+        let daemon = Daemon { domains: vec![domain(1, "driver"), domain(2, "web")], now: 0 };
+        let daemon = Arc::new(Mutex::new(daemon));
+        let listener = UnixListener::bind(&path).unwrap();
+        let shared = Arc::clone(&daemon);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || serve(client, &shared));
+            }
+        });
+        Self(path, daemon)
+    }
+
+    fn run(&self, line: &str) -> Result<String, Error> {
+        let socket = self.0.to_str().unwrap();
+        let words = ["caisson", "--socket", socket].into_iter().chain(line.split(' '));
+        let mut out = Vec::new();
+        run(&Cli::try_parse_from(words).unwrap(), &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.run(&format!("--json {line}")).unwrap()).unwrap()
+    }
+
+    fn error(&self, line: &str) -> String {
+        self.run(line).unwrap_err().to_string()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn domains_are_listed() {
+    let fake = Fake::new();
+    let text = fake.run("list").unwrap();
+    assert!(text.starts_with("ID  NAME"), "{text}");
+    assert_eq!(text.lines().count(), 3);
+    let list = fake.json("list");
+    assert_eq!((&list[1]["name"], &list[1]["state"]), (&"web".into(), &"running".into()));
+    let info = fake.json("info web");
+    assert_eq!((&info["domain"]["id"], &info["vcpus"][0]["exits"]), (&2.into(), &77.into()));
+    let text = fake.run("info 2").unwrap();
+    assert!(text.contains("state              running") && text.contains("EXITS"), "{text}");
+}
+
+#[test]
+fn a_domain_goes_through_its_life() {
+    let fake = Fake::new();
+    assert_eq!(fake.run("pause web").unwrap(), "web: paused\n");
+    assert_eq!(fake.json("list")[1]["state"], "paused");
+    assert_eq!(fake.run("unpause web").unwrap(), "web: resumed\n");
+    assert_eq!(fake.run("reset web").unwrap(), "web: reset\n");
+    assert_eq!(fake.run("shutdown --wait web").unwrap(), "web: told to shut down\n");
+    assert_eq!(fake.json("start --wait web")["domain"]["state"], "running");
+    assert_eq!(fake.run("destroy web").unwrap(), "web: destroyed\n");
+    assert_eq!(fake.json("info web")["domain"]["ended"], "destroyed");
+}
+
+#[test]
+fn refusals_say_why() {
+    let fake = Fake::new();
+    assert!(fake.error("destroy driver").contains("driver is this domain itself"));
+    assert!(fake.error("start web").contains("web is not gone, but running"));
+    fake.run("destroy web").unwrap();
+    assert_eq!(fake.error("pause web"), "web is gone: start it first");
+    assert_eq!(fake.error("info wbe"), "no domain is called \"wbe\"; there are driver, web");
+    assert!(fake.error("console driver").contains("driver has no console"));
+    let nobody = Cli::try_parse_from(["caisson", "--socket", "/nowhere/socket", "list"]).unwrap();
+    let error = run(&nobody, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot reach the daemon at /nowhere/socket"));
+    assert!(matches!(error, Error::Unreachable(..)));
+    assert!(Cli::try_parse_from(["caisson", "explode", "web"]).is_err());
+    // It does not come about.
+    fake.1.lock().unwrap().domains[1].state = State::Ending;
+    fake.1.lock().unwrap().domains[1].name = "slow".into();
+    assert!(matches!(fake.run("--patience 0 start --wait slow"), Err(Error::Refused(_))));
+}
+
+#[test]
+fn the_time_and_the_consoles_are_shown() {
+    let fake = Fake::new();
+    let text = fake.run("top -n 1 -d 0.1").unwrap();
+    assert!(text.starts_with("2 CPUs: guests 0.0%") && text.contains("64 MiB free"), "{text}");
+    assert!(text.lines().any(|line| line.contains("web") && line.contains("25.0%")), "{text}");
+    let line = fake.json("top -n 1 -d 0.1");
+    assert_eq!(line["domains"][1]["guest_permille"], 250);
+    assert_eq!(fake.run("console --dump web").unwrap(), "\x1b[1mweb login: ");
+    assert_eq!(fake.json("console --dump web")["end"], 15);
+}
+
+#[test]
+fn events_are_followed() {
+    let fake = Fake::new();
+    let daemon = Arc::clone(&fake.1);
+    let follower = thread::spawn({
+        let socket = fake.0.to_str().unwrap().to_owned();
+        move || {
+            let cli = Cli::try_parse_from(["caisson", "--socket", &socket, "--json", "events", "-n", "2"]);
+            let mut out = Vec::new();
+            run(&cli.unwrap(), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        }
+    });
+    // It pauses and goes on until both have been seen.
+    while !follower.is_finished() {
+        for state in [State::Paused, State::Running] {
+            daemon.lock().unwrap().domains[1].state = state;
+            thread::sleep(std::time::Duration::from_millis(350));
+        }
+    }
+    let text = follower.join().unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.len(), 2);
+    assert!(events.iter().all(|event| event["name"] == "web" && event["time_ns"].as_u64() > Some(0)));
+    assert!(events.iter().any(|event| event["event"] == "paused"), "{text}");
+}
