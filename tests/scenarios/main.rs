@@ -21,6 +21,7 @@ mod refusals;
 mod screen;
 mod serial;
 mod smp;
+mod split;
 mod tiny;
 mod workload;
 
@@ -96,6 +97,9 @@ fn main() -> ExitCode {
         ("lifecycle-ends", lifecycle::ends),
         ("lifecycle-reboot", lifecycle::reboot),
         ("linux", linux::alone),
+        ("split-files", split::files),
+        ("split-kill", split::kill),
+        ("split-crash", split::crash),
         ("functions", functions::messages),
         ("functions-lines", functions::lines),
         ("functions-on-2-cpus", functions::on_two_cpus),

@@ -9,13 +9,13 @@ use caisson_config::source::{ConfigText, parse_toml};
 use xtask::{
     bochs,
     cargo::Profile,
-    config,
+    config, disk,
     emulator::{Kind, Running},
     error::Context as _,
     images::Images,
     iso::{Iso, Script},
     paths::Workspace,
-    qemu::{Accelerator, Boot as Medium, Firmware, Machine},
+    qemu::{Accelerator, Boot as Medium, Disk, Firmware, Machine, Network},
     run::machine_memory_mib,
     tools,
 };
@@ -121,6 +121,9 @@ impl Lab {
             cpus: 1,
             firmware: Firmware::Bios,
             exact: None,
+            disks: disk::of(&self.workspace, &text.emulator, &self.directory(scenario)?, &[])?,
+            // Ports of this computer are the front door's business.
+            network: text.emulator.network.then(Network::default),
             extra: Vec::new(),
             script: Script::default(),
             caisson: self.caisson.clone(),
@@ -142,6 +145,8 @@ pub struct Boot<'a> {
     memory_mib: u64,
     firmware: Firmware,
     exact: Option<u32>,
+    disks: Vec<Disk>,
+    network: Option<Network>,
     extra: Vec<String>,
     script: Script,
     caisson: PathBuf,
@@ -307,12 +312,18 @@ impl Boot<'_> {
         machine.cpus = self.cpus;
         machine.firmware = self.firmware;
         machine.exact = self.exact;
+        machine.disks.clone_from(&self.disks);
+        machine.network.clone_from(&self.network);
         machine.extra = self.extra.iter().map(Into::into).collect();
         machine
     }
 
     fn bochs_machine(&self, iso: PathBuf) -> Verdict<bochs::Machine> {
-        if self.firmware != Firmware::Bios || !self.extra.is_empty() {
+        if self.firmware != Firmware::Bios
+            || !self.extra.is_empty()
+            || !self.disks.is_empty()
+            || self.network.is_some()
+        {
             return Err(Failure::new("this scenario asks for what only QEMU has: leave it out on Bochs"));
         }
         let mut machine = bochs::Machine::new(self.memory_mib, iso, self.directory.clone());

@@ -7,12 +7,15 @@ use std::{
     process::Command,
 };
 
+use caisson_config::source::EmulatorText;
+
 use crate::{
     error::{Context, Error, Result},
     initrd, packages,
     paths::Workspace,
     process,
     progress::Step,
+    qemu::Disk,
     size::MIB,
     stamp, tools,
 };
@@ -39,8 +42,38 @@ pub fn provide(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     }
 }
 
+/// The disks of an emulated machine: those that its config asks for, whose paths count from `folder`, and `more`.
+///
+/// # Errors
+/// When one is not there, or cannot be made.
+pub fn of(
+    workspace: &Workspace,
+    wanted: &EmulatorText,
+    folder: &Path,
+    more: &[PathBuf],
+) -> Result<Vec<Disk>> {
+    let mut disks = Vec::new();
+    for name in &wanted.disks {
+        let keep = !name.starts_with('@');
+        let path = if keep { folder.join(name) } else { provide(workspace, name)? };
+        disks.push(Disk { path, keep });
+    }
+    disks.extend(more.iter().map(|path| Disk { path: path.clone(), keep: true }));
+    match disks.iter().find(|disk| !disk.path.is_file()) {
+        Some(disk) => Err(Error::Usage(format!(
+            "the disk {} is not there: make it, say by `truncate -s 1G {0}`, or name another",
+            disk.path.display()
+        ))),
+        None => Ok(disks),
+    }
+}
+
 fn empty(workspace: &Workspace) -> Result<PathBuf> {
     let output = workspace.dir("images")?.join("empty-disk.img");
+    // A machine may be running on it.
+    if fs::metadata(&output).is_ok_and(|file| file.len() == EMPTY_BYTES) {
+        return Ok(output);
+    }
     let file = fs::File::create(&output).cannot(|| format!("write {}", output.display()))?;
     file.set_len(EMPTY_BYTES).cannot(|| format!("write {}", output.display()))?;
     Ok(output)
@@ -152,6 +185,24 @@ mod tests {
         let mode = |name: &str| fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("sbin/init"), mode("www/a.html"), mode("bin/sh")), (0o755, 0o644, 0o755));
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn disks_are_the_configs_and_the_command_lines() {
+        let folder = std::env::temp_dir().join(format!("caisson-disks-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["one.img", "two.img"] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        let workspace = Workspace::find();
+        let wanted = EmulatorText { disks: vec!["one.img".to_owned()], ..EmulatorText::default() };
+        let two = folder.join("two.img");
+        let expected = [folder.join("one.img"), two.clone()].map(|path| Disk { path, keep: true });
+        assert_eq!(of(&workspace, &wanted, &folder, &[two]).unwrap(), expected);
+        let error = of(&workspace, &wanted, &folder, &["none.img".into()]).unwrap_err().to_string();
+        let start = "the disk none.img is not there: make it, say by `truncate -s 1G none.img`";
+        assert!(error.starts_with(start), "{error}");
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -96,27 +96,6 @@ struct Extent {
     network: Option<Network>,
 }
 
-/// The disks that the config and the command line ask for.
-///
-/// # Errors
-/// When one is not there, or cannot be made.
-fn disks(images: &Images, config: &Loaded, args: &MachineArgs) -> Result<Vec<Disk>> {
-    let mut disks = Vec::new();
-    for name in &config.text.emulator.disks {
-        let keep = !name.starts_with('@');
-        let path = if keep { config.folder.join(name) } else { disk::provide(images.workspace(), name)? };
-        disks.push(Disk { path, keep });
-    }
-    disks.extend(args.disk.iter().map(|path| Disk { path: path.clone(), keep: true }));
-    match disks.iter().find(|disk| !disk.path.is_file()) {
-        Some(disk) => Err(Error::Usage(format!(
-            "the disk {} is not there: make it, say by `truncate -s 1G {0}`, or name another",
-            disk.path.display()
-        ))),
-        None => Ok(disks),
-    }
-}
-
 /// The network card that the config and the command line ask for. A port of this computer that is in use is left to who uses
 /// it: the next free one leads there.
 fn network(config: &Loaded, args: &MachineArgs) -> Option<Network> {
@@ -294,7 +273,7 @@ pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
             Some(size) => size.mib(),
             None => machine_memory_mib(config.memory(), blob.len() as u64),
         },
-        disks: disks(&images, &config, &args.machine)?,
+        disks: disk::of(workspace, &config.text.emulator, &config.folder, &args.machine.disk)?,
         network: network(&config, &args.machine),
     };
     let runs = workspace.dir("runs")?;
@@ -406,30 +385,6 @@ mod tests {
             crate::cli::Command::Run(args) => args.machine,
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn disks_are_the_configs_and_the_command_lines() {
-        let folder = std::env::temp_dir().join(format!("caisson-disks-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        for name in ["one.img", "two.img"] {
-            fs::write(folder.join(name), "x").unwrap();
-        }
-        let toml =
-            "[emulator]\ndisks = [\"one.img\"]\n[[domain]]\nname = \"a\"\nmemory = \"1M\"\nkernel = \"k\"\n";
-        let text = caisson_config::source::parse_toml(toml, "a.toml").unwrap();
-        let config = Loaded { text, folder: folder.clone() };
-        let images = Images::new(Workspace::find());
-        let two = folder.join("two.img");
-        let args = machine_args(&["--disk", &two.to_string_lossy()]);
-        let expected = [folder.join("one.img"), two].map(|path| Disk { path, keep: true });
-        assert_eq!(disks(&images, &config, &args).unwrap(), expected);
-        let error = disks(&images, &config, &machine_args(&["--disk", "none.img"])).unwrap_err().to_string();
-        assert!(
-            error.starts_with("the disk none.img is not there: make it, say by `truncate -s 1G none.img`"),
-            "{error}"
-        );
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
