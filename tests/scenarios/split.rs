@@ -1,11 +1,13 @@
 //! Split I/O: a driver domain owns the machine's devices, and its daemon serves disks to guests that own none.
 
-use caisson_tests::{From, Lab, Run, Verdict, ensure};
+use std::fs;
+
+use caisson_tests::{Failure, From, Lab, Run, Verdict, ensure};
 use xtask::outcome::Outcome;
 
 use crate::{
     lifecycle,
-    workload::{BOOT, STEP},
+    workload::{self, BOOT, STEP},
 };
 
 /// The driver domain's console.
@@ -71,6 +73,18 @@ fn ended(run: &mut Run, guests: &[&str]) -> Verdict {
     lifecycle::all_memory_came_back(run)
 }
 
+/// The usual config: a guest whose root is on the machine's disk serves a page, and another one fetches it.
+pub(crate) fn io(lab: &Lab, name: &str) -> Verdict {
+    let page = lab.workspace().source("guest-images/web/www/index.html");
+    let page = fs::read(&page).map_err(|error| Failure::new(format!("{}: {error}", page.display())))?;
+    let mut run = lab.boot_config(name, "split-io")?.start()?;
+    run.expect(From::Guest("web"), BOOT, "^caisson-web: serving /www on port 80, from /dev/vda$")?;
+    let (bytes, hash) = (page.len(), workload::sha256(&page));
+    let fetched = format!("^caisson-test: fetch url=http://10.0.2.20/ bytes={bytes} hash={hash}$");
+    run.expect(From::Guest("client"), BOOT, &fetched)?;
+    ended(&mut run, &["web", "client"])
+}
+
 /// A file system on a guest's disk.
 pub(crate) fn files(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot(name, &(driver("") + &guest("disk", "caisson.test=files", DISK)))?.start()?;
@@ -106,5 +120,52 @@ pub(crate) fn crash(lab: &Lab, name: &str) -> Verdict {
     for _ in 0..4 {
         filled(&mut run, From::Guest("disk"))?;
     }
+    ended(&mut run, &["disk"])
+}
+
+/// Two guests on a bridge, one on another bridge, one on another VLAN: who reaches whom, a long transfer, and an address that is
+/// not the card's.
+pub(crate) fn networks(lab: &Lab, name: &str) -> Verdict {
+    let card = |more: &str| format!("[[domain.network]]\n{more}");
+    let words = |number: u32, words: &str| {
+        format!(
+            "caisson.ip=10.1.0.{number}/24 caisson.peer=10.1.0.2 caisson.url=http://10.1.0.2/data caisson.test={words}"
+        )
+    };
+    let config = [
+        driver(""),
+        guest("alice", &words(1, "ping,spoof,fetch"), &card("bridge = \"br0\"")),
+        guest("bob", &words(2, "serve"), &card("bridge = \"br0\"")),
+        guest("carol", &words(3, "clock,ping"), &card("bridge = \"br1\"")),
+        guest("dave", &words(4, "clock,ping"), &card("bridge = \"br0\"\nvlan = 7")),
+    ];
+    let mut run = lab.boot(name, &config.concat())?.start()?;
+    let (alice, bob) = (From::Guest("alice"), From::Guest("bob"));
+    run.expect(alice, 2 * BOOT, "^caisson-test: ping peer=10.1.0.2 replies=3$")?;
+    run.expect(alice, STEP, "^caisson-test: spoof own=[0-9a-f:]+ replies=0 honest=3$")?;
+    let served = run.expect(bob, STEP, "^caisson-test: serve hash=([0-9a-f]{64})$")?;
+    let fetched = format!("bytes=33554432 hash={}$", served.group(1));
+    run.expect(alice, BOOT, &fetched)?;
+    for other in ["carol", "dave"] {
+        run.expect(From::Guest(other), BOOT, "^caisson-test: ping peer=10.1.0.2 replies=0$")?;
+    }
+    ended(&mut run, &["alice", "bob", "carol", "dave"])
+}
+
+/// A guest that drives its disk by hand reaches nothing beyond it, and breaks nothing but its own device: another one, whose disk
+/// is behind the same daemon, notices nothing.
+pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
+    let probe = r#"
+        [[domain]]
+        name = "hostile"
+        memory = "4M"
+        kernel = "@probe/disk"
+        [[domain.disk]]
+        path = "/dev/nvme0n2"
+        "#;
+    let config = [driver(""), guest("disk", "caisson.test=files", DISK), probe.to_owned()];
+    let mut run = lab.boot(name, &config.concat())?.start()?;
+    run.expect(From::Guest("hostile"), 2 * BOOT, "^probe disk: ok$")?;
+    filled(&mut run, From::Guest("disk"))?;
     ended(&mut run, &["disk"])
 }

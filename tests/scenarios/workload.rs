@@ -117,6 +117,11 @@ fn fields(run: &mut Run, from: From<'_>, subject: &str) -> Verdict<BTreeMap<Stri
 /// The SHA-256 of the bytes that the workload makes: so many of one line over and over.
 fn hash_of_lines(line: &str, length: usize) -> String {
     let bytes: Vec<u8> = line.bytes().chain(*b"\n").cycle().take(length).collect();
+    sha256(&bytes)
+}
+
+/// The SHA-256 of some bytes, as `sha256sum` writes it.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -40,9 +40,10 @@ pub enum Command {
 /// Which guests run, and what the command line changes in the first of them.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// Config: a TOML file, or a name in guest-images/configs
-    #[arg(long, value_name = "FILE|NAME", default_value = crate::config::DEFAULT)]
-    pub config: String,
+    /// Config: a TOML file, or a name in guest-images/configs [default: split-io for run on QEMU, unless the first guest is
+    /// changed by another option; otherwise linux]
+    #[arg(long, value_name = "FILE|NAME")]
+    pub config: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub guest: GuestArgs,
@@ -52,7 +53,7 @@ pub struct ConfigArgs {
 }
 
 /// What the command line changes in the config's first domain.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct GuestArgs {
     /// Kernel of the first domain
     #[arg(long, value_name = "FILE")]

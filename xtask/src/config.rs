@@ -20,8 +20,10 @@ use crate::{
 /// Where the configs that come with Caisson are.
 const FOLDER: &str = "guest-images/configs";
 
-/// The config that runs when none is named.
-pub const DEFAULT: &str = "linux";
+/// The config that runs when none is named: a driver domain and guests with disks and networks, which need QEMU's.
+pub const DEFAULT: &str = "split-io";
+/// The config of one guest, for options that change it, and for machines that are not QEMU's.
+pub const ONE_GUEST: &str = "linux";
 
 /// A config and the folder its paths count from.
 #[derive(Clone, Debug)]
@@ -144,10 +146,22 @@ impl Loaded {
     }
 }
 
+impl GuestArgs {
+    /// Nothing is changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { kernel, initrd, cmdline, memory } = self;
+        kernel.is_none() && initrd.is_none() && cmdline.is_none() && memory.is_none()
+    }
+}
+
 /// Has each guest that our initial RAM disks start end by itself: nobody is there to type into a shell. Guests whose
 /// command line says already what to do, or how to end, are left alone. A server ends when a client says good bye to it, and the
-/// driver domain with the last of its guests.
+/// driver domain with the last of its guests. What several guests say is shown of all of them.
 pub fn without_a_person(config: &mut ConfigText) {
+    if config.domains.len() > 1 {
+        config.machine.console = Some("all".to_owned());
+    }
     for domain in &mut config.domains {
         let has = |start: &str| domain.cmdline.split_whitespace().any(|word| word.starts_with(start));
         let starts_from = |file: &str| domain.modules.iter().any(|module| module.file == file);
@@ -159,6 +173,8 @@ pub fn without_a_person(config: &mut ConfigText) {
             None
         } else if has("root=") {
             Some("caisson.end=bye")
+        } else if has("caisson.do=") {
+            Some("caisson.end=poweroff")
         } else if has("caisson.test=") {
             // The end of its work is its end.
             None
@@ -342,6 +358,7 @@ kernel = "@memtest"
             domain("caisson.ip=10.0.2.21/24", "@initrd"),
             "caisson.ip=10.0.2.21/24 caisson.test=smoke"
         );
+        assert_eq!(domain("caisson.do=fetch", "@initrd"), "caisson.do=fetch caisson.end=poweroff");
         for told in ["caisson.test=hash", "caisson.end=shell", "root=/dev/vda caisson.end=shell"] {
             assert_eq!(domain(told, "@initrd"), told);
         }

@@ -150,9 +150,9 @@ mod tests {
             ("ld-linux-x86-64.so.2", "libc6"),
             ("libz.so.1", "zlib1g"),
         ] {
-            assert_eq!(packages_of(library).last().map(String::as_str), Some(package));
+            assert!(packages_of(library).iter().any(|candidate| candidate == package), "{library}");
         }
-        assert_eq!(packages_of("libelf.so.1"), ["libelf1t64", "libelf1"]);
+        assert_eq!(packages_of("libelf.so.1"), ["libelf1t64", "libelf1", "libelf"]);
     }
 
     #[test]

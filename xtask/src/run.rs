@@ -220,9 +220,13 @@ fn qemu(
 /// What keeps the machine from being started; how it ended is the outcome.
 pub fn command(workspace: &Workspace, args: &RunArgs) -> Result<Outcome> {
     let images = Images::new(workspace.clone());
-    let mut config = config::load(workspace, &args.config.config)?;
-    config.apply(&args.config.guest)?;
     let kind = kind(&args.machine)?;
+    let usual = match kind {
+        Kind::Qemu if args.config.guest.is_empty() => config::DEFAULT,
+        _ => config::ONE_GUEST,
+    };
+    let mut config = config::load(workspace, args.config.config.as_deref().unwrap_or(usual))?;
+    config.apply(&args.config.guest)?;
     if kind == Kind::Bochs && config.text.emulator != EmulatorText::default() {
         return Err(Error::Usage(format!(
             "{}: emulator: the disks and the network card are QEMU's: take --machine qemu, or another config",
@@ -333,7 +337,7 @@ fn finish(outcome: Outcome, keep: bool, directory: &Path) -> Result<()> {
 /// What keeps the ISO from being made.
 pub fn image(workspace: &Workspace, args: &ImageArgs) -> Result<()> {
     let images = Images::new(workspace.clone());
-    let mut config = config::load(workspace, &args.config.config)?;
+    let mut config = config::load(workspace, args.config.config.as_deref().unwrap_or(config::ONE_GUEST))?;
     config.apply(&args.config.guest)?;
     tools::ensure(tools::IMAGE)?;
     let blob = config.blob(&images)?;
