@@ -172,8 +172,10 @@ impl Daemon {
             Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::NOMEM) => {}
             Err(error) => return Err(Box::new(io::Error::from(error))),
         }
-        let interrupted = sources.first().is_some_and(|source| !source.revents().is_empty());
-        self.bell.drain();
+        let [interrupted, rung] = sources.map(|source| !source.revents().is_empty());
+        if rung {
+            self.bell.drain();
+        }
         let mut again = self.bell.take() != 0;
         if interrupted {
             host.take_interrupt()?;

@@ -181,7 +181,9 @@ impl Service {
         self.counters.sleeps.add(1);
         // Interrupted, or for want of memory for a moment: then it is as if something had come.
         let _ = poll(&mut sources, timeout.as_ref());
-        self.bell.drain();
+        if sources.first().is_some_and(|bell| !bell.revents().is_empty()) {
+            self.bell.drain();
+        }
     }
 
     /// Reads the state and lets the device follow it: the queues to look at.
