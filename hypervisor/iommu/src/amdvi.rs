@@ -11,7 +11,7 @@ use caisson_stage2::{AmdVi as Pages, ENTRIES, Format as _, Levels};
 use caisson_types::{Hpa, PAGE_SIZE, PageSize};
 
 use crate::unit::wait;
-use crate::{Error, Fault, Hardware, Ivhd, IvhdDevices, Memory, Message, Shape, Tag, Unit};
+use crate::{Error, Fault, Hardware, Interrupt, Ivhd, IvhdDevices, Memory, Message, Shape, Tag, Unit};
 use alloc::vec::Vec;
 use commands::Commands;
 use events::Events;
@@ -278,6 +278,18 @@ impl<H: Hardware> Unit for AmdVi<H> {
         let now = self.hardware.read64(register::CONTROL);
         let interrupt = if message.is_some() { control::EVENT_INTERRUPT } else { 0 };
         self.hardware.write64(register::CONTROL, now & !control::EVENT_INTERRUPT | interrupt);
+    }
+
+    fn can_remap(&self, _: bool) -> bool {
+        false
+    }
+
+    fn remap(&mut self, _: &mut impl Memory, _: bool) -> Result<(), Error> {
+        Err(Error::NoRemapping)
+    }
+
+    fn set_interrupt(&mut self, _: &mut impl Memory, _: u8, _: Option<Interrupt>) -> Result<(), Error> {
+        Err(Error::NoRemapping)
     }
 
     fn take_fault(&mut self, memory: &mut impl Memory) -> Option<Fault> {

@@ -16,6 +16,7 @@ const RMRR: u16 = 1;
 /// Types of device scopes.
 const ENDPOINT: u8 = 1;
 const HIERARCHY: u8 = 2;
+const IO_APIC: u8 = 3;
 /// Where a bridge's configuration space has the buses behind it, first and last (PCI-to-PCI Bridge Architecture
 /// Specification 1.2, section 3.2.5).
 const SECONDARY_BUS: u16 = 0x19;
@@ -83,6 +84,8 @@ pub struct Drhd {
     pub all: bool,
     /// Its devices.
     pub scopes: Vec<DeviceScope>,
+    /// I/O APICs behind it, by their ids, and how they are known.
+    pub io_apics: Vec<(u8, DeviceScope)>,
 }
 
 /// Memory that some devices use as the firmware has told them, beside the operating system (section 8.4, RMRR).
@@ -143,7 +146,8 @@ fn unit(entry: &[u8]) -> Result<Drhd, TableError> {
         return Err(TableError::Address);
     }
     let all = flags & 1 != 0;
-    Ok(Drhd { registers, bytes, segment, all, scopes: scopes(entry.get(16..).unwrap_or_default())? })
+    let scopes = scopes(entry.get(16..).unwrap_or_default())?;
+    Ok(Drhd { registers, bytes, segment, all, scopes: scopes.devices, io_apics: scopes.io_apics })
 }
 
 fn reserved(entry: &[u8]) -> Result<ReservedRegion, TableError> {
@@ -154,13 +158,21 @@ fn reserved(entry: &[u8]) -> Result<ReservedRegion, TableError> {
     if start % 4096 != 0 || bytes % 4096 != 0 || limit <= start {
         return Err(TableError::Address);
     }
-    Ok(ReservedRegion { start, bytes, segment, scopes: scopes(entry.get(24..).unwrap_or_default())? })
+    let scopes = scopes(entry.get(24..).unwrap_or_default())?.devices;
+    Ok(ReservedRegion { start, bytes, segment, scopes })
 }
 
-/// The devices of a structure. I/O APICs, HPETs and what is no PCI device have no DMA to restrict.
-fn scopes(mut rest: &[u8]) -> Result<Vec<DeviceScope>, TableError> {
+/// The devices of a structure.
+#[derive(Default)]
+struct Scopes {
+    devices: Vec<DeviceScope>,
+    io_apics: Vec<(u8, DeviceScope)>,
+}
+
+/// The devices of a structure. HPETs and what is no PCI device do nothing that Caisson restricts or uses.
+fn scopes(mut rest: &[u8]) -> Result<Scopes, TableError> {
     const HEAD: usize = 6;
-    let mut found = Vec::new();
+    let mut found = Scopes::default();
     while !rest.is_empty() {
         let kind = u8_at(rest, 0).ok_or(TableError::Length)?;
         let length = usize::from(u8_at(rest, 1).ok_or(TableError::Length)?);
@@ -169,9 +181,12 @@ fn scopes(mut rest: &[u8]) -> Result<Vec<DeviceScope>, TableError> {
         if path.is_empty() || path.len() % 2 != 0 {
             return Err(TableError::Length);
         }
-        if matches!(kind, ENDPOINT | HIERARCHY) {
-            let path = path.chunks_exact(2).map(|step| (step[0], step[1])).collect();
-            found.push(DeviceScope { hierarchy: kind == HIERARCHY, bus, path });
+        let path = path.chunks_exact(2).map(|step| (step[0], step[1])).collect();
+        let scope = DeviceScope { hierarchy: kind == HIERARCHY, bus, path };
+        match kind {
+            ENDPOINT | HIERARCHY => found.devices.push(scope),
+            IO_APIC => found.io_apics.push((u8_at(rest, 4).ok_or(TableError::Length)?, scope)),
+            _ => {}
         }
         rest = rest.get(length..).unwrap_or_default();
     }
@@ -220,9 +235,22 @@ mod tests {
         assert!(found.interrupts);
         let usb = DeviceScope { hierarchy: false, bus: 2, path: vec![(0x1d, 0)] };
         let bridge = DeviceScope { hierarchy: true, bus: 0, path: vec![(0x1c, 1), (0, 0)] };
-        let one =
-            Drhd { registers: 0xfed9_1000, bytes: 4096, segment: 1, all: false, scopes: vec![usb.clone()] };
-        let all = Drhd { registers: 0xfed9_0000, bytes: 4096, segment: 0, all: true, scopes: vec![] };
+        let one = Drhd {
+            registers: 0xfed9_1000,
+            bytes: 4096,
+            segment: 1,
+            all: false,
+            scopes: vec![usb.clone()],
+            io_apics: vec![(7, DeviceScope { hierarchy: false, bus: 0, path: vec![(0x1f, 0)] })],
+        };
+        let all = Drhd {
+            registers: 0xfed9_0000,
+            bytes: 4096,
+            segment: 0,
+            all: true,
+            scopes: vec![],
+            io_apics: vec![],
+        };
         assert_eq!(found.units, [one, all]);
         let region =
             ReservedRegion { start: 0xdead_0000, bytes: 0x2000, segment: 0, scopes: vec![usb, bridge] };

@@ -6,7 +6,7 @@ use caisson_pci::Address;
 use caisson_stage2::{Config, Levels, MemoryType, Permissions, Stage2};
 use caisson_types::{Gpa, Hpa};
 
-use crate::{Coverage, Error, Fault, Memory, Message, Reserved, Shape, Tag, Unit};
+use crate::{Coverage, Error, Fault, Interrupt, Memory, Message, Reserved, Shape, Tag, Unit};
 
 /// What is asked of a machine's IOMMU, whoever made it.
 pub trait Iommu: Send {
@@ -52,6 +52,19 @@ pub trait Iommu: Send {
 
     /// Has the units write this when they stop a device, where they can by themselves.
     fn interrupt(&mut self, message: Option<Message>);
+
+    /// Holds devices to the interrupts that are theirs, if all units can: from then on a message arrives as what it names in
+    /// the table, or not at all. Whether they can. `wide` where processors' ids may have more than 8 bits.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`] or [`Error::OutOfMemory`]: some units do and others do not.
+    fn remap(&mut self, wide: bool) -> Result<bool, Error>;
+
+    /// Writes an entry of the table.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`], or [`Error::NoRemapping`].
+    fn set_interrupt(&mut self, index: u8, interrupt: Option<Interrupt>) -> Result<(), Error>;
 
     /// A device that was stopped, and its domain; `None` when there are no more.
     fn take_fault(&mut self) -> Option<(Fault, Option<Tag>)>;
@@ -299,6 +312,17 @@ impl<U: Unit, M: Memory> Iommu for Iommus<U, M> {
         for placed in self.units.iter_mut().filter(|placed| placed.stuck.is_none()) {
             placed.unit.interrupt(message);
         }
+    }
+
+    fn remap(&mut self, wide: bool) -> Result<bool, Error> {
+        if !self.units.iter().all(|placed| placed.unit.can_remap(wide)) {
+            return Ok(false);
+        }
+        self.each(|unit, memory| unit.remap(memory, wide)).map(|()| true)
+    }
+
+    fn set_interrupt(&mut self, index: u8, interrupt: Option<Interrupt>) -> Result<(), Error> {
+        self.each(|unit, memory| unit.set_interrupt(memory, index, interrupt))
     }
 
     fn take_fault(&mut self) -> Option<(Fault, Option<Tag>)> {

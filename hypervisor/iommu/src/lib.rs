@@ -45,7 +45,10 @@ pub use dmar::{DeviceScope, Dmar, Drhd, ReservedRegion};
 pub use domains::{Iommu, Iommus};
 pub use ivrs::{Ivhd, IvhdDevices, Ivmd, Ivrs};
 pub use place::{Bridge, BridgeKind, Coverage, DeviceRange, Reserved, requesters};
-pub use unit::{Error, Fault, FaultKind, Hardware, Memory, Message, PATIENCE, Shape, Tag, Unit};
+pub use unit::{
+    Error, Fault, FaultKind, Hardware, INTERRUPTS, Interrupt, Memory, Message, PATIENCE, Sender, Shape, Tag,
+    Unit,
+};
 pub use vtd::Vtd;
 
 /// An ACPI table that contradicts itself.

@@ -98,6 +98,16 @@ impl Dmar {
     }
 }
 
+impl Dmar {
+    /// How the messages of an I/O APIC are known, by its id.
+    pub fn io_apic(&self, space: &mut impl ConfigSpace, id: u8) -> Option<Address> {
+        let mut known =
+            self.units.iter().flat_map(|unit| unit.io_apics.iter().map(move |of| (unit.segment, of)));
+        let (segment, (_, scope)) = known.find(|(_, (of, _))| *of == id)?;
+        scope.resolve(space, segment).map(|range| Address { segment, routing: range.first })
+    }
+}
+
 impl Ivhd {
     /// What is behind the unit: the devices, and the ids that their requests bear.
     #[must_use]

@@ -103,6 +103,45 @@ fn faults_interrupt_where_they_are_told_to() {
 }
 
 #[test]
+fn messages_arrive_as_the_table_says() {
+    // The message that names entry 0x41, and one that names none.
+    let (named, old) = (0xfee0_0000 | 0x41 << 5 | 1 << 4, 0xfee0_3000);
+    let (_, mut models, iommus) = vtd(VtdOptions { left_on: true, ..VtdOptions::default() });
+    let mut iommus = iommus.unwrap();
+    assert_eq!(models[0].message_from(8, old, 0x30), Some((0x30, 3, false)));
+    assert_eq!(iommus.set_interrupt(0x41, None), Err(Error::NoRemapping));
+    assert_eq!(iommus.remap(true), Ok(false), "ids are not wide");
+    assert_eq!(iommus.remap(false), Ok(true));
+    assert_eq!(models[0].message_from(8, old, 0x30), None);
+    assert_eq!(models[0].message_from(8, named, 0), None);
+    let interrupt =
+        Interrupt { vector: 0x77, processor: 3, level: false, sender: Sender::of(&[address(0x101)]) };
+    for (interrupt, expected) in [
+        (interrupt, [Some((0x77, 3, false)), None]),
+        (Interrupt { processor: 1, ..interrupt }, [Some((0x77, 1, false)), None]),
+        (Interrupt { sender: Sender::Device(0x102), ..interrupt }, [None; 2]),
+        (
+            Interrupt { level: true, sender: Sender::of(&[address(0x101), address(0x300)]), ..interrupt },
+            [Some((0x77, 3, true)), Some((0x77, 3, true))],
+        ),
+        (Interrupt { sender: Sender::of(&[]), ..interrupt }, [Some((0x77, 3, false)); 2]),
+    ] {
+        assert_eq!(iommus.set_interrupt(0x41, Some(interrupt)), Ok(()));
+        for model in &mut models {
+            let found = [0x101, 0x200].map(|device| model.message_from(device, named, 0));
+            assert_eq!(found, expected, "{interrupt:?}");
+        }
+    }
+    assert_eq!(iommus.set_interrupt(0x41, None), Ok(()));
+    assert_eq!(models[0].message_from(0x101, named, 0), None);
+    // Units without a queue, and of the other vendor, do not.
+    let (_, _, iommus) = vtd(VtdOptions { queue: false, ..VtdOptions::default() });
+    assert_eq!(iommus.unwrap().remap(false), Ok(false));
+    let (_, iommus) = amdvi(false, u32::MAX);
+    assert_eq!(iommus.unwrap().remap(false), Ok(false));
+}
+
+#[test]
 fn units_that_never_answer_are_given_up() {
     for answers in 0..12 {
         for queue in [false, true] {

@@ -9,6 +9,9 @@ use caisson_types::{Hpa, PageSize};
 /// How long a unit may take to answer, in nanoseconds. Units answer within microseconds; this is for one that never does.
 pub const PATIENCE: u64 = 1_000_000_000;
 
+/// Entries of an interrupt table.
+pub const INTERRUPTS: usize = 256;
+
 /// A unit's registers, and the time.
 pub trait Hardware: Send {
     /// Reads 32 bits at `offset` bytes, a multiple of 4 within the unit's registers.
@@ -87,6 +90,43 @@ pub struct Message {
     pub data: u32,
 }
 
+/// Whose messages an entry of an interrupt table is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sender {
+    /// Anybody's.
+    Anybody,
+    /// Those with this requester id.
+    Device(u16),
+    /// Those of the devices of these buses, first and last.
+    Buses(u8, u8),
+}
+
+impl Sender {
+    /// Who sends messages with any of these ids.
+    #[must_use]
+    pub fn of(ids: &[Address]) -> Self {
+        let buses = || ids.iter().map(|id| id.bus());
+        match (ids, buses().min(), buses().max()) {
+            ([only], ..) => Self::Device(only.routing),
+            (_, Some(first), Some(last)) => Self::Buses(first, last),
+            _ => Self::Anybody,
+        }
+    }
+}
+
+/// What becomes of a message that names an entry of an interrupt table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupt {
+    /// The vector that arrives.
+    pub vector: u8,
+    /// The local APIC's id of the processor where it does.
+    pub processor: u32,
+    /// By level.
+    pub level: bool,
+    /// Who may send it.
+    pub sender: Sender,
+}
+
 /// A device was stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
@@ -145,6 +185,8 @@ pub enum Error {
     TooManyDomains,
     /// The device is behind no unit.
     NoUnit(Address),
+    /// The unit does not remap interrupts.
+    NoRemapping,
     /// There is no such domain.
     NoDomain(Tag),
     /// The tables refuse a mapping.
@@ -162,6 +204,7 @@ impl fmt::Display for Error {
             Self::OutOfMemory => f.write_str("no memory left for its tables"),
             Self::TooManyDomains => f.write_str("it cannot tell more domains apart"),
             Self::NoUnit(device) => write!(f, "{device} is behind no unit"),
+            Self::NoRemapping => f.write_str("a unit does not remap interrupts"),
             Self::NoDomain(tag) => write!(f, "there is no DMA domain {}", tag.0),
             Self::Tables(error) => error.fmt(f),
         }
@@ -225,6 +268,26 @@ pub trait Unit: Send {
     /// Has the unit write this when devices are stopped, `None` for nothing. Units that interrupt by a PCI capability leave
     /// the message to whoever reaches it.
     fn interrupt(&mut self, message: Option<Message>);
+
+    /// Whether it can hold devices to the interrupts that are theirs; `wide` where processors' ids may have more than 8 bits.
+    fn can_remap(&self, wide: bool) -> bool;
+
+    /// From now on a message arrives as what it names in a table of [`INTERRUPTS`] entries, which is empty, or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`], [`Error::OutOfMemory`], or [`Error::NoRemapping`] where it cannot.
+    fn remap(&mut self, memory: &mut impl Memory, wide: bool) -> Result<(), Error>;
+
+    /// Writes an entry, below [`INTERRUPTS`], and waits until no message arrives as before.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`], or [`Error::NoRemapping`] where it does not remap.
+    fn set_interrupt(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u8,
+        interrupt: Option<Interrupt>,
+    ) -> Result<(), Error>;
 
     /// A device that was stopped, in no certain order; `None` when there are no more. Who does not ask for them loses some.
     /// The next one interrupts again once there were no more.

@@ -4,13 +4,14 @@
 //! all of them are forgotten.
 
 mod fault;
+mod interrupts;
 mod queue;
 
 use caisson_stage2::{ENTRIES, Format as _, Levels, Vtd as Pages};
 use caisson_types::{Hpa, PageSize};
 
 use crate::unit::wait;
-use crate::{Error, Fault, Hardware, Memory, Message, Shape, Tag, Unit};
+use crate::{Error, Fault, Hardware, Interrupt, Memory, Message, Shape, Tag, Unit};
 use queue::Queue;
 
 /// Registers (section 11.4).
@@ -30,6 +31,7 @@ mod register {
     pub(super) const QUEUE_HEAD: u64 = 0x80;
     pub(super) const QUEUE_TAIL: u64 = 0x88;
     pub(super) const QUEUE: u64 = 0x90;
+    pub(super) const INTERRUPTS: u64 = 0xb8;
 }
 
 /// Bits of the command register, and of the status register (sections 11.4.4 and 11.4.5).
@@ -39,6 +41,8 @@ mod command {
     pub(super) const FLUSH_WRITES: u32 = 1 << 27;
     pub(super) const QUEUE: u32 = 1 << 26;
     pub(super) const REMAP_INTERRUPTS: u32 = 1 << 25;
+    pub(super) const SET_INTERRUPTS: u32 = 1 << 24;
+    pub(super) const OLD_INTERRUPTS: u32 = 1 << 23;
     /// Bits that order something once: they are not written back.
     pub(super) const ONCE: u32 = 1 << 30 | 1 << 29 | 1 << 27 | 1 << 24;
 }
@@ -53,6 +57,8 @@ mod capability {
     pub(super) const DRAIN_READS: u64 = 1 << 55;
     pub(super) const SNOOPS: u64 = 1 << 0;
     pub(super) const QUEUE: u64 = 1 << 1;
+    pub(super) const INTERRUPTS: u64 = 1 << 3;
+    pub(super) const WIDE_INTERRUPTS: u64 = 1 << 4;
 }
 
 /// The register that holds the root's address: which of the unit's modes.
@@ -78,8 +84,10 @@ const DRAIN_READS: u64 = 1 << 49;
 enum Forget {
     /// What one domain's tables say.
     Domain(Tag),
-    /// Everything, contexts included.
+    /// Everything of memory, contexts included.
     All,
+    /// What an entry of the interrupt table says, or all of them.
+    Interrupt(Option<u8>),
 }
 
 /// A unit of Intel's.
@@ -91,6 +99,8 @@ pub struct Vtd<H> {
     /// The root table, once there is one.
     root: Option<Hpa>,
     queue: Option<Queue>,
+    /// The interrupt table, once there is one, and whether processors' ids in it are wide.
+    interrupts: Option<(Hpa, bool)>,
     enabled: bool,
 }
 
@@ -105,7 +115,16 @@ impl<H: Hardware> Vtd<H> {
         if capabilities == u64::MAX || more == u64::MAX || capabilities == 0 {
             return Err(Error::Absent);
         }
-        Ok(Self { hardware, segment, capabilities, more, root: None, queue: None, enabled: false })
+        Ok(Self {
+            hardware,
+            segment,
+            capabilities,
+            more,
+            root: None,
+            queue: None,
+            interrupts: None,
+            enabled: false,
+        })
     }
 
     fn has(&self, capability: u64) -> bool {
@@ -210,6 +229,8 @@ impl<H: Hardware> Vtd<H> {
         let which = match what {
             Forget::All => TRANSLATION_ALL,
             Forget::Domain(tag) => TRANSLATION_DOMAIN | u64::from(tag.0) << 32,
+            // Only units with a queue remap interrupts.
+            Forget::Interrupt(_) => return Err(Error::NoRemapping),
         };
         let drain = if drains.0 { DRAIN_WRITES } else { 0 } | if drains.1 { DRAIN_READS } else { 0 };
         // The register lies where the unit says (section 11.4.8.1): behind the one for addresses.
@@ -320,6 +341,46 @@ impl<H: Hardware> Unit for Vtd<H> {
             self.hardware.write32(register::FAULT_UPPER_ADDRESS, 0);
             self.hardware.write32(register::FAULT_CONTROL, 0);
         }
+    }
+
+    fn can_remap(&self, wide: bool) -> bool {
+        let needed =
+            capability::QUEUE | capability::INTERRUPTS | if wide { capability::WIDE_INTERRUPTS } else { 0 };
+        self.more & needed == needed
+    }
+
+    fn remap(&mut self, memory: &mut impl Memory, wide: bool) -> Result<(), Error> {
+        if !self.can_remap(wide) || !self.enabled {
+            return Err(Error::NoRemapping);
+        }
+        let table = memory.allocate_run(0).ok_or(Error::OutOfMemory)?;
+        self.interrupts = Some((table, wide));
+        self.hardware.write64(register::INTERRUPTS, interrupts::table(table, wide));
+        self.command(command::SET_INTERRUPTS, 0, "interrupt table set")?;
+        self.forget_what(memory, Forget::Interrupt(None))?;
+        if self.is_on(command::OLD_INTERRUPTS) {
+            self.command(0, command::OLD_INTERRUPTS, "unremapped interrupts off")?;
+        }
+        self.command(command::REMAP_INTERRUPTS, 0, "interrupt remapping on")
+    }
+
+    fn set_interrupt(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u8,
+        interrupt: Option<Interrupt>,
+    ) -> Result<(), Error> {
+        let (table, wide) = self.interrupts.ok_or(Error::NoRemapping)?;
+        let (low, high) = interrupt.map_or((0, 0), |interrupt| interrupts::entry(&interrupt, wide));
+        let at = usize::from(index) * 2;
+        if memory.read(table, at + 1) != high {
+            // The halves are written one after the other: never a new one beside an old one that is present.
+            memory.write(table, at, 0);
+            self.forget_what(memory, Forget::Interrupt(Some(index)))?;
+            memory.write(table, at + 1, high);
+        }
+        memory.write(table, at, low);
+        self.forget_what(memory, Forget::Interrupt(Some(index)))
     }
 
     fn take_fault(&mut self, _: &mut impl Memory) -> Option<Fault> {

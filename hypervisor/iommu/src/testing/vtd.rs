@@ -64,6 +64,10 @@ struct State {
     next_fault: usize,
     protected: u32,
     answers: u32,
+    interrupts: u64,
+    /// The interrupt table's register as it was set last, and its entries as read.
+    used_interrupts: u64,
+    entries: BTreeMap<u8, (u64, u64)>,
     /// Context entries by device, as read.
     contexts: BTreeMap<u16, (u64, u64)>,
     /// Translations by tag and page.
@@ -112,6 +116,38 @@ impl VtdModel {
         state.status >> 31 == 1 && state.status & 1 << 25 == 0 && state.protected == 0
     }
 
+    /// What becomes of a message of a device's: vector, processor, by level.
+    ///
+    /// # Panics
+    /// Where an entry is none that there can be.
+    pub fn message_from(&mut self, device: u16, address: u32, data: u32) -> Option<(u8, u32, bool)> {
+        let mut state = self.state();
+        if state.status & 1 << 25 == 0 {
+            return Some((data as u8, address >> 12 & 0xff, data & 1 << 15 != 0));
+        }
+        if address & 1 << 4 == 0 {
+            return (state.status & 1 << 23 != 0).then_some((data as u8, address >> 12 & 0xff, false));
+        }
+        let index = address >> 5 & 0x7fff;
+        let table = state.used_interrupts;
+        assert_eq!(table & 0xfff, 7, "256 entries, narrow ids");
+        let index = u8::try_from(index).ok()?;
+        let at = (table & !0xfff) + u64::from(index) * 16;
+        let read = |at| self.world.word(at).unwrap_or(0);
+        let (low, high) = *state.entries.entry(index).or_insert_with(|| (read(at), read(at + 8)));
+        if low & 1 == 0 {
+            state.entries.remove(&index);
+            return None;
+        }
+        assert_eq!(low & 0xffff_00ff_ff00_ffee, 0, "fixed, to one processor: {low:#x}");
+        let is_senders = match high >> 18 & 3 {
+            0 => true,
+            1 => high as u16 == device,
+            _ => (high as u16 >> 8..=high as u16 & 0xff).contains(&(device >> 8)),
+        };
+        is_senders.then_some(((low >> 16) as u8, (low >> 40) as u32 & 0xff, low & 1 << 4 != 0))
+    }
+
     fn command(&self, value: u32) {
         let mut state = self.state();
         if state.answers == 0 {
@@ -128,6 +164,10 @@ impl VtdModel {
         }
         if changed & 1 << 26 != 0 {
             state.head = 0;
+        }
+        if value & 1 << 24 != 0 {
+            state.used_interrupts = state.interrupts;
+            state.status |= 1 << 24;
         }
         state.status ^= changed;
     }
@@ -150,6 +190,10 @@ impl VtdModel {
                 2 if granularity == 2 => {
                     let tag = (low >> 16) as u16;
                     state.translations.retain(|(of, _), _| *of != tag);
+                }
+                4 if granularity == 0 => state.entries.clear(),
+                4 if granularity == 1 => {
+                    state.entries.remove(&((low >> 32) as u8));
                 }
                 5 => {
                     let old = self.world.word(high).unwrap_or(0);
@@ -318,7 +362,12 @@ impl Hardware for VtdModel {
                     | (FAULTS as u64 - 1) << 40
                     | 3 << 54
             }
-            0x10 => bit(options.snoops, 0) | bit(options.queue, 1) | ((TRANSLATION_COMMAND - 8) / 16) << 8,
+            0x10 => {
+                bit(options.snoops, 0)
+                    | bit(options.queue, 1)
+                    | 1 << 3
+                    | ((TRANSLATION_COMMAND - 8) / 16) << 8
+            }
             0x20 => state.root,
             0x28 | TRANSLATION_COMMAND => bit(state.answers == 0, 63),
             0x80 => state.head,
@@ -335,6 +384,7 @@ impl Hardware for VtdModel {
         let mut state = self.state();
         match offset {
             0x20 => state.root = value,
+            0xb8 => state.interrupts = value,
             0x28 => {
                 assert_eq!(value, 1 << 63 | 1 << 61, "all contexts");
                 if state.answers > 0 {

@@ -12,10 +12,13 @@ const DESCRIPTORS: usize = 256;
 /// Types of descriptors.
 const CONTEXTS: u64 = 1;
 const TRANSLATIONS: u64 = 2;
+const INTERRUPTS: u64 = 4;
 const WAIT: u64 = 5;
 /// How much: everything, or one domain.
 const ALL: u64 = 1 << 4;
 const DOMAIN: u64 = 2 << 4;
+/// Of interrupts: one entry, not all.
+const ONE_INTERRUPT: u64 = 1 << 4;
 const DRAIN_WRITES: u64 = 1 << 6;
 const DRAIN_READS: u64 = 1 << 7;
 /// The unit is to write a word, and is to begin nothing before that.
@@ -69,6 +72,10 @@ impl Queue {
             }
             Forget::Domain(tag) => {
                 self.push(memory, TRANSLATIONS | DOMAIN | drain | u64::from(tag.0) << 16, 0);
+            }
+            Forget::Interrupt(None) => self.push(memory, INTERRUPTS, 0),
+            Forget::Interrupt(Some(index)) => {
+                self.push(memory, INTERRUPTS | ONE_INTERRUPT | u64::from(index) << 32, 0);
             }
         }
         self.number = self.number.wrapping_add(1);
