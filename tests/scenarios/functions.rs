@@ -200,11 +200,18 @@ pub(crate) fn restart(lab: &Lab, name: &str) -> Verdict {
     is_on_the_disk(lab, name, "disk")
 }
 
+/// What Caisson says of an IOMMU that also remaps interrupts.
+const REMAPPED: &str = ", and raise the interrupts that are theirs";
+
 /// With an IOMMU: what the driver's disk reaches is translated, and nothing that it does is stopped.
-fn translated(lab: &Lab, name: &str, device: &str, unit: &str) -> Verdict {
+fn translated(lab: &Lab, name: &str, device: &str, unit: &str, more: &str) -> Verdict {
     let machine = machine(lab, name, "", "", "")?;
     let mut run = machine.words("iommu=require").qemu("-device", device).start()?;
-    run.expect(From::Caisson, BOOT, &format!("^IOMMU: {unit}, 1 unit: devices reach what their guest has$"))?;
+    run.expect(
+        From::Caisson,
+        BOOT,
+        &format!("^IOMMU: {unit}, 1 unit: devices reach what their guest has{more}$"),
+    )?;
     workload::disk(&mut run, From::Guest("driver"), (DISK, name), "PCI-MSI")?;
     workload::end(&mut run, From::Guest("driver"))?;
     run.end(STEP, Outcome::Clean)?;
@@ -214,16 +221,16 @@ fn translated(lab: &Lab, name: &str, device: &str, unit: &str) -> Verdict {
 }
 
 pub(crate) fn vtd(lab: &Lab, name: &str) -> Verdict {
-    translated(lab, name, "intel-iommu", "VT-d")
+    translated(lab, name, "intel-iommu", "VT-d", REMAPPED)
 }
 
-/// With tables of four levels, and a unit that remembers what is not there.
+/// With tables of four levels, and a unit that remembers what is not there and does not remap interrupts.
 pub(crate) fn vtd_wide(lab: &Lab, name: &str) -> Verdict {
-    translated(lab, name, "intel-iommu,aw-bits=48,caching-mode=on", "VT-d")
+    translated(lab, name, "intel-iommu,aw-bits=48,caching-mode=on,intremap=off", "VT-d", "")
 }
 
 pub(crate) fn amdvi(lab: &Lab, name: &str) -> Verdict {
-    translated(lab, name, "amd-iommu", "AMD-Vi")
+    translated(lab, name, "amd-iommu", "AMD-Vi", "")
 }
 
 /// A machine whose `edu` device belongs to a hostile guest: it moves its own memory, and is told to move others'. Beside it a
@@ -306,4 +313,30 @@ pub(crate) fn dma_vtd(lab: &Lab, name: &str) -> Verdict {
 /// QEMU's AMD IOMMU has no events for pages that are not there.
 pub(crate) fn dma_amdvi(lab: &Lab, name: &str) -> Verdict {
     kept_out(lab, name, "amd-iommu").map(|_| ())
+}
+
+/// Nobody owns devices, and the serial line's own interrupt goes through the IOMMU's table.
+pub(crate) fn typed(lab: &Lab, name: &str) -> Verdict {
+    let config = r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "one"
+        memory = "4M"
+        kernel = "@probe/share"
+        cmdline = "ms=4000"
+        on_reboot = "destroy"
+        "#;
+    let mut run = lab.boot(name, config)?.words("iommu=require").qemu("-device", "intel-iommu").start()?;
+    run.expect(
+        From::Caisson,
+        BOOT,
+        &format!("^IOMMU: VT-d, 1 unit: devices reach what their guest has{REMAPPED}$"),
+    )?;
+    run.expect(From::Caisson, BOOT, "^guest one: 4 MiB, 1 vCPU, started$")?;
+    run.send("\x01?")?;
+    run.expect(From::Caisson, STEP, "^Ctrl-A t  where the time goes")?;
+    run.expect(From::Guest("one"), STEP, "^probe share: ok$")?;
+    run.end(STEP, Outcome::Clean)
 }

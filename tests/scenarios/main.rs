@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         ("dma-without-iommu", functions::dma_without),
         ("dma-vtd", functions::dma_vtd),
         ("dma-amdvi", functions::dma_amdvi),
+        ("typed-vtd", functions::typed),
         ("spinning", probes::spinning),
         ("linux-smp", linux::smp),
         ("linux-entropy", linux::entropy),

@@ -12,12 +12,12 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use caisson_boot::{Area, AreaKind, BootInfo};
 use caisson_hwvirt::Backend;
-use caisson_iommu::{Error, Fault, Tag};
+use caisson_iommu::{Error, Fault, Interrupt, Sender, Tag};
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::acpi::Platform;
 use caisson_machine::iommu::{self, InUse, IommuRefusal};
 use caisson_machine::memory::GuestRam;
-use caisson_machine::{clock, cpu};
+use caisson_machine::{apic, clock, cpu};
 use caisson_pci::Address;
 use caisson_stage2::Format;
 use caisson_types::{DomainId, Gpa, Hpa};
@@ -64,6 +64,15 @@ impl fmt::Display for DmaRefusal {
             Self::Broken(error) => write!(f, "IOMMU: {error}; `iommu=off` starts without it"),
         }
     }
+}
+
+/// Who raises an interrupt.
+#[derive(Clone, Copy)]
+pub(crate) enum InterruptSender {
+    /// A function, by messages.
+    Function(Address),
+    /// A line, by its number among the machine's, and whether by its level.
+    Line(u32, bool),
 }
 
 /// Devices that were stopped: a few of them with their owners, and how many more there were.
@@ -170,11 +179,14 @@ impl Dma {
             ),
             None => {}
         }
+        let mut used = used;
+        let remaps = used.remap().map_err(DmaRefusal::Broken)?;
         log::info!(
-            "IOMMU: {}, {} unit{}: devices reach what their guest has",
+            "IOMMU: {}, {} unit{}: devices reach what their guest has{}",
             used.name,
             used.units,
-            if used.units == 1 { "" } else { "s" }
+            if used.units == 1 { "" } else { "s" },
+            if remaps { ", and raise the interrupts that are theirs" } else { "" }
         );
         let state = State { used, claims: Vec::new(), not_before: 0 };
         let dma = Self { state: Mutex::new(Rank::Dma, state), due: AtomicU64::new(u64::MAX) };
@@ -211,6 +223,33 @@ impl Dma {
             }
         }
         Ok(domain)
+    }
+
+    /// Has the interrupt with `vector`, of a function or a line, arrive at this CPU as just that, where interrupts are remapped.
+    /// `None` where the IOMMU does not work any more.
+    pub(crate) fn deliver(&self, vector: u8, sender: InterruptSender) -> Option<()> {
+        if !iommu::remaps() {
+            return Some(());
+        }
+        let state = &mut *self.state.lock();
+        let (sender, level) = match sender {
+            InterruptSender::Function(device) => {
+                let ids = state.used.requesters.iter().find(|(function, _)| *function == device);
+                (Sender::of(ids.map(|(_, ids)| &ids[..])?), false)
+            }
+            InterruptSender::Line(gsi, level) => (state.used.line_sender(gsi), level),
+        };
+        let interrupt = Interrupt { vector, processor: apic::id(), level, sender };
+        state.used.iommu.set_interrupt(vector, Some(interrupt)).ok()
+    }
+
+    /// Nobody has that vector any more.
+    pub(crate) fn withhold(&self, vector: u8) {
+        if iommu::remaps()
+            && let Err(error) = self.state.lock().used.iommu.set_interrupt(vector, None)
+        {
+            log::error!("interrupt {vector:#x} cannot be taken away: {error}");
+        }
     }
 
     /// When somebody should look at the latest who was stopped.

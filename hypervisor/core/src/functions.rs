@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::dma::{Dma, InterruptSender};
 use caisson_boot::{Area, AreaKind};
 use caisson_firmware::{EcamRange, SourceOverride, real_memory_map};
 use caisson_irqchip::InterruptMessage;
@@ -13,8 +14,8 @@ use caisson_machine::memory::{self, GuestRam};
 use caisson_machine::pci::{self, Access, Configuration, Found};
 use caisson_machine::{device, ioapic, iommu, trap};
 use caisson_pci::{
-    Bus, Collision, Function, LINES, Layout, LineMode, Message, OwnerError, Owners, Reserved, Reset, Source,
-    open_bridges,
+    Address, Bus, Collision, Function, LINES, Layout, LineMode, Message, OwnerError, Owners, Reserved, Reset,
+    Source, open_bridges,
 };
 use caisson_types::{DomainId, Gpa, Hpa, MemoryRegion, PageSize, RegionKind};
 
@@ -263,22 +264,50 @@ pub(crate) struct Routes {
     vectors: Box<[Mutex<Option<Route>>]>,
     /// Whose the lines are.
     line_owner: Option<DomainId>,
+    /// What sees to it that functions raise no others, where there is one, and which functions each owner sees.
+    dma: Option<&'static Dma>,
+    functions: Vec<(DomainId, Vec<Address>)>,
     /// How each line is routed now.
     lines: Mutex<[Option<LineMode>; LINES.end as usize]>,
 }
 
 impl Routes {
-    /// None yet; lines are this domain's.
-    pub(crate) fn new(line_owner: Option<DomainId>) -> Self {
+    /// None yet; `id_of` tells the owners' ids.
+    pub(crate) fn new(
+        devices: Option<&Devices>,
+        dma: Option<&'static Dma>,
+        id_of: impl Fn(usize) -> DomainId,
+    ) -> Self {
         let vectors = trap::FUNCTIONS.map(|_| Mutex::new(Rank::Route, None)).collect();
-        Self { vectors, line_owner, lines: Mutex::new(Rank::Lines, [None; LINES.end as usize]) }
+        let line_owner = devices.and_then(Devices::line_owner).map(&id_of);
+        let seen = |devices: &Devices, guest| {
+            devices.bus(guest, false).views().iter().map(|view| view.function().address).collect()
+        };
+        let of = |devices: &Devices| -> Vec<_> {
+            let guests = devices.owners.guests();
+            guests.map(|guest| (id_of(guest), seen(devices, guest))).collect()
+        };
+        let functions = devices.map(of).unwrap_or_default();
+        Self {
+            vectors,
+            line_owner,
+            dma,
+            functions,
+            lines: Mutex::new(Rank::Lines, [None; LINES.end as usize]),
+        }
     }
 
     /// The domain wants its function's interrupt as `message` from now on: what the function is to send, so that it arrives
     /// at this CPU. `None` where all vectors are taken.
     pub(crate) fn route(&self, domain: DomainId, source: Source, message: Message) -> Option<Message> {
         let message = InterruptMessage::from_msi(message.address, message.data);
-        pci::message_to_here(self.vector(Route { domain, cause: Cause::Message(source), message })?)
+        let vector = self.vector(Route { domain, cause: Cause::Message(source), message })?;
+        if let Some(dma) = self.dma {
+            let (_, functions) = self.functions.iter().find(|(owner, _)| *owner == domain)?;
+            let function = functions.get(usize::from(source.function))?;
+            dma.deliver(vector, InterruptSender::Function(*function))?;
+        }
+        pci::message_to_here(vector)
     }
 
     /// The domain wants a line, or no longer.
@@ -296,6 +325,10 @@ impl Routes {
         let Some(vector) = self.vector(Route { domain, cause: Cause::Line(line), message: None }) else {
             return;
         };
+        let sender = InterruptSender::Line(line.into(), mode.level);
+        if self.dma.is_some_and(|dma| dma.deliver(vector, sender).is_none()) {
+            return;
+        }
         let mode = ioapic::LineMode { active_low: mode.active_low, level: mode.level };
         if !ioapic::route(line.into(), vector, mode) {
             log::debug!("line {line}: no I/O APIC serves it");
@@ -355,10 +388,13 @@ impl Routes {
         for line in LINES {
             self.set_line(domain, line, None);
         }
-        for place in &self.vectors {
+        for (vector, place) in trap::FUNCTIONS.zip(&self.vectors) {
             let mut place = place.lock();
             if place.is_some_and(|route| route.domain == domain) {
                 *place = None;
+                if let Some(dma) = self.dma {
+                    dma.withhold(vector);
+                }
             }
         }
     }

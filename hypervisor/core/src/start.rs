@@ -13,7 +13,7 @@ use caisson_machine::cpu::{self, Features};
 use caisson_machine::exit_device::ExitDevice;
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::random::Random;
-use caisson_machine::{apic, clock, crash, gdt, ioapic, memory, percpu, pic, screen, serial, trap};
+use caisson_machine::{apic, clock, crash, gdt, ioapic, iommu, memory, percpu, pic, screen, serial, trap};
 use caisson_pci::{Address, Choice, Collision, Owners};
 use caisson_policy::HostCaps;
 use caisson_stage2::{Ept, Format, Npt};
@@ -28,7 +28,7 @@ use log::LevelFilter;
 use crate::console::{self, Shown};
 use crate::cpus;
 use crate::dirty::Meter;
-use crate::dma::Dma;
+use crate::dma::{Dma, InterruptSender};
 use crate::drill::Drill;
 use crate::functions::Devices;
 use crate::guests::Maker;
@@ -343,6 +343,13 @@ fn dma(info: &BootInfo, machine: &Machine, devices: Option<&Devices>) -> Option<
     let dma = unsafe { Dma::start(info, &machine.platform, devices) }.unwrap_or_else(|error| refuse(error));
     if dma.is_none() && devices.is_some() {
         log::info!("no IOMMU: the devices that a guest owns reach all of the machine's memory");
+    }
+    if let Some(dma) = dma.filter(|_| iommu::remaps()) {
+        // The line's own interrupt goes that way as well from now on; what came meanwhile is looked at.
+        let (line, mode) = ioapic::isa_line(&machine.platform, serial::COM1_IRQ);
+        let _ = dma.deliver(trap::SERIAL, InterruptSender::Line(line, mode.level));
+        let _ = ioapic::route(line, trap::SERIAL, mode);
+        let _ = percpu::current().pending().set(percpu::pending::SERIAL);
     }
     dma
 }

@@ -24,6 +24,8 @@ pub const MAX_CPUS: usize = 512;
 /// An I/O APIC of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct IoApicInfo {
+    /// Its id.
+    pub id: u8,
     /// Its registers.
     pub address: Hpa,
     /// The first global system interrupt that it serves.
@@ -252,6 +254,7 @@ fn read_madt(madt: Pin<&Madt>, platform: &mut Platform) {
             }
             MadtEntry::IoApic(chip) => {
                 let _ = platform.io_apics.try_push(IoApicInfo {
+                    id: chip.io_apic_id,
                     address: Hpa::new(u64::from(chip.io_apic_address)),
                     gsi_base: chip.global_system_interrupt_base,
                 });

@@ -6,8 +6,8 @@ use caisson_locks::{Mutex, Rank};
 use spin::Once;
 
 use crate::acpi::Platform;
-use crate::apic;
 use crate::device::Registers;
+use crate::{apic, iommu};
 
 /// Registers, by the index that is written to the first one.
 mod register {
@@ -67,17 +67,22 @@ pub unsafe fn init(platform: &Platform) {
     CHIPS.call_once(|| Mutex::new(Rank::IoApic, chips.collect()));
 }
 
-/// Sends the global system interrupt `gsi` to this CPU as `vector`. `false` where no I/O APIC serves it, or this CPU's id does
-/// not fit into an entry: that would need interrupt remapping.
+/// Sends the global system interrupt `gsi` to this CPU as `vector`, or, where interrupts are remapped, to where the IOMMU's table
+/// says of `vector`. `false` where no I/O APIC serves it, or this CPU's id does not fit into an entry: that would need
+/// interrupt remapping.
 #[must_use]
 pub fn route(gsi: u32, vector: u8, mode: LineMode) -> bool {
-    let id = apic::id();
-    id <= LAST_ID
+    // An entry that names one of the IOMMU's table (VT-d specification 4.1, section 5.1.5.1).
+    const REMAPPED: u32 = 1 << 16;
+    const INDEX_SHIFT: u32 = 17;
+    let (id, remaps) = (apic::id(), iommu::remaps());
+    (remaps || id <= LAST_ID)
         && with(gsi, |chip, pin| {
+            let to = if remaps { REMAPPED | u32::from(vector) << INDEX_SHIFT } else { id << 24 };
             let polarity = if mode.active_low { ACTIVE_LOW } else { 0 };
             let trigger = if mode.level { LEVEL } else { 0 };
             chip.write(register::TABLE + 2 * pin, MASKED);
-            chip.write(register::TABLE + 2 * pin + 1, id << 24);
+            chip.write(register::TABLE + 2 * pin + 1, to);
             chip.write(register::TABLE + 2 * pin, u32::from(vector) | polarity | trigger);
         })
 }
@@ -100,13 +105,18 @@ fn with(gsi: u32, work: impl FnOnce(&Chip, u32)) -> bool {
     chip.is_some()
 }
 
+/// Where the ISA interrupt `irq` arrives, and how it signals.
+#[must_use]
+pub fn isa_line(platform: &Platform, irq: u8) -> (u32, LineMode) {
+    let line = platform.overrides.iter().find(|line| line.irq == irq);
+    line.map_or((u32::from(irq), LineMode { active_low: false, level: false }), |line| {
+        (line.gsi, LineMode { active_low: line.active_low, level: line.level })
+    })
+}
+
 /// Sends the ISA interrupt `irq` to this CPU as `vector`. `false` as for [`route`].
 #[must_use]
 pub fn route_isa(platform: &Platform, irq: u8, vector: u8) -> bool {
-    let line = platform.overrides.iter().find(|line| line.irq == irq);
-    let mode = line.map_or(LineMode { active_low: false, level: false }, |line| LineMode {
-        active_low: line.active_low,
-        level: line.level,
-    });
-    route(line.map_or(u32::from(irq), |line| line.gsi), vector, mode)
+    let (line, mode) = isa_line(platform, irq);
+    route(line, vector, mode)
 }

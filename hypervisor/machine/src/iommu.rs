@@ -3,24 +3,24 @@
 //! What the units do is [`caisson_iommu`]'s. Only one vendor's can be there.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use caisson_frames::{FrameBlock, Owner};
 use caisson_iommu::{
-    AmdVi, Bridge, Dmar, Error, Hardware, Iommu, Iommus, Ivrs, Memory, Message, Reserved, TableError, Vtd,
-    requesters,
+    AmdVi, Bridge, Dmar, Error, Hardware, Iommu, Iommus, Ivrs, Memory, Message, Reserved, Sender, TableError,
+    Vtd, requesters,
 };
 use caisson_pci::{Address, ConfigSpace, Function, HeaderKind, probe};
 use caisson_stage2::TableMemory;
 use caisson_types::Hpa;
 
-use crate::acpi::{Definition, Platform};
+use crate::acpi::{Definition, IoApicInfo, Platform};
 use crate::device::{self, Registers};
 use crate::memory::{self, direct, frames};
 use crate::pci::{self, Configuration};
-use crate::{clock, cpu, trap};
+use crate::{apic, clock, cpu, trap};
 
 /// Why the machine's IOMMU cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +150,15 @@ impl Memory for UnitMemory {
     }
 }
 
+/// Interrupts are remapped: messages, but the IOMMU's own, name entries of its table, which have the vectors' numbers.
+static REMAPS: AtomicBool = AtomicBool::new(false);
+
+/// Whether interrupts are remapped.
+#[must_use]
+pub fn remaps() -> bool {
+    REMAPS.load(Ordering::Acquire)
+}
+
 /// A machine's IOMMU that is in use.
 pub struct InUse {
     /// The IOMMU.
@@ -160,6 +169,28 @@ pub struct InUse {
     pub units: usize,
     /// The functions that the machine has: each with the ids by which its requests may arrive.
     pub requesters: Vec<(Address, Vec<Address>)>,
+    /// The I/O APICs: the first line of each, and the id of its messages, if ACPI tells.
+    pub io_apics: Vec<(u32, Option<Address>)>,
+}
+
+impl InUse {
+    /// Holds devices to the interrupts that are theirs, where the IOMMU can. Whether it can. No interrupt arrives from then on
+    /// before its vector's entry is written and its sender knows.
+    ///
+    /// # Errors
+    /// [`IommuRefusal`].
+    pub fn remap(&mut self) -> Result<bool, IommuRefusal> {
+        let remaps = self.iommu.remap(apic::is_x2apic())?;
+        REMAPS.store(remaps, Ordering::Release);
+        Ok(remaps)
+    }
+
+    /// Who sends the messages of a line.
+    #[must_use]
+    pub fn line_sender(&self, gsi: u32) -> Sender {
+        let chip = self.io_apics.iter().filter(|(first, _)| *first <= gsi).max_by_key(|(first, _)| *first);
+        chip.and_then(|(_, id)| *id).map_or(Sender::Anybody, |id| Sender::Device(id.routing))
+    }
 }
 
 /// What ACPI says of the machine's IOMMU.
@@ -263,7 +294,12 @@ pub unsafe fn init<'a, I: Iterator<Item = &'a Function>>(
             (Box::new(iommus), "AMD-Vi", ivrs.units.len())
         }
     };
-    let mut used = InUse { iommu, name, units, requesters };
+    let io_apic = |chip: &IoApicInfo| match &tables {
+        Tables::Intel(dmar) => (chip.gsi_base, dmar.io_apic(&mut Configuration, chip.id)),
+        Tables::Amd(_) => (chip.gsi_base, None),
+    };
+    let io_apics = platform.io_apics.iter().map(io_apic).collect();
+    let mut used = InUse { iommu, name, units, requesters, io_apics };
     interrupt_here(&mut *used.iommu, &tables);
     Ok(Some(used))
 }

@@ -15,6 +15,7 @@ use crate::acpi::{Ecam, Platform};
 use crate::apic;
 use crate::cpu::{inb, inl, inw, outb, outl, outw};
 use crate::device::Registers;
+use crate::iommu;
 
 /// Bytes of configuration space of a bus.
 const BUS_BYTES: u64 = 1 << 20;
@@ -234,11 +235,16 @@ impl Access {
     }
 }
 
-/// What a function writes for the interrupt with `vector` to arrive at this CPU (SDM vol. 3, section 12.11); `None` where
-/// its local APIC's id does not fit: that would need interrupt remapping.
+/// What a function writes for the interrupt with `vector` to arrive at this CPU (SDM vol. 3, section 12.11), or, where
+/// interrupts are remapped, where the IOMMU's table says of `vector` (VT-d specification 4.1, section 5.1.2.2); `None` where
+/// this CPU's local APIC's id does not fit: that would need interrupt remapping.
 #[must_use]
 pub fn message_to_here(vector: u8) -> Option<Message> {
     const WINDOW: u64 = 0xfee0_0000;
+    const REMAPPED: u64 = 1 << 4;
+    if iommu::remaps() {
+        return Some(Message { address: WINDOW | REMAPPED | u64::from(vector) << 5, data: 0 });
+    }
     let id = apic::id();
     (id <= 254).then(|| Message { address: WINDOW | u64::from(id) << 12, data: vector.into() })
 }

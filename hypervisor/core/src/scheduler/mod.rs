@@ -41,9 +41,9 @@ use spin::Once;
 use crate::console;
 use crate::dirty::Meter;
 use crate::drill::Drill;
-use crate::functions::{Devices, Routes};
+use crate::functions::Routes;
 use crate::guests::{Guest, Live, Maker};
-use crate::io::Io;
+use crate::io::{Io, domain_of};
 use crate::life::Phase;
 use crate::trace;
 use contract::{Pool, Share};
@@ -131,8 +131,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
         let io = Io::new(blob, |record| maker.own_devices(record));
         let cpus = (0..count).filter_map(|index| Cpu::new(index, &pools, &shares, entities)).collect();
-        let line_owner = maker.devices.as_ref().and_then(Devices::line_owner);
-        let routes = Routes::new(line_owner.map(|guest| DomainId(guest as u16 + 1)));
+        let routes = Routes::new(maker.devices.as_ref(), maker.dma, domain_of);
         Self {
             backend,
             maker,
