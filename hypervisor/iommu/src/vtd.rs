@@ -373,6 +373,9 @@ impl<H: Hardware> Unit for Vtd<H> {
         let (table, wide) = self.interrupts.ok_or(Error::NoRemapping)?;
         let (low, high) = interrupt.map_or((0, 0), |interrupt| interrupts::entry(&interrupt, wide));
         let at = usize::from(index) * 2;
+        if (memory.read(table, at), memory.read(table, at + 1)) == (low, high) {
+            return Ok(());
+        }
         if memory.read(table, at + 1) != high {
             // The halves are written one after the other: never a new one beside an old one that is present.
             memory.write(table, at, 0);
