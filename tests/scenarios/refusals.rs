@@ -54,7 +54,7 @@ fn one_line(run: &Run) -> Verdict {
 }
 
 pub(crate) fn memory(lab: &Lab, name: &str) -> Verdict {
-    let run = small(lab, name)?.memory_mib(15).start()?;
+    let run = small(lab, name)?.memory_mib(17).start()?;
     refused(
         run,
         r"this machine has \d+ KiB of usable memory, and Caisson needs \d+ KiB beside its guests': add memory$",
@@ -126,7 +126,7 @@ pub(crate) fn unknown_version(lab: &Lab, name: &str) -> Verdict {
             seal(blob);
         })
         .start()?;
-    refused(run, "config: header.version: format version 7 is unknown, version 2 is read here")
+    refused(run, "config: header.version: format version 7 is unknown, version 4 is read here")
 }
 
 /// The compiler of configs refuses equal names, so the second name is changed afterwards.
