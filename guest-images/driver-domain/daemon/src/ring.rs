@@ -235,6 +235,12 @@ impl Ring {
             .map_err(|_| RingError::Place)
     }
 
+    /// How many chains have been given back since it was last asked whether the driver wants an interrupt.
+    #[must_use]
+    pub fn unannounced(&self) -> u16 {
+        (self.used - self.asked).0
+    }
+
     /// Shows what has been given back; whether the driver is to be interrupted for what it has not been asked about yet
     /// (sections 2.7.7.2, 2.7.10.1).
     ///

@@ -10,6 +10,9 @@
 //! Requests are taken as they come and work on them overlaps; they are given back in their order (`ring.rs` says why). A flush
 //! begins when all that came before it has ended, so that it covers every write that the guest made before, whether or not the
 //! guest has seen its end. Where the driver does not know of flushes, each write ends when it is on the medium.
+//!
+//! While many requests are under way, each side is told less often than something happens: the guest need not notify, because the
+//! end of a request makes the ring looked at in any case, and is interrupted for several answers at once, or after a short while.
 
 mod qcow2;
 mod raw;
@@ -19,7 +22,7 @@ mod storage;
 mod tests;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_blk::{
@@ -47,6 +50,10 @@ const QUEUE: u16 = 256;
 const SEGMENTS: u32 = QUEUE as u32 - 2;
 /// The most sectors of one discard or of one write of zeroes: what a request costs has a bound.
 pub const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// With so many requests under way, notifications are not asked for, and interrupts wait for so many answers, or so long.
+const BUSY: usize = 8;
+const ANSWERS: u16 = 4;
+const DELAY: Duration = Duration::from_micros(200);
 /// The bytes of a disk's serial number.
 const SERIAL: usize = 20;
 
@@ -61,7 +68,11 @@ pub struct Block {
     slots: VecDeque<Slot>,
     /// The number of the first slot.
     first: u64,
+    /// How many of them the storage works on.
+    under_way: usize,
     done: Vec<Done>,
+    /// When the guest is to be told of answers at the latest.
+    announce: Option<Instant>,
 }
 
 /// A request on its way.
@@ -114,7 +125,9 @@ impl Block {
             flushes: true,
             slots: VecDeque::new(),
             first: 0,
+            under_way: 0,
             done: Vec::new(),
+            announce: None,
         }
     }
 
@@ -137,6 +150,7 @@ impl Block {
                 Action::Transfer(transfer) => {
                     count(&transfer, counters);
                     self.storage.start(token, transfer, !self.flushes);
+                    self.under_way += 1;
                     Stage::Started
                 }
                 Action::Identify(into) => {
@@ -156,6 +170,7 @@ impl Block {
         self.storage.collect(&mut self.done);
         let any = !self.done.is_empty();
         for Done { token, result } in self.done.drain(..) {
+            self.under_way = self.under_way.saturating_sub(1);
             let index = usize::try_from(token.wrapping_sub(self.first)).unwrap_or(usize::MAX);
             if let Some(slot) = self.slots.get_mut(index) {
                 slot.stage = Stage::Ended(if result.is_ok() { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR });
@@ -174,6 +189,7 @@ impl Block {
                 Stage::Flush => {
                     if self.storage.has_room() {
                         self.storage.start(self.first, Transfer::Flush, false);
+                        self.under_way += 1;
                         slot.stage = Stage::Started;
                         any = true;
                     }
@@ -193,9 +209,19 @@ impl Block {
         Ok(any)
     }
 
-    /// How many requests the storage works on.
-    fn under_way(&self) -> usize {
-        self.slots.iter().filter(|slot| matches!(slot.stage, Stage::Started)).count()
+    /// Shows the guest what has been given back. Whether it is to be interrupted.
+    fn announce(&mut self) -> Result<bool, Fault> {
+        let Some(ring) = &mut self.ring else { return Ok(false) };
+        let count = ring.unannounced();
+        if count > 0 && count < ANSWERS && self.under_way >= BUSY {
+            let now = Instant::now();
+            if *self.announce.get_or_insert(now + DELAY) > now {
+                ring.show()?;
+                return Ok(false);
+            }
+        }
+        self.announce = None;
+        Ok(ring.wants_interrupt()?)
     }
 }
 
@@ -237,12 +263,13 @@ impl Device for Block {
 
     fn stop(&mut self, _queue: u16) {
         self.storage.submit();
-        while self.under_way() > 0 {
+        while self.under_way > 0 {
             self.storage.wait();
             self.collect();
         }
         self.first = self.first.wrapping_add(self.slots.len() as u64);
         self.slots.clear();
+        self.announce = None;
         self.ring = None;
     }
 
@@ -251,15 +278,14 @@ impl Device for Block {
         any |= self.take(counters)?;
         any |= self.give(counters)?;
         self.storage.submit();
-        let interrupt = match &mut self.ring {
-            Some(ring) => ring.wants_interrupt()?,
-            None => false,
-        };
+        let interrupt = self.announce()?;
         Ok(Progress { any, interrupt })
     }
 
     fn arm(&mut self) -> Result<bool, Fault> {
         match &mut self.ring {
+            // What is under way ends soon, and then the ring is looked at.
+            _ if self.under_way >= BUSY => Ok(false),
             // Without room nothing can be taken before something has ended.
             Some(ring) if self.storage.has_room() && self.slots.len() < usize::from(ring.size()) => {
                 Ok(ring.arm()?)
@@ -273,7 +299,7 @@ impl Device for Block {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        None
+        self.announce
     }
 }
 

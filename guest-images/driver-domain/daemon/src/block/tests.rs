@@ -313,6 +313,40 @@ fn interrupts_and_notifications_are_as_the_rings_ask() {
 }
 
 #[test]
+fn many_requests_are_announced_together() {
+    let begun = Arc::default();
+    let mut bench = Bench::with(Box::new(Slow::new(&begun)), file(512), FLUSHES);
+    for sector in 0..20 {
+        bench.request(VIRTIO_BLK_T_OUT, sector, &[(DATA, 512)]);
+    }
+    bench.block.work(0, &bench.counters).unwrap();
+    bench.request(VIRTIO_BLK_T_OUT, 20, &[(DATA, 512)]);
+    assert!(!bench.block.arm().unwrap(), "what is under way makes the ring looked at");
+    let end = |block: &mut Block, token: u64| {
+        block.done.push(Done { token, result: Ok(()) });
+        let progress = block.work(0, &bench.counters).unwrap();
+        (bench.driver.used_index(), progress.interrupt)
+    };
+    // Each is seen at once; the interrupt comes with the fourth, or later.
+    assert_eq!(end(&mut bench.block, 0), (1, false));
+    let deadline = bench.block.deadline().unwrap();
+    assert_eq!((end(&mut bench.block, 1), end(&mut bench.block, 2)), ((2, false), (3, false)));
+    assert_eq!(bench.block.deadline(), Some(deadline));
+    assert_eq!(end(&mut bench.block, 3), (4, true));
+    assert_eq!(end(&mut bench.block, 4), (5, false));
+    bench.block.announce = Some(Instant::now());
+    assert!(bench.block.work(0, &bench.counters).unwrap().interrupt);
+    assert_eq!(bench.block.deadline(), None);
+    // With few under way each one is told.
+    for token in 5..14 {
+        end(&mut bench.block, token);
+    }
+    assert_eq!(bench.block.under_way, 7);
+    assert_eq!(end(&mut bench.block, 14), (15, true));
+    assert!(!bench.block.arm().unwrap());
+}
+
+#[test]
 fn buffers_that_are_not_aligned_go_through_pages_of_our_own() {
     let disk = file(4 << 20);
     let storage = Raw::new(disk.try_clone().unwrap(), true, false, 256).unwrap();
