@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         ("split-io", split::io),
         ("split-networks", split::networks),
         ("split-hostile", split::hostile),
+        ("split-share", split::share),
         ("split-files", split::files),
         ("split-kill", split::kill),
         ("split-crash", split::crash),

@@ -169,3 +169,15 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     filled(&mut run, From::Guest("disk"))?;
     ended(&mut run, &["disk"])
 }
+
+/// A directory of the driver domain's, which an unmodified virtiofsd serves.
+pub(crate) fn share(lab: &Lab, name: &str) -> Verdict {
+    let made = "caisson.run=mkdir+/srv/files;echo+welcome>/srv/files/hello";
+    let shared = "[[domain.share]]\ntag = \"files\"\npath = \"/srv/files\"";
+    let config = driver(made) + &guest("reader", "caisson.test=share", shared);
+    let mut run = lab.boot(name, &config)?.start()?;
+    let hash = workload::hash_of_lines("what is shared is there", 8 << 20);
+    let line = format!("^caisson-test: share hello=welcome bytes=8388608 hash={hash}$");
+    run.expect(From::Guest("reader"), 2 * BOOT, &line)?;
+    ended(&mut run, &["reader"])
+}

@@ -115,7 +115,7 @@ fn fields(run: &mut Run, from: From<'_>, subject: &str) -> Verdict<BTreeMap<Stri
 }
 
 /// The SHA-256 of the bytes that the workload makes: so many of one line over and over.
-fn hash_of_lines(line: &str, length: usize) -> String {
+pub(crate) fn hash_of_lines(line: &str, length: usize) -> String {
     let bytes: Vec<u8> = line.bytes().chain(*b"\n").cycle().take(length).collect();
     sha256(&bytes)
 }

@@ -24,6 +24,8 @@ pub const PROBES: &str = "caisson-probes";
 pub const STAMP: &str = "caisson-guest-stamp";
 /// The package of the daemon that serves devices in the driver domain.
 pub const BACKEND: &str = "caisson-backend";
+/// The package of the control tool.
+pub const TOOL: &str = "caisson-tool";
 /// The package of the whole-machine tests.
 pub const MACHINE_TESTS: &str = "caisson-tests";
 

@@ -25,8 +25,11 @@ const PROGRAMS: [(&str, &str); 4] =
 /// Scripts, and where they go.
 const SCRIPTS: [(&str, &str); 2] = [("init", "init"), ("network", "usr/sbin/caisson-network")];
 
-/// The daemon's packages; each is built when the source tree has it.
-const OURS: [&str; 1] = [cargo::BACKEND];
+/// Packages that may have virtiofsd, which serves directories: its own, and before that QEMU's.
+const VIRTIOFSD: [&str; 2] = ["virtiofsd", "qemu-system-common"];
+
+/// Our own packages: the daemon, and the tool that controls domains.
+const OURS: [&str; 2] = [cargo::BACKEND, cargo::TOOL];
 
 /// Kernel modules, by what they are for. What real machines have most is there; others need a RAM disk of one's own.
 const MODULES: &[&str] = &[
@@ -71,13 +74,15 @@ pub fn initrd(workspace: &Workspace) -> Result<PathBuf> {
     let kernel = packages::driver_linux(workspace)?;
     let tree = packages::modules(workspace, &kernel)?;
     let modules = tree.read(MODULES)?;
-    let programs = Programs::fetch(workspace, &PROGRAMS)?;
+    let virtiofsd = packages::first_known(workspace, &VIRTIOFSD.map(str::to_owned));
+    let mut wanted = PROGRAMS.to_vec();
+    wanted.extend(virtiofsd.as_deref().map(|package| (package, "virtiofsd")));
+    let programs = Programs::fetch(workspace, &wanted)?;
     let mut files = Vec::new();
     for (name, place) in SCRIPTS {
         files.push((place.to_owned(), read(&workspace.source(SOURCE).join(name))?));
     }
-    let here = cargo::packages(workspace)?;
-    for package in OURS.iter().filter(|name| here.iter().any(|package| package.name == **name)) {
+    for package in OURS {
         for path in cargo::build_for_driver(workspace, package)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             files.push((format!("usr/sbin/{name}"), read(&path)?));

@@ -86,13 +86,15 @@ fn packages_of(library: &str) -> Vec<String> {
         return vec!["libc6".to_owned()];
     }
     // Those that bear no library's name.
-    const OTHERS: [(&str, &str); 6] = [
+    const OTHERS: [(&str, &str); 8] = [
         ("libicuuc.so.72", "libicu72"),
         ("libicudata.so.72", "libicu72"),
         ("libz.so.1", "zlib1g"),
         ("libceph-common.so.2", "librados2"),
         ("libcrypto.so.3", "libssl3"),
         ("libssl.so.3", "libssl3"),
+        ("libglib-2.0.so.0", "libglib2.0-0"),
+        ("libgmodule-2.0.so.0", "libglib2.0-0"),
     ];
     if let Some((_, package)) = OTHERS.iter().find(|(name, _)| *name == library) {
         return vec![format!("{package}t64"), (*package).to_owned()];
