@@ -1,6 +1,8 @@
 //! Disks and networks that the driver domain serves, beside the same work in the driver domain itself and on the bare machine: on
 //! one CPU, in the host's time, since QEMU's disks take that and not instructions; and how often a guest leaves for it.
 
+use std::collections::BTreeMap;
+
 use super::{medium, times};
 use crate::{
     error::{Error, Result},
@@ -99,14 +101,34 @@ fn figure(printed: &str, name: &str, key: &str) -> Result<u64> {
     })
 }
 
-/// The exits of a guest, as Caisson tells them at its end.
-fn exits(printed: &str, guest: &str) -> Result<u64> {
+/// The exits of a guest by kind, as Caisson tells them at its end.
+fn exits(printed: &str, guest: &str) -> Result<BTreeMap<String, u64>> {
     let start = format!("guest {guest}: ");
-    let of = |line: &str| line.split_once(&start)?.1.split_once(" exits")?.0.parse().ok();
-    printed.lines().find_map(of).ok_or_else(|| Error::Tool {
+    let kinds = printed
+        .lines()
+        .find_map(|line| line.split_once(&start)?.1.split_once(" exits, "))
+        .map(|(_, kinds)| kinds);
+    let kinds = kinds.ok_or_else(|| Error::Tool {
         line: format!("nobody told the exits of {guest}"),
         output: printed.to_owned(),
-    })
+    })?;
+    let kind = |words: &str| {
+        let (name, count) = words.trim().split_once(' ')?;
+        Some((name.to_owned(), count.trim().parse().ok()?))
+    };
+    Ok(kinds.split(',').filter_map(kind).collect())
+}
+
+/// What of `more` was not in `less`, in thousandths for each of `requests`: all together, and the kinds that matter.
+fn added(less: &BTreeMap<String, u64>, more: &BTreeMap<String, u64>, requests: u64) -> (u64, String) {
+    let of = |(name, count): (&String, &u64)| {
+        let added = count.saturating_sub(less.get(name).copied().unwrap_or(0));
+        (added * 1000 / requests.max(1), name.clone())
+    };
+    let mut kinds: Vec<_> = more.iter().map(of).filter(|(count, _)| *count >= 5).collect();
+    kinds.sort_unstable_by(|a, b| b.cmp(a));
+    let text: Vec<String> = kinds.iter().map(|(count, name)| format!("{name} {}", times(*count))).collect();
+    (kinds.iter().map(|(count, _)| count).sum(), text.join(", "))
 }
 
 /// Disks.
@@ -142,15 +164,16 @@ pub(super) fn disks(images: &Images) -> Result<()> {
             return Ok(());
         };
         // What starting and ending takes is in both.
-        let more = exits(&twice, "guest")?.saturating_sub(exits(&once, "guest")?);
+        let (more, kinds) = added(&exits(&once, "guest")?, &exits(&twice, "guest")?, job.requests);
         println!(
             "{:<34} {bare:>9} {alone:>9} {guest:>9} {:>7} {:>6} {:>8} {:>6}",
             job.title,
             times(guest * 1000 / alone.max(1)),
             times(THROUGHPUT_GOAL),
-            times(more * 1000 / job.requests),
+            times(more),
             job.exits_goal.map_or_else(|| "–".to_owned(), times)
         );
+        println!("{:<34} exits for each request: {kinds}", "");
     }
     Ok(())
 }
@@ -187,4 +210,27 @@ pub(super) fn networks(images: &Images) -> Result<()> {
         println!("{title:<34} {:>12} {:>12}", to? / 1000, from? / 1000);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_are_told_by_kind() {
+        let first = "[caisson] guest guest: 30 exits, mmio 20, hlt 10\r\n";
+        let second = "[caisson] guest guest: 70 exits, mmio 40, hlt 10, wrmsr 20\r\n[caisson] guest driver: 1 exits, cr 1";
+        let (first, second) = (exits(first, "guest").unwrap(), exits(second, "guest").unwrap());
+        assert_eq!(added(&first, &second, 10), (4000, "wrmsr 2.000, mmio 2.000".to_owned()));
+        assert!(exits("guest guest: powered off", "guest").is_err());
+    }
+
+    #[test]
+    fn figures_are_found() {
+        let printed =
+            "[guest] bench: io read4k-1 kib=8000 kib_s=754 iops=188.5\r\nbench: net to kbit_s=81234.5\n";
+        assert_eq!(figure(printed, "io read4k-1", "kib_s").unwrap(), 754);
+        assert_eq!(figure(printed, "net to", "kbit_s").unwrap(), 81234);
+        assert!(figure(printed, "net from", "kbit_s").is_err());
+    }
 }
