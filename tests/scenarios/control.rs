@@ -65,3 +65,63 @@ fn on(lab: &Lab, name: &str, cpus: u32) -> Verdict {
     }
     lifecycle::all_memory_came_back(&run)
 }
+
+/// A person at the driver domain's console, with the tool `caisson`.
+pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
+    const PROMPT: &str = r"# $";
+    let config = r#"
+        [machine]
+        console = "driver"
+
+        [[domain]]
+        name = "driver"
+        memory = "256M"
+        devices = "all"
+        privileges = ["events", "control", "io-backend"]
+        kernel = "@driver-linux"
+        initrd = "@driver-initrd"
+        cmdline = "console=ttyS0 quiet panic=-1"
+
+        [[domain]]
+        name = "ward"
+        memory = "4M"
+        kernel = "@probe/ward"
+        on_reboot = "restart"
+    "#;
+    let mut run = lab.boot(name, config)?.start()?;
+    run.expect(From::Raw, BOOT, "the driver domain is up")?;
+    run.expect_prompt(From::Raw, BOOT, PROMPT)?;
+    // The daemon may be a moment behind the shell.
+    run.send("until caisson list >/dev/null 2>&1; do sleep 1; done; caisson list\r")?;
+    run.expect(From::Raw, BOOT, r"^ID  NAME    STATE +VCPUS +MEMORY  RESTARTS +TIME$")?;
+    run.expect(From::Raw, STEP, r"^ 1  driver  running +1  256 MiB +0 +\d+\.\d{3} s$")?;
+    run.expect(From::Raw, STEP, r"^ 2  ward    blocked +1    4 MiB +0 +\d+\.\d{3} s$")?;
+    for (command, answer) in [
+        ("caisson list --json", r#"^\[\{"id":1,"name":"driver","state":"running".*\{"id":2,"name":"ward""#),
+        ("caisson console --dump ward", "^probe ward: ready$"),
+        ("caisson pause ward", "^ward: paused$"),
+        ("caisson info ward | grep state", "^state +paused$"),
+        ("caisson resume ward", "^ward: resumed$"),
+        // What follows the line is typed, and the end of the input leaves the console.
+        ("(sleep 1; echo q; sleep 2) | caisson console ward", "^probe ward: typed q$"),
+        ("caisson top -n 1 --json", r#"^\{"domains":\[.*"machine":\{"#),
+        ("caisson shutdown --wait ward", "^ward: told to shut down$"),
+        ("caisson info ward --json", r#"^\{"domain":.*"ended":"poweroff".*"state":"gone""#),
+        ("caisson pause ward; echo code $?", "^caisson: ward is gone: start it first$"),
+        ("caisson start --wait ward", "^ward: started$"),
+        ("caisson reset ward", "^ward: reset$"),
+        ("caisson destroy ward", "^ward: destroyed$"),
+        ("caisson destroy driver; echo code $?", "^caisson: driver is this domain itself"),
+        ("caisson info nobody", "^caisson: no domain is called \"nobody\"; there are driver, ward$"),
+        ("caisson list --socket /nowhere; echo code $?", "^caisson: cannot reach the daemon at /nowhere"),
+    ] {
+        run.expect_prompt(From::Raw, STEP, PROMPT)?;
+        run.send(&format!("{command}\r"))?;
+        run.expect(From::Raw, STEP, answer)?;
+    }
+    run.expect(From::Raw, STEP, "^code 3$")?;
+    run.expect_prompt(From::Raw, STEP, PROMPT)?;
+    run.send("poweroff -f\r")?;
+    run.end(STEP, Outcome::Clean)?;
+    lifecycle::all_memory_came_back(&run)
+}

@@ -133,6 +133,7 @@ fn main() -> ExitCode {
         ("contract-reservation", contracts::reservation),
         ("contract-reboots", contracts::reboots),
         ("contract-steal", contracts::steal),
+        ("control-tool", control::tool),
         ("control", control::calls),
         ("control-on-2-cpus", control::calls_on_two),
         ("consoles", linux::consoles),
