@@ -1,7 +1,7 @@
 //! A domain's console at one's own terminal.
 
 use std::io::{self, IsTerminal as _, Read as _, Write};
-use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -111,18 +111,20 @@ fn follow(
         position = output.first + output.bytes.0.len() as u64;
         out.write_all(&output.bytes.0)?;
         out.flush()?;
-        if !waiting.is_empty() {
-            let part = waiting.iter().copied().take(MAX_TYPED).collect();
+        let part: Vec<u8> = waiting.iter().copied().take(MAX_TYPED).collect();
+        let mut taken = 0;
+        if !part.is_empty() {
             match client.ask(&Question::Write { domain: domain.id, bytes: Bytes(part) })? {
-                Answer::Written(count) => {
-                    drop(waiting.drain(..(count as usize).min(waiting.len())));
-                }
+                Answer::Written(count) => taken = (count as usize).min(waiting.len()),
                 _ => return Err(Error::Nonsense),
             }
-        } else if leaves {
-            return Ok(());
+            drop(waiting.drain(..taken));
         }
-        if leaves || position < output.end {
+        if leaves {
+            // A guest that takes nothing does not hold who leaves.
+            if waiting.is_empty() || taken == 0 {
+                return Ok(());
+            }
             continue;
         }
         match typed.recv_timeout(LOOK) {
@@ -131,11 +133,55 @@ fn follow(
                 leaves = end.is_some();
                 waiting.extend(bytes.iter().take(end.unwrap_or(bytes.len())));
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => leaves = true,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => leaves = true,
         }
-        if let Err(TryRecvError::Disconnected) = typed.try_recv() {
-            leaves = true;
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A guest that echoes what is typed, and has room for three bytes at a time.
+    #[test]
+    fn what_is_typed_goes_through_and_what_comes_is_shown() {
+        let path = std::env::temp_dir().join(format!("caisson-console-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut written = b"login: ".to_vec();
+            let mut writer = stream.try_clone().unwrap();
+            for line in BufReader::new(stream).lines() {
+                let Ok(line) = line else { return };
+                let answer = match serde_json::from_str(&line).unwrap() {
+                    // The first byte is lost.
+                    Question::Read { position, .. } => {
+                        let first = position.max(1);
+                        let bytes = Bytes(written[first as usize..].to_vec());
+                        Answer::Output(Output { first, end: written.len() as u64, bytes })
+                    }
+                    Question::Write { bytes, .. } => {
+                        let room = bytes.0.len().min(3);
+                        written.extend_from_slice(&bytes.0[..room]);
+                        Answer::Written(room as u64)
+                    }
+                    other => panic!("{other:?}"),
+                };
+                writeln!(writer, "{}", serde_json::to_string(&answer).unwrap()).unwrap();
+            }
+        });
+        let mut client = Client::connect(&path).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        sender.send(b"hel".to_vec()).unwrap();
+        sender.send(b"lo world\x1dnot this".to_vec()).unwrap();
+        let mut out = Vec::new();
+        follow(&mut client, &Domain::default(), &receiver, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!("ogin: hello world".starts_with(&text) && text.starts_with("ogin: hello wo"), "{text}");
+        let _ = std::fs::remove_file(path);
     }
 }
