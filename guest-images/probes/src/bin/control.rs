@@ -111,6 +111,14 @@ fn resume(id: u64) {
     });
 }
 
+/// Waits until none of a domain's vCPUs is on a CPU, or about to be.
+fn await_still(id: u64) {
+    await_that("vCPUs that stand still", || {
+        let count = make(Number::VcpuList, &[id, DATA.address() as u64, DATA_BYTES]).unwrap_or(0);
+        (0..count as usize).all(|index| record::<VcpuRecord>(0, index).activity == 0)
+    });
+}
+
 /// A console, read on and on from where it was.
 struct Reader {
     id: u64,
@@ -222,7 +230,7 @@ fn pauses(ward: u64) {
         check_eq!(find("ward").state, state::PAUSED, "the state of one that is paused");
     }
     check!(take_event(state_port), "an event of the pause");
-    sleep(20);
+    await_still(ward);
     let before = find("ward");
     // Typed while it stands still: it finds that when it goes on.
     check_eq!(make(Number::ConsoleWrite, &[ward, TYPED.address() as u64, 1]), Ok(1), "console_write");
@@ -294,6 +302,7 @@ fn busy() {
     for round in 0..5 {
         check_eq!(make(Number::DomainPause, &[id]), Ok(0), "domain_pause");
         sleep(round * 10 + 5);
+        await_still(id);
         let before = find("busy");
         sleep(50);
         let after = find("busy");
