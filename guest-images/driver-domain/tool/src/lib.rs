@@ -25,6 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use caisson_protocol::{Action, Answer, Domain, Question, State};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use cli::{Cli, Command};
@@ -42,7 +43,7 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
     match &cli.command {
         Command::List => {
             let domains = client.domains()?;
-            if cli.json { print(out, &json!(domains)) } else { Ok(show::list(out, &domains)?) }
+            if cli.json { print(out, &domains) } else { Ok(show::list(out, &domains)?) }
         }
         Command::Info { domain } => info(&mut client, cli, domain, out),
         Command::Start { domain, wait } => {
@@ -87,8 +88,9 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
 }
 
 /// Prints a line of JSON.
-fn print(out: &mut impl Write, value: &Value) -> Result<(), Error> {
-    writeln!(out, "{value}")?;
+fn print(out: &mut impl Write, value: &impl Serialize) -> Result<(), Error> {
+    let line = serde_json::to_string(value).map_err(|_| Error::Nonsense)?;
+    writeln!(out, "{line}")?;
     // Who reads a stream of lines wants each at once.
     Ok(out.flush()?)
 }
