@@ -90,8 +90,10 @@ pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
     "#;
     let mut run = lab.boot(name, config)?.start()?;
     run.expect(From::Raw, BOOT, "the driver domain is up")?;
-    run.expect_prompt(From::Raw, BOOT, PROMPT)?;
-    // The daemon may be a moment behind the shell.
+    // The daemon says so on the shell's console.
+    run.expect(From::Raw, BOOT, "caisson-backend: serving guests, as domain 1$")?;
+    run.send("\r")?;
+    run.expect_prompt(From::Raw, STEP, PROMPT)?;
     run.send("until caisson list >/dev/null 2>&1; do sleep 1; done; caisson list\r")?;
     run.expect(From::Raw, BOOT, r"^ID  NAME    STATE +VCPUS +MEMORY  RESTARTS +TIME$")?;
     run.expect(From::Raw, STEP, r"^ 1  driver  running +1  256 MiB +0 +\d+\.\d{3} s$")?;
@@ -122,6 +124,5 @@ pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
     run.expect(From::Raw, STEP, "^code 3$")?;
     run.expect_prompt(From::Raw, STEP, PROMPT)?;
     run.send("poweroff -f\r")?;
-    run.end(STEP, Outcome::Clean)?;
-    lifecycle::all_memory_came_back(&run)
+    run.end(STEP, Outcome::Clean)
 }
