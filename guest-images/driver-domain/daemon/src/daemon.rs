@@ -12,7 +12,7 @@
 //! daemon that starts anew finds guests alive: it describes and attaches as ever, and each device's thread goes on where the rings
 //! say that the one before it was (`ring.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -231,9 +231,15 @@ impl Daemon {
         for record in &records {
             self.advance(record);
         }
-        let attached =
-            |(&channel, entry): (&u16, &Entry)| matches!(entry.stage, Stage::Attached(_)).then_some(channel);
-        self.guests.update(&self.entries.iter().filter_map(attached).collect());
+        // Told by what Caisson says and not by what is attached to: a daemon that has just begun is attached to nothing.
+        let mut living = BTreeSet::new();
+        for record in &records {
+            let stays = record.life != 0 || self.guests.has(record.channel);
+            if stays && record.state & record::GONE == 0 {
+                living.insert(record.channel);
+            }
+        }
+        self.guests.update(&living);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Files that say which devices have a guest now, for scripts of the driver domain: one for each, its channel's number.
+//! Files that say which devices have a guest, for scripts of the driver domain: one for each, its channel's number, from the start of
+//! the guest's first life until it has ended for good. They outlive the daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,19 +28,34 @@ impl Guests {
         }
     }
 
+    /// The channels that have a file, perhaps of a daemon's before this one.
+    fn there(&mut self) -> BTreeSet<u16> {
+        self.there.clone().unwrap_or_else(|| {
+            let folder = self.folder.iter().flat_map(fs::read_dir);
+            let names = folder.flatten().flatten();
+            names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        })
+    }
+
+    /// Whether a channel has a file.
+    pub fn has(&mut self, channel: u16) -> bool {
+        let there = self.there();
+        let has = there.contains(&channel);
+        self.there = Some(there);
+        has
+    }
+
     /// These channels have a guest now. New files come before old ones go, so that the folder is not empty between.
     pub fn update(&mut self, channels: &BTreeSet<u16>) {
-        let Some(folder) = &self.folder else { return };
-        let there = self.there.take().unwrap_or_else(|| {
-            let names = fs::read_dir(folder).into_iter().flatten().flatten();
-            names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-        });
-        for channel in channels.difference(&there) {
-            // What cannot be written is tried again the next time that something changes.
-            let _ = fs::write(folder.join(channel.to_string()), "");
-        }
-        for channel in there.difference(channels) {
-            let _ = fs::remove_file(folder.join(channel.to_string()));
+        let there = self.there();
+        if let Some(folder) = &self.folder {
+            for channel in channels.difference(&there) {
+                // What cannot be written is written by the next daemon.
+                let _ = fs::write(folder.join(channel.to_string()), "");
+            }
+            for channel in there.difference(channels) {
+                let _ = fs::remove_file(folder.join(channel.to_string()));
+            }
         }
         self.there = Some(channels.clone());
     }
@@ -64,6 +80,7 @@ mod tests {
         assert_eq!(names(), BTreeSet::from(["32".into(), "65".into()]));
         // The next daemon finds the files.
         let mut guests = Guests::in_folder(&folder);
+        assert!(guests.has(32) && guests.has(65) && !guests.has(66));
         guests.update(&BTreeSet::from([65, 66]));
         assert_eq!(names(), BTreeSet::from(["65".into(), "66".into()]));
         guests.update(&BTreeSet::new());

@@ -214,3 +214,36 @@ fn a_device_that_is_lost_is_not_fought_for() {
     assert_eq!(machine.daemon.status()[0].stage, "listed");
     resetting.join().unwrap();
 }
+
+#[test]
+fn a_guest_has_its_file_while_daemons_come_and_go() {
+    let folder = std::env::temp_dir().join(format!("caisson-daemon-guests-{}", std::process::id()));
+    let path = folder.join(DISK.to_string());
+    let fake = Fake::new();
+    let disk = file(1 << 20);
+    fake.add(DISK, BLOCK, "web", &parameters(&disk));
+    let new = || Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::in_folder(&folder)).unwrap();
+    let mut daemon = new();
+    daemon.refresh().unwrap();
+    until(&mut daemon, |_| fake.record(DISK).state == record::DESCRIBED);
+    assert!(!path.exists());
+    let _guest = fake.start(DISK);
+    until(&mut daemon, |_| path.exists());
+    until(&mut daemon, |_| fake.record(DISK).state & record::ATTACHED != 0);
+    // The next one has opened nothing yet.
+    std::mem::forget(daemon);
+    let other = file(1 << 20);
+    fake.set_parameters(DISK, &parameters(&other));
+    let mut daemon = new();
+    daemon.refresh().unwrap();
+    assert!(path.exists());
+    until(&mut daemon, |daemon| daemon.status()[0].stage == "attached");
+    // Between two lives it stays; at the end it goes.
+    fake.end(DISK);
+    until(&mut daemon, |_| fake.record(DISK).life == 0);
+    daemon.refresh().unwrap();
+    assert!(path.exists());
+    fake.gone(DISK);
+    until(&mut daemon, |_| !path.exists());
+    std::fs::remove_dir(&folder).unwrap();
+}

@@ -155,6 +155,12 @@ impl Fake {
         self.deliver(Source::Backend);
     }
 
+    /// The guest of a device will not come again.
+    pub fn gone(&self, channel: u16) {
+        self.inner().devices.get_mut(&channel).unwrap().record.state |= record::GONE;
+        self.deliver(Source::Backend);
+    }
+
     /// The device is not the daemon's any more.
     pub fn lose(&self, channel: u16) {
         let mut inner = self.inner();
