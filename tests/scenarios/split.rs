@@ -37,6 +37,25 @@ fn driver(words: &str) -> String {
     )
 }
 
+/// The driver domain of a machine without disks and cards that it has drivers for: it serves a file in its memory.
+fn without_devices(words: &str) -> String {
+    format!(
+        r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "driver"
+        memory = "192M"
+        devices = "all"
+        privileges = ["events", "io-backend"]
+        kernel = "@driver-linux"
+        initrd = "@driver-initrd"
+        cmdline = "console=ttyS0 quiet panic=-1 caisson.end=guests {words}"
+        "#
+    )
+}
+
 /// A guest with our initial RAM disk, these words for its kernel, and devices.
 fn guest(name: &str, words: &str, devices: &str) -> String {
     format!(
@@ -83,6 +102,20 @@ pub(crate) fn io(lab: &Lab, name: &str) -> Verdict {
     let fetched = format!("^caisson-test: fetch url=http://10.0.2.20/ bytes={bytes} hash={hash}$");
     run.expect(From::Guest("client"), BOOT, &fetched)?;
     ended(&mut run, &["web", "client"])
+}
+
+/// The same on the least that a machine can have: a disk that is a file in the driver domain, and a bridge without a card.
+pub(crate) fn least(lab: &Lab, name: &str) -> Verdict {
+    let words = "caisson.address=br0:10.1.0.9/24 caisson.run=dd+if=/dev/zero+of=/run/disk+bs=1M+count=8";
+    let devices = "[[domain.disk]]\npath = \"/run/disk\"\n[[domain.network]]\nbridge = \"br0\"";
+    let guest = guest("guest", "caisson.ip=10.1.0.1/24 caisson.peer=10.1.0.9 caisson.test=ping,files", devices);
+    let mut run = lab.boot(name, &(without_devices(words) + &guest))?.start()?;
+    run.expect(DRIVER, BOOT, "the driver domain is up")?;
+    run.expect(From::Guest("guest"), BOOT, "^caisson-test: ping peer=10.1.0.9 replies=[1-9]")?;
+    let line = run.expect(From::Guest("guest"), BOOT, r"^caisson-test: files written=(\d+) good=(\d+) used=(\d+)%$")?;
+    let (written, good) = (line.number(1), line.number(2));
+    ensure!(written > 5.0 && (written - good).abs() < 0.5, "of {written} files {good} are what was written");
+    ended(&mut run, &["guest"])
 }
 
 /// A file system on a guest's disk.
