@@ -342,7 +342,7 @@ fn complaints(directory: &Path) -> String {
 /// Adds to the command lines of the guests with our initial RAM disk what makes Linux boot in bearable time, but for
 /// settings that are there already; gives the names of those guests.
 pub fn hurry(config: &mut ConfigText) -> Vec<String> {
-    let ours = |file: &str| file == "@initrd";
+    let ours = |file: &str| file == "@initrd" || file == "@driver-initrd";
     let mut changed = Vec::new();
     for domain in &mut config.domains {
         if !domain.modules.iter().any(|module| ours(&module.file)) {
