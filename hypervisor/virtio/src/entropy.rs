@@ -47,8 +47,8 @@ impl Entropy {
     }
 
     /// Does what there is to do, after any [`Effect`](crate::Effect) of an access to `channel`. `source` fills as much of a
-    /// slice with random bytes as it can, and answers how much that is. Afterwards the device's interrupt line is to be
-    /// driven to [`Channel::line`].
+    /// slice with random bytes as it can, and answers how much that is. Afterwards the guest is to be interrupted if
+    /// [`Channel::reasons`] has a bit that it had not before.
     ///
     /// # Errors
     /// What the driver has done wrong; the device is in DEVICE_NEEDS_RESET then.
