@@ -54,7 +54,7 @@ fn one_line(run: &Run) -> Verdict {
 }
 
 pub(crate) fn memory(lab: &Lab, name: &str) -> Verdict {
-    let run = small(lab, name)?.memory_mib(17).start()?;
+    let run = small(lab, name)?.memory_mib(12).start()?;
     refused(
         run,
         r"this machine has \d+ KiB of usable memory, and Caisson needs \d+ KiB beside its guests': add memory$",

@@ -108,11 +108,16 @@ pub(crate) fn io(lab: &Lab, name: &str) -> Verdict {
 pub(crate) fn least(lab: &Lab, name: &str) -> Verdict {
     let words = "caisson.address=br0:10.1.0.9/24 caisson.run=dd+if=/dev/zero+of=/run/disk+bs=1M+count=8";
     let devices = "[[domain.disk]]\npath = \"/run/disk\"\n[[domain.network]]\nbridge = \"br0\"";
-    let guest = guest("guest", "caisson.ip=10.1.0.1/24 caisson.peer=10.1.0.9 caisson.test=ping,files", devices);
+    let guest =
+        guest("guest", "caisson.ip=10.1.0.1/24 caisson.peer=10.1.0.9 caisson.test=ping,files", devices);
     let mut run = lab.boot(name, &(without_devices(words) + &guest))?.start()?;
     run.expect(DRIVER, BOOT, "the driver domain is up")?;
     run.expect(From::Guest("guest"), BOOT, "^caisson-test: ping peer=10.1.0.9 replies=[1-9]")?;
-    let line = run.expect(From::Guest("guest"), BOOT, r"^caisson-test: files written=(\d+) good=(\d+) used=(\d+)%$")?;
+    let line = run.expect(
+        From::Guest("guest"),
+        BOOT,
+        r"^caisson-test: files written=(\d+) good=(\d+) used=(\d+)%$",
+    )?;
     let (written, good) = (line.number(1), line.number(2));
     ensure!(written > 5.0 && (written - good).abs() < 0.5, "of {written} files {good} are what was written");
     ended(&mut run, &["guest"])

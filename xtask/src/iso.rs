@@ -62,7 +62,7 @@ impl Iso<'_> {
         let modules = if self.blob.is_some() { &self.script.modules } else { "" };
         let config = grub_config(&template, self.cmdline, &self.script.before, modules)?;
         let blob = self.blob.unwrap_or_default();
-        let key = stamp::key([b"iso 2".as_slice(), &caisson, blob, config.as_bytes()]);
+        let key = stamp::key([b"iso 3".as_slice(), &caisson, blob, config.as_bytes()]);
         if stamp::is_fresh(&self.output, &key) {
             return Ok(());
         }
@@ -71,6 +71,10 @@ impl Iso<'_> {
         staging.push(".d");
         let staging = PathBuf::from(staging);
         self.stage(&staging, &caisson, &config).cannot(|| format!("fill {}", staging.display()))?;
+        // GRUB reads the whole file into memory; only symbols are of use there, for backtraces.
+        let mut strip = Command::new("strip");
+        strip.arg("--strip-debug").arg(staging.join("tree/boot/caisson"));
+        process::run(&mut strip, "taking line tables out of the image", Some(&step))?;
         let finished = staging.join("iso");
         let mut maker = Command::new("grub-mkrescue");
         // No translations, fonts and themes: nobody sees a menu.

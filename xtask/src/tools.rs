@@ -79,6 +79,7 @@ pub static IMAGE: &[Tool] = &[
     },
     program("xorriso", "xorriso", "writes the ISO file system"),
     program("mtools", "mformat", "writes the EFI system partition"),
+    program("binutils", "strip", "takes line tables out of the image"),
 ];
 
 /// What fetches and unpacks the guests' packages; a Debian or Ubuntu always has it.
