@@ -30,6 +30,7 @@ use zerocopy::IntoBytes;
 
 use crate::console;
 use crate::guests::{Guest, Live};
+use crate::io::index_of;
 use crate::life::Phase;
 use crate::scheduler::{Machine, System};
 
@@ -58,11 +59,6 @@ impl Pause {
             self.stopped.fetch_max(cpu::tsc(), Ordering::AcqRel);
         }
     }
-}
-
-/// Where the first guest of the configuration is, and so on.
-fn index_of(domain: DomainId) -> Option<usize> {
-    usize::from(domain.0).checked_sub(1)
 }
 
 /// Writes records into the caller's memory, as many as there is room for, and counts them all.

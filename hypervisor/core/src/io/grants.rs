@@ -66,19 +66,21 @@ impl<B: Backend, F: Format> Live<B, F> {
     }
 
     /// Takes `guest`'s memory out of this domain: no CPU and no device reaches it from there when this returns. With no lock held,
-    /// between turns. `false` where devices may reach it for ever.
+    /// between turns. `false` where a device or a CPU may reach it for ever.
     pub(super) fn revoke(&self, guest: &Self) -> bool {
         let stopped = self.revoke_dma(guest);
         if let Err(error) = stopped {
             log::error!("guest {}: devices cannot be kept out of its memory: {error}", guest.domain.id);
         }
         let frames = &mut DomainTables(self.domain.id);
+        let mut unmapped = true;
         let mut tables = self.tables.lock();
         for table in tables.all() {
             for extent in guest.domain.memory.extents() {
                 // What was mapped as a whole goes as a whole: no table is needed for it.
                 if let Err(error) = table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes) {
                     log::error!("guest {}: its memory stays granted: {error}", guest.domain.id);
+                    unmapped = false;
                 }
             }
         }
@@ -87,6 +89,6 @@ impl<B: Backend, F: Format> Live<B, F> {
         for table in self.tables.lock().all() {
             table.flushed(frames);
         }
-        stopped.is_ok()
+        stopped.is_ok() && unmapped
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct Guest<B: Backend, F: Format> {
 }
 
 /// A guest's number in the configuration.
-fn index_of(domain: DomainId) -> Option<usize> {
+pub(crate) fn index_of(domain: DomainId) -> Option<usize> {
     usize::from(domain.0).checked_sub(1)
 }
 
