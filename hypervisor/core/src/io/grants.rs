@@ -3,60 +3,62 @@
 
 use caisson_hwvirt::Backend;
 use caisson_machine::memory::DomainTables;
-use caisson_stage2::{Error, Format, MemoryType, Permissions};
+use caisson_stage2::{Format, MemoryType, Permissions};
 use caisson_types::Gpa;
 
 use crate::guests::Live;
 
+/// What could not be mapped as a whole is not mapped at all: whether that is so.
+pub(super) struct Undone(pub(super) bool);
+
 impl<B: Backend, F: Format> Live<B, F> {
-    /// Maps `guest`'s memory in this domain, where the machine has it. Nothing is mapped if that fails.
-    pub(super) fn grant(&self, guest: &Self) -> Result<(), Error> {
-        if let Err(error) = self.grant_dma(guest) {
-            log::warn!("guest {}: no DMA to its memory: {error}", guest.domain.id);
-            return Err(Error::OutOfTables);
-        }
+    /// Maps `guest`'s memory in this domain, where the machine has it.
+    ///
+    /// # Errors
+    /// Whether nothing is mapped, after a failure: where that is not so, the memory counts as granted.
+    pub(super) fn grant(&self, guest: &Self) -> Result<(), Undone> {
+        self.grant_dma(guest)?;
         let mut tables = self.tables.lock();
         let frames = &mut DomainTables(self.domain.id);
         let extents = guest.domain.memory.extents();
         let (permissions, ram) = (Permissions::READ_WRITE, MemoryType::WriteBack);
         let mut mapped = 0;
-        let mut result = Ok(());
+        let mut complete = true;
         'all: for table in tables.all() {
             for extent in extents {
                 let at = Gpa::new(extent.hpa.as_u64());
-                if let Err(error) = table.map(frames, at, extent.hpa, extent.bytes, permissions, ram) {
-                    result = Err(error);
+                if table.map(frames, at, extent.hpa, extent.bytes, permissions, ram).is_err() {
+                    complete = false;
                     break 'all;
                 }
                 mapped += 1;
             }
         }
-        if result.is_err() {
-            // What was mapped has not been used: no CPU has cached any of it.
-            for table in tables.all() {
-                for extent in extents.iter().take(mapped) {
-                    let _ = table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes);
-                }
-                mapped = mapped.saturating_sub(extents.len());
-                table.flushed(frames);
-            }
-            drop(tables);
-            let _ = self.revoke_dma(guest);
+        if complete {
+            return Ok(());
         }
-        result
+        let mut undone = true;
+        // What was mapped has not been used: no CPU has cached any of it.
+        for table in tables.all() {
+            for extent in extents.iter().take(mapped) {
+                undone &= table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes).is_ok();
+            }
+            mapped = mapped.saturating_sub(extents.len());
+            table.flushed(frames);
+        }
+        drop(tables);
+        undone &= self.revoke_dma(guest).is_ok();
+        Err(Undone(undone))
     }
 
     /// The same for this domain's devices, where they are restricted.
-    fn grant_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
+    fn grant_dma(&self, guest: &Self) -> Result<(), Undone> {
         let Some(dma) = &self.dma else { return Ok(()) };
         let extents = guest.domain.memory.extents();
         let mut extents =
             extents.iter().map(|extent| (Gpa::new(extent.hpa.as_u64()), extent.hpa, extent.bytes));
         let result = extents.try_for_each(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true));
-        if result.is_err() {
-            self.revoke_dma(guest)?;
-        }
-        result
+        result.map_err(|_| Undone(self.revoke_dma(guest).is_ok()))
     }
 
     fn revoke_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
