@@ -14,7 +14,6 @@ use caisson_stage2::Format;
 use caisson_types::DomainId;
 use caisson_virtio::Effect;
 
-use super::grants::Undone;
 use super::{Io, index_of};
 use crate::guests::Live;
 use crate::scheduler::{Machine, System};
@@ -113,13 +112,12 @@ impl<B: Backend, F: Format> Io<B, F> {
         let mut guest = self.guest(index).ok_or(CallError::Refused)?;
         let attached = guest.served.attach(slot, caller.domain.id)?;
         let live = guest.live.clone().ok_or(CallError::NoSuchDomain)?;
-        if attached == Attached::Grant
-            && let Err(Undone(undone)) = caller.grant(&live)
-        {
+        if attached == Attached::Grant && !caller.grant(&live) {
             // Told by the answer alone: the caller could fill the log with it.
-            if undone {
-                guest.served.not_granted(caller.domain.id);
-            }
+            let _ = guest.served.detach(slot, caller.domain.id)?;
+            drop(guest);
+            self.revocations[caller.guest].store(true, Ordering::Release);
+            system.wake(&system.chores[caller.guest]);
             return Err(CallError::NoMemory);
         }
         if let Some(channel) = live.domain.served_channel(slot.into()) {

@@ -3,62 +3,29 @@
 
 use caisson_hwvirt::Backend;
 use caisson_machine::memory::DomainTables;
-use caisson_stage2::{Format, MemoryType, Permissions};
+use caisson_stage2::{Format, MemoryType, Permissions, Stage2};
 use caisson_types::Gpa;
 
+use crate::dma::DmaDomain;
 use crate::guests::Live;
 
-/// What could not be mapped as a whole is not mapped at all: whether that is so.
-pub(super) struct Undone(pub(super) bool);
-
 impl<B: Backend, F: Format> Live<B, F> {
-    /// Maps `guest`'s memory in this domain, where the machine has it.
-    ///
-    /// # Errors
-    /// Whether nothing is mapped, after a failure: where that is not so, the memory counts as granted.
-    pub(super) fn grant(&self, guest: &Self) -> Result<(), Undone> {
-        self.grant_dma(guest)?;
-        let mut tables = self.tables.lock();
-        let frames = &mut DomainTables(self.domain.id);
+    /// Maps `guest`'s memory in this domain, where the machine has it, and for its devices where they are restricted. Where it
+    /// cannot be mapped whole, a part may be, which other vCPUs may have reached already: it is to be revoked. Whether it was.
+    pub(super) fn grant(&self, guest: &Self) -> bool {
         let extents = guest.domain.memory.extents();
+        let there = || extents.iter().map(|extent| (Gpa::new(extent.hpa.as_u64()), extent.hpa, extent.bytes));
+        let for_devices =
+            |dma: &DmaDomain| there().all(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true).is_ok());
+        if !self.dma.as_ref().is_none_or(for_devices) {
+            return false;
+        }
         let (permissions, ram) = (Permissions::READ_WRITE, MemoryType::WriteBack);
-        let mut mapped = 0;
-        let mut complete = true;
-        'all: for table in tables.all() {
-            for extent in extents {
-                let at = Gpa::new(extent.hpa.as_u64());
-                if table.map(frames, at, extent.hpa, extent.bytes, permissions, ram).is_err() {
-                    complete = false;
-                    break 'all;
-                }
-                mapped += 1;
-            }
-        }
-        if complete {
-            return Ok(());
-        }
-        let mut undone = true;
-        // What was mapped has not been used: no CPU has cached any of it.
-        for table in tables.all() {
-            for extent in extents.iter().take(mapped) {
-                undone &= table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes).is_ok();
-            }
-            mapped = mapped.saturating_sub(extents.len());
-            table.flushed(frames);
-        }
-        drop(tables);
-        undone &= self.revoke_dma(guest).is_ok();
-        Err(Undone(undone))
-    }
-
-    /// The same for this domain's devices, where they are restricted.
-    fn grant_dma(&self, guest: &Self) -> Result<(), Undone> {
-        let Some(dma) = &self.dma else { return Ok(()) };
-        let extents = guest.domain.memory.extents();
-        let mut extents =
-            extents.iter().map(|extent| (Gpa::new(extent.hpa.as_u64()), extent.hpa, extent.bytes));
-        let result = extents.try_for_each(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true));
-        result.map_err(|_| Undone(self.revoke_dma(guest).is_ok()))
+        let frames = &mut DomainTables(self.domain.id);
+        let mut map = |table: &mut Stage2<F>| {
+            there().all(|(at, hpa, bytes)| table.map(frames, at, hpa, bytes, permissions, ram).is_ok())
+        };
+        self.tables.lock().all().all(&mut map)
     }
 
     fn revoke_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
