@@ -103,7 +103,7 @@ pub enum Described {
 pub enum Attached {
     /// The memory is granted already.
     Granted,
-    /// It is to be mapped; if that fails, [`Served::not_granted`].
+    /// It is to be mapped; if that fails, [`Served::detach`], since a part may be.
     Grant,
 }
 
@@ -237,11 +237,6 @@ impl Served {
         };
         self.device_mut(slot, backend)?.attached = true;
         Ok(attached)
-    }
-
-    /// The memory could not be mapped after [`Attached::Grant`]: nothing is attached, and nothing granted.
-    pub fn not_granted(&mut self, backend: DomainId) {
-        self.forget(backend);
     }
 
     /// The backend lets go of a device. Whether a grant is to be revoked now.
