@@ -58,7 +58,31 @@ pub enum ControlCall {
         /// What.
         from: Buffer,
     },
+    /// Takes memory for a configuration blob.
+    BlobBegin {
+        /// Its bytes: 1 to [`MAX_BLOB`].
+        size: u64,
+    },
+    /// Puts a piece of the blob there.
+    BlobWrite {
+        /// Where in the blob.
+        offset: u64,
+        /// The piece.
+        from: Buffer,
+    },
+    /// The caller makes no more domains of its blob.
+    BlobEnd,
+    /// Makes a domain of the blob.
+    Create {
+        /// Its number in the blob.
+        index: u32,
+        /// For one line of text that says why it cannot be made, with a zero behind it where there is room.
+        into: Buffer,
+    },
 }
+
+/// The most bytes of a configuration blob that domains are made of at run time.
+pub const MAX_BLOB: u64 = 1 << 30;
 
 /// What can be done to a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +99,8 @@ pub enum Action {
     Pause,
     /// It goes on.
     Resume,
+    /// One that is gone is forgotten.
+    Forget,
 }
 
 impl ControlCall {
@@ -97,12 +123,28 @@ impl ControlCall {
             Number::ConsoleWrite => {
                 return Ok(Self::Write { domain: domain(first)?, from: Buffer::new(second, third)? });
             }
+            Number::BlobBegin => {
+                return match first {
+                    0 => Err(CallError::Invalid),
+                    1..=MAX_BLOB => Ok(Self::BlobBegin { size: first }),
+                    _ => Err(CallError::TooBig),
+                };
+            }
+            Number::BlobWrite => {
+                return Ok(Self::BlobWrite { offset: first, from: Buffer::new(second, third)? });
+            }
+            Number::BlobEnd => return Ok(Self::BlobEnd),
+            Number::DomainCreate => {
+                let index = u32::try_from(first).map_err(|_| CallError::Invalid)?;
+                return Ok(Self::Create { index, into: Buffer::new(second, third)? });
+            }
             Number::DomainStart => Action::Start,
             Number::DomainShutdown => Action::Shutdown,
             Number::DomainReset => Action::Reset,
             Number::DomainDestroy => Action::Destroy,
             Number::DomainPause => Action::Pause,
             Number::DomainResume => Action::Resume,
+            Number::DomainForget => Action::Forget,
             _ => return Err(CallError::NoSuchCall),
         };
         Ok(Self::Do { action, domain: domain(first)? })
@@ -277,6 +319,10 @@ mod tests {
                 ControlCall::Read { domain, position: 9, into: buffer },
             ),
             (Number::ConsoleWrite, [3, 0x1000, 64, !0], ControlCall::Write { domain, from: buffer }),
+            (Number::BlobBegin, [MAX_BLOB, !0, !0, !0], ControlCall::BlobBegin { size: MAX_BLOB }),
+            (Number::BlobWrite, [9, 0x1000, 64, !0], ControlCall::BlobWrite { offset: 9, from: buffer }),
+            (Number::BlobEnd, [!0; 4], ControlCall::BlobEnd),
+            (Number::DomainCreate, [7, 0x1000, 64, !0], ControlCall::Create { index: 7, into: buffer }),
         ] {
             assert_eq!(control(number, arguments), Ok(expected));
         }
@@ -287,10 +333,19 @@ mod tests {
             (Number::DomainDestroy, Action::Destroy),
             (Number::DomainPause, Action::Pause),
             (Number::DomainResume, Action::Resume),
+            (Number::DomainForget, Action::Forget),
         ] {
             assert_eq!(control(number, [3, !0, !0, !0]), Ok(ControlCall::Do { action, domain }));
             assert_eq!(control(number, [0x1_0000, 0, 0, 0]), Err(CallError::Invalid));
         }
+    }
+
+    #[test]
+    fn a_blob_has_bytes_and_not_too_many() {
+        assert_eq!(control(Number::BlobBegin, [0; 4]), Err(CallError::Invalid));
+        assert_eq!(control(Number::BlobBegin, [MAX_BLOB + 1, 0, 0, 0]), Err(CallError::TooBig));
+        assert_eq!(control(Number::BlobWrite, [0, 0x1001, 8, 0]), Err(CallError::Invalid));
+        assert_eq!(control(Number::DomainCreate, [1 << 32, 0, 8, 0]), Err(CallError::Invalid));
     }
 
     #[test]

@@ -9,7 +9,8 @@ pub enum CallError {
     NotPermitted,
     /// `-ESRCH`: no such domain lives.
     NoSuchDomain,
-    /// `-E2BIG`: a batch of more than [`BATCH_MAX`](crate::BATCH_MAX) entries.
+    /// `-E2BIG`: a batch of more than [`BATCH_MAX`](crate::BATCH_MAX) entries; a blob of more than
+    /// [`MAX_BLOB`](crate::control::MAX_BLOB) bytes.
     TooBig,
     /// `-EBADF`: the port is not one that the caller has allocated or bound.
     BadPort,
@@ -17,7 +18,8 @@ pub enum CallError {
     NoMemory,
     /// `-EFAULT`: a batch's list, or what an argument points to, is not in the caller's memory.
     Fault,
-    /// `-EBUSY`: the guest lives, and what was said before stays as it is; or it is just about to do what was asked before.
+    /// `-EBUSY`: the guest lives, and what was said before stays as it is; or it is just about to do what was asked before; a domain has been made of
+    /// the blob.
     Busy,
     /// `-EINVAL`: an argument is out of range, or a batch within a batch.
     Invalid,
@@ -25,9 +27,10 @@ pub enum CallError {
     NoPorts,
     /// `-EPIPE`: the other side has closed, or is gone.
     PeerClosed,
-    /// `-ENOTCONN`: nobody is bound to the port; the device is not attached; the console is not kept.
+    /// `-ENOTCONN`: nobody is bound to the port; the device is not attached; the console is not kept; no blob
+    /// has been begun.
     NotConnected,
-    /// `-ECONNREFUSED`: the remote port is not offered to the caller; the device is not one that it serves.
+    /// `-ECONNREFUSED`: the remote port is not offered to the caller; the device is not one that it serves; the domain cannot be made.
     Refused,
     /// `-KVM_ENOSYS`: there is no such call.
     NoSuchCall,

@@ -125,6 +125,16 @@ pub mod hypercall {
     pub const CONSOLE_READ: u64 = FIRST + 0x39;
     /// [`Number::ConsoleWrite`](super::Number::ConsoleWrite).
     pub const CONSOLE_WRITE: u64 = FIRST + 0x3a;
+    /// [`Number::BlobBegin`](super::Number::BlobBegin).
+    pub const BLOB_BEGIN: u64 = FIRST + 0x3b;
+    /// [`Number::BlobWrite`](super::Number::BlobWrite).
+    pub const BLOB_WRITE: u64 = FIRST + 0x3c;
+    /// [`Number::BlobEnd`](super::Number::BlobEnd).
+    pub const BLOB_END: u64 = FIRST + 0x3d;
+    /// [`Number::DomainCreate`](super::Number::DomainCreate).
+    pub const DOMAIN_CREATE: u64 = FIRST + 0x3e;
+    /// [`Number::DomainForget`](super::Number::DomainForget).
+    pub const DOMAIN_FORGET: u64 = FIRST + 0x3f;
 }
 
 /// Those of KVM's hypercalls that Caisson has.

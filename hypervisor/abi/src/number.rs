@@ -96,6 +96,16 @@ pub enum Number {
     ConsoleRead,
     /// Types on a domain's console; answers how many bytes there was room for.
     ConsoleWrite,
+    /// Has Caisson take memory for a configuration blob; what it had of the caller's before goes.
+    BlobBegin,
+    /// Puts a piece of the blob there.
+    BlobWrite,
+    /// The caller makes no more domains of its blob.
+    BlobEnd,
+    /// Makes a domain of the blob, and starts it; answers its number, or writes why not.
+    DomainCreate,
+    /// Forgets a domain that is gone: its number may be another's later.
+    DomainForget,
 }
 
 use CallError::{
@@ -105,7 +115,7 @@ use CallError::{
 
 impl Number {
     /// All of them, by number.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 42] = [
         Self::Version,
         Self::Batch,
         Self::EventAllocate,
@@ -143,6 +153,11 @@ impl Number {
         Self::DomainResume,
         Self::ConsoleRead,
         Self::ConsoleWrite,
+        Self::BlobBegin,
+        Self::BlobWrite,
+        Self::BlobEnd,
+        Self::DomainCreate,
+        Self::DomainForget,
     ];
 
     /// The call with this number.
@@ -187,6 +202,11 @@ impl Number {
             hypercall::DOMAIN_RESUME => Self::DomainResume,
             hypercall::CONSOLE_READ => Self::ConsoleRead,
             hypercall::CONSOLE_WRITE => Self::ConsoleWrite,
+            hypercall::BLOB_BEGIN => Self::BlobBegin,
+            hypercall::BLOB_WRITE => Self::BlobWrite,
+            hypercall::BLOB_END => Self::BlobEnd,
+            hypercall::DOMAIN_CREATE => Self::DomainCreate,
+            hypercall::DOMAIN_FORGET => Self::DomainForget,
             _ => return None,
         })
     }
@@ -232,6 +252,11 @@ impl Number {
             Self::DomainResume => hypercall::DOMAIN_RESUME,
             Self::ConsoleRead => hypercall::CONSOLE_READ,
             Self::ConsoleWrite => hypercall::CONSOLE_WRITE,
+            Self::BlobBegin => hypercall::BLOB_BEGIN,
+            Self::BlobWrite => hypercall::BLOB_WRITE,
+            Self::BlobEnd => hypercall::BLOB_END,
+            Self::DomainCreate => hypercall::DOMAIN_CREATE,
+            Self::DomainForget => hypercall::DOMAIN_FORGET,
         }
     }
 
@@ -276,6 +301,11 @@ impl Number {
             Self::DomainResume => "domain_resume",
             Self::ConsoleRead => "console_read",
             Self::ConsoleWrite => "console_write",
+            Self::BlobBegin => "blob_begin",
+            Self::BlobWrite => "blob_write",
+            Self::BlobEnd => "blob_end",
+            Self::DomainCreate => "domain_create",
+            Self::DomainForget => "domain_forget",
         }
     }
 
@@ -283,7 +313,7 @@ impl Number {
     #[must_use]
     pub const fn arguments(self) -> &'static [&'static str] {
         match self {
-            Self::Version | Self::EventBindBackend => &[],
+            Self::Version | Self::EventBindBackend | Self::BlobEnd => &[],
             Self::Batch => &["list", "count"],
             Self::EventAllocate
             | Self::EventBindDomain
@@ -293,7 +323,8 @@ impl Number {
             | Self::DomainReset
             | Self::DomainDestroy
             | Self::DomainPause
-            | Self::DomainResume => &["domain"],
+            | Self::DomainResume
+            | Self::DomainForget => &["domain"],
             Self::EventBind => &["domain", "port"],
             Self::EventClose | Self::EventSend | Self::EventMask | Self::EventUnmask | Self::EventStatus => {
                 &["port"]
@@ -304,6 +335,9 @@ impl Number {
             Self::VcpuList => &["domain", "into", "bytes"],
             Self::ConsoleRead => &["domain", "position", "into", "bytes"],
             Self::ConsoleWrite => &["domain", "from", "bytes"],
+            Self::BlobBegin => &["size"],
+            Self::BlobWrite => &["offset", "from", "bytes"],
+            Self::DomainCreate => &["index", "into", "bytes"],
             Self::ChannelParameters | Self::ChannelMemory | Self::ChannelState => {
                 &["channel", "into", "bytes"]
             }
@@ -356,7 +390,12 @@ impl Number {
             | Self::DomainPause
             | Self::DomainResume
             | Self::ConsoleRead
-            | Self::ConsoleWrite => Privileges::CONTROL,
+            | Self::ConsoleWrite
+            | Self::BlobBegin
+            | Self::BlobWrite
+            | Self::BlobEnd
+            | Self::DomainCreate
+            | Self::DomainForget => Privileges::CONTROL,
         }
     }
 
@@ -379,7 +418,13 @@ impl Number {
             Self::EventConnect => &[NotPermitted, Invalid, Fault],
             Self::ChannelList | Self::MachineInfo | Self::DomainList => &[NotPermitted, Invalid, Fault],
             Self::VcpuList => &[NotPermitted, Invalid, Fault, NoSuchDomain],
-            Self::DomainStart | Self::DomainResume => &[NotPermitted, Invalid, NoSuchDomain, Busy],
+            Self::DomainStart | Self::DomainResume | Self::DomainForget => {
+                &[NotPermitted, Invalid, NoSuchDomain, Busy]
+            }
+            Self::BlobBegin => &[NotPermitted, Invalid, TooBig, NoMemory],
+            Self::BlobWrite => &[NotPermitted, Invalid, Fault, Busy, NotConnected],
+            Self::BlobEnd => &[NotPermitted, NotConnected],
+            Self::DomainCreate => &[NotPermitted, Invalid, Fault, NotConnected, Refused],
             Self::DomainShutdown | Self::DomainReset | Self::DomainDestroy | Self::DomainPause => {
                 &[NotPermitted, Invalid, NoSuchDomain]
             }

@@ -93,6 +93,10 @@ impl<B: Backend, F: Format> System<B, F> {
             ControlCall::Do { action, domain } => self.act(action, self.find(domain)?),
             ControlCall::Read { domain, position, into } => self.read(caller, domain, position, into),
             ControlCall::Write { domain, from } => self.write(caller, domain, from),
+            ControlCall::BlobBegin { .. }
+            | ControlCall::BlobWrite { .. }
+            | ControlCall::BlobEnd
+            | ControlCall::Create { .. } => Err(CallError::NoSuchCall),
         }
     }
 
@@ -216,6 +220,7 @@ impl<B: Backend, F: Format> System<B, F> {
             Action::Destroy => self.destroy(guest)?,
             Action::Pause => self.pause(guest)?,
             Action::Resume => self.resume(guest)?,
+            Action::Forget => return Err(CallError::NoSuchCall),
         }
         Ok(0)
     }
