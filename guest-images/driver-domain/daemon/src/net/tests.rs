@@ -127,6 +127,12 @@ fn frames_of_others_are_refused_and_counted() {
     bench.send(&frame(MAC, 60), 1000);
     assert!(bench.wire(0).is_some());
     assert_eq!(bench.counters.refused.get(), 3);
+    // A checksum that the kernel would write over the source.
+    let all = [&[1, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0][..], &frame(MAC, 60)].concat();
+    bench.queues[1].fill(DATA, &all);
+    bench.queues[1].add(&[(DATA, all.len() as u32, false)]);
+    bench.work();
+    assert_eq!((bench.wire(0), bench.counters.refused.get()), (None, 4));
 }
 
 #[test]

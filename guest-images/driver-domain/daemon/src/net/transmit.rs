@@ -39,7 +39,7 @@ pub(super) fn work(
         let start = start.get(..count).unwrap_or_default();
         let bytes = frame.bytes() - HEADER;
         frame.skip(count);
-        if !filter.allows(start.get(HEADER..).unwrap_or_default()) {
+        if !filter.allows(start) {
             counters.refused.add(1);
         } else if bytes < LEAST || frame.write_to(start, tap.as_fd()).is_err() {
             // A header that contradicts its frame, or an interface without room, or that is down.
