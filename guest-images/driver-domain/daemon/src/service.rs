@@ -131,7 +131,8 @@ impl Service {
                 }
             }
             if running.started == 0 {
-                self.sleep(None);
+                // What the device waits for beside the guest is of no use before it works, and stays there until then.
+                self.sleep(false, None);
                 continue;
             }
             match self.step(running, &mut told, &mut idle_since) {
@@ -166,16 +167,18 @@ impl Service {
             return Ok(());
         }
         let deadline = self.device.deadline();
-        self.sleep(deadline);
+        self.sleep(true, deadline);
         *idle_since = None;
         running.pace.woke(now.elapsed());
         Ok(())
     }
 
-    /// Sleeps until something comes.
-    fn sleep(&self, deadline: Option<Instant>) {
+    /// Sleeps until something comes; also to the device, if it works.
+    fn sleep(&self, works: bool, deadline: Option<Instant>) {
         let mut sources = vec![PollFd::from_borrowed_fd(self.bell.fd(), PollFlags::IN)];
-        self.device.sources(&mut sources);
+        if works {
+            self.device.sources(&mut sources);
+        }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         self.counters.sleeps.add(1);
@@ -256,6 +259,71 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Description, Progress};
+    use crate::host::fake::Fake;
+
+    /// A device for whom something is always there, as for a console with a client whom it has not taken.
+    struct Wanted(Bell);
+
+    impl Device for Wanted {
+        fn description(&self) -> Description {
+            Description { kind: 3, features: 0, queues: vec![16], config: Vec::new() }
+        }
+
+        fn start(&mut self, _: &QueueSetup) -> Result<(), Fault> {
+            Ok(())
+        }
+
+        fn stop(&mut self, _: u16) {}
+
+        fn work(&mut self, _: u64, _: &Counters) -> Result<Progress, Fault> {
+            Ok(Progress::default())
+        }
+
+        fn arm(&mut self) -> Result<bool, Fault> {
+            Ok(false)
+        }
+
+        fn sources<'a>(&'a self, into: &mut Vec<PollFd<'a>>) {
+            into.push(PollFd::from_borrowed_fd(self.0.fd(), PollFlags::IN));
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_work_is_woken_by_its_guest_alone() {
+        const CHANNEL: u16 = 33;
+        let fake = Fake::new();
+        fake.add(CHANNEL, 3, "web", "");
+        let caisson = Caisson::new(Arc::clone(&fake) as Arc<dyn crate::host::Host>);
+        let device = Wanted(Bell::new().unwrap());
+        device.0.ring(1);
+        caisson.describe(CHANNEL, &device.description().record()).unwrap();
+        let guest = fake.start(CHANNEL);
+        caisson.attach(CHANNEL).unwrap();
+        let (bell, counters) = (Arc::new(Bell::new().unwrap()), Arc::new(Counters::default()));
+        let service = Service {
+            caisson,
+            channel: CHANNEL,
+            name: "web port 1".into(),
+            bell: Arc::clone(&bell),
+            memory: Arc::clone(&guest.memory),
+            counters: Arc::clone(&counters),
+            device: Box::new(device),
+        };
+        let thread = std::thread::spawn(move || service.run().1);
+        for round in 1..=20 {
+            bell.ring(CHANGED);
+            while counters.events.get() < round {
+                std::thread::yield_now();
+            }
+        }
+        fake.end(CHANNEL);
+        bell.ring(CHANGED);
+        assert_eq!(thread.join().unwrap(), End::Guest);
+        // One for each time that it was told of something, and at first; a wake-up may come twice.
+        let (sleeps, events) = (counters.sleeps.get(), counters.events.get());
+        assert!(sleeps <= 2 * events + 1, "{sleeps} sleeps for {events} events");
+    }
 
     #[test]
     fn the_pace_follows_the_sleeps() {
