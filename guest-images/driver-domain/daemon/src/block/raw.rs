@@ -13,7 +13,7 @@
 //! use of the open file, work of the kernel's included: so a daemon that follows one that was killed cannot open the file before
 //! what that one had under way has ended, and no old write comes behind a new one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,8 +28,9 @@ use crate::sys::{Buffers, Completion, Pages, Uring, Work};
 /// The most bytes of a transfer that go through the daemon's own pages at a time, and the most such transfers.
 const BOUNCE_BYTES: usize = 256 << 10;
 const MAX_BOUNCES: usize = 8;
-/// Zeroes are written so many bytes at a time, where the file cannot do it by itself.
+/// Zeroes are written so many bytes at a time, where the file cannot do it by itself, by so many transfers.
 const ZERO_BYTES: usize = 1 << 20;
+const MAX_ZEROINGS: usize = 4;
 /// How often a transfer is tried that the kernel has no room for.
 const RETRIES: u32 = 1000;
 /// The least alignment of memory for direct transfers.
@@ -45,6 +46,9 @@ pub struct Raw {
     durable: bool,
     jobs: HashMap<u64, Job>,
     bounces: usize,
+    /// Transfers that write zeroes, and those that wait for their turn to.
+    zeroings: usize,
+    unzeroed: VecDeque<(u64, Job)>,
     completions: Vec<Completion>,
     /// Ended without the kernel.
     ended: Vec<Done>,
@@ -107,6 +111,8 @@ impl Raw {
             durable,
             jobs: HashMap::new(),
             bounces: 0,
+            zeroings: 0,
+            unzeroed: VecDeque::new(),
             completions: Vec::new(),
             ended: Vec::new(),
         })
@@ -149,10 +155,26 @@ impl Raw {
     }
 
     fn end(&mut self, token: u64, kind: &Kind, result: io::Result<()>) {
-        if matches!(kind, Kind::BounceRead(_) | Kind::BounceWrite(_)) {
-            self.bounces -= 1;
-        }
         self.ended.push(Done { token, result });
+        match kind {
+            Kind::BounceRead(_) | Kind::BounceWrite(_) => self.bounces -= 1,
+            Kind::ZeroByWriting => {
+                self.zeroings -= 1;
+                if let Some((token, job)) = self.unzeroed.pop_front() {
+                    self.zero(token, job);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins to write zeroes, when fewer do than may: each has pages of the daemon's own.
+    fn zero(&mut self, token: u64, job: Job) {
+        if self.zeroings == MAX_ZEROINGS {
+            return self.unzeroed.push_back((token, job));
+        }
+        self.zeroings += 1;
+        self.go(token, Job { kind: Kind::ZeroByWriting, ..job }, None);
     }
 
     /// Work of the kernel's has ended: the job ends, or goes on.
@@ -205,10 +227,7 @@ impl Raw {
         match job.kind {
             // To discard is a hint.
             Kind::Discard if unsupported => self.end(token, &job.kind, Ok(())),
-            Kind::Zero { .. } if unsupported => {
-                job.kind = Kind::ZeroByWriting;
-                self.go(token, job, None);
-            }
+            Kind::Zero { .. } if unsupported => self.zero(token, job),
             _ => self.end(token, &job.kind, Err(error)),
         }
     }
@@ -220,7 +239,8 @@ impl Storage for Raw {
     }
 
     fn has_room(&self) -> bool {
-        self.ring.has_room() && self.bounces < MAX_BOUNCES
+        // Those that wait for their turn have a place each.
+        self.ring.has_room() && self.bounces < MAX_BOUNCES && self.unzeroed.is_empty()
     }
 
     fn start(&mut self, token: u64, transfer: Transfer, durable: bool) {
@@ -325,4 +345,42 @@ fn file_block_size(device: u64) -> Option<u32> {
         let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
         std::fs::read_to_string(path).ok()?.trim().parse().ok()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::testing::file;
+
+    /// A file in memory does not become zero by itself where it is not to become a hole.
+    #[test]
+    fn few_write_zeroes_at_a_time() {
+        const COUNT: u64 = 30;
+        const BYTES: u64 = (ZERO_BYTES + 4096) as u64;
+        let disk = file(COUNT * BYTES + 512);
+        disk.write_all_at(&vec![5; (COUNT * BYTES) as usize + 512], 0).unwrap();
+        let mut raw = Raw::new(disk.try_clone().unwrap(), false, false, 32).unwrap();
+        for token in 0..COUNT {
+            assert!(raw.has_room());
+            let zero = Transfer::Zero { offset: token * BYTES, bytes: BYTES, unmap: false };
+            raw.start(token, zero, false);
+        }
+        let (mut done, mut most) = (Vec::new(), 0);
+        while done.len() < COUNT as usize {
+            raw.submit();
+            raw.wait();
+            raw.collect(&mut done);
+            most = most.max(raw.zeroings);
+            assert!(raw.zeroings <= raw.ring.under_way());
+            assert!(raw.has_room() == raw.unzeroed.is_empty());
+        }
+        assert_eq!((most, raw.zeroings, raw.ring.under_way()), (MAX_ZEROINGS, 0, 0));
+        assert!(done.iter().all(|done| done.result.is_ok()));
+        let mut all = vec![1; (COUNT * BYTES) as usize + 512];
+        disk.read_exact_at(&mut all, 0).unwrap();
+        let (zeroes, rest) = all.split_at((COUNT * BYTES) as usize);
+        assert!(zeroes.iter().all(|&byte| byte == 0) && rest.iter().all(|&byte| byte == 5));
+    }
 }
