@@ -31,10 +31,11 @@ where
     let mut booked = [Utilisation::default(); CPUS];
     for (index, domain) in contracts.domains.clone().enumerate() {
         let Some(time) = domain.contract.reservation.filter(|_| domain.pool == Some(pool)) else { continue };
-        let own = CpuList::parse(domain.cpus).unwrap_or_else(CpuList::none);
+        let list = CpuList::parse(domain.cpus).unwrap_or_else(CpuList::none);
+        let own = list.set();
         let reservation =
             Reservation { period: u64::from(time.period), slice: u64::from(time.slice), extra: time.extra };
-        let allowed = |cpu: usize| has.contains(cpu as u32) && (own.is_empty() || own.contains(cpu as u32));
+        let allowed = |cpu: usize| has.contains(cpu as u32) && (list.is_empty() || own.contains(cpu as u32));
         for vcpu in 0..domain.vcpus {
             let cpu = caisson_sched::place(&mut booked, RESERVABLE, &reservation, allowed).ok_or(
                 BlobError::new(

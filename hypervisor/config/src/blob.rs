@@ -5,13 +5,17 @@ mod records;
 
 use crate::admission;
 use crate::cpus::{CpuList, CpuSet};
-use crate::error::BlobError;
+use crate::error::{BlobError, Field, Reason};
 use crate::layout::{DeviceRecord, DomainRecord, Header, ModuleRecord, PayloadRecord, PoolRecord, Text};
 use crate::pools::{ContractValues, Contracts, Pool, PoolValues};
 use crate::rules::MachineLimits;
-use crate::settings::{LogLevel, MachineSettings, PoolPolicy, SelectedConsole};
+use crate::settings::{DeviceKind, LogLevel, MachineSettings, PoolPolicy, SelectedConsole};
+use crate::virtio::DeviceReason;
 
-pub use records::{Domain, Module, Payload, VirtioDevice};
+pub use records::{DeviceBackend, Domain, Module, Payload, VirtioDevice};
+
+/// The most bytes before the payloads of a blob that domains are made of at run time: room for tens of them.
+pub const MAX_LATER_TABLES: u64 = 64 << 10;
 
 /// A blob that has passed every check.
 #[derive(Clone, Copy)]
@@ -33,15 +37,87 @@ impl<'a> Blob<'a> {
     /// # Errors
     /// The first field that breaks a rule.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError<'a>> {
-        let meta = check::frame(bytes)?;
+        Self::gate(bytes, true)
+    }
+
+    /// Checks a blob but for the SHA-256 of its payloads, in a time that has a bound however long it is: for one that comes piece
+    /// by piece over hypercalls, from a domain that knows what it reads from its disks, while other domains wait for the CPU.
+    /// What comes before the payloads is checked with its SHA-256, and has at most [`MAX_LATER_TABLES`] bytes.
+    ///
+    /// # Errors
+    /// The first field that breaks a rule.
+    pub fn parse_unhashed(bytes: &'a [u8]) -> Result<Self, BlobError<'a>> {
+        Self::gate(bytes, false)
+    }
+
+    fn gate(bytes: &'a [u8], is_hashed: bool) -> Result<Self, BlobError<'a>> {
+        let meta = check::frame(bytes, if is_hashed { u64::MAX } else { MAX_LATER_TABLES })?;
         let blob = Self::split(bytes, meta)?;
-        blob.check_payloads().map_err(|error| blob.name_file(error))?;
+        blob.check_payloads(is_hashed).map_err(|error| blob.name_file(error))?;
         blob.check_domains()?;
         blob.check_virtio_devices()?;
         blob.check_pools()?;
         blob.contracts().check(None)?;
         blob.check_machine_settings()?;
         Ok(blob)
+    }
+
+    /// Checks that a machine can start with the blob: that it describes all pools, and the domains that serve devices.
+    ///
+    /// # Errors
+    /// The first field that names something else.
+    pub fn check_complete(&self) -> Result<(), BlobError<'a>> {
+        if self.pools().any(|pool| pool.is_machines()) {
+            return Err(BlobError::new(Field::Blob, Reason::ForLater));
+        }
+        for (domain, device, kind, number) in self.devices_by_kind() {
+            let reason = match device.backend {
+                DeviceBackend::Domain(_) => continue,
+                DeviceBackend::Named("") => DeviceReason::NoBackend,
+                DeviceBackend::Named(name) => DeviceReason::NoSuchBackend(name),
+            };
+            let field = Field::Device(domain, Some(kind), number, "backend");
+            return Err(BlobError::new(field, Reason::Device(reason)));
+        }
+        Ok(())
+    }
+
+    /// Checks that a domain can be made while the machine runs, as far as the blob tells: that it owns nothing which only belongs
+    /// to domains that there are from the start.
+    ///
+    /// # Errors
+    /// The field that says otherwise.
+    pub fn check_later(&self, domain: usize) -> Result<(), BlobError<'a>> {
+        match self.domain(domain) {
+            Some(record) if record.owns_devices() => {
+                Err(BlobError::new(Field::Domain(domain, "devices"), Reason::OwnsFunctions))
+            }
+            Some(_) => Ok(()),
+            None => {
+                let reason = Reason::NoSuch { what: "domain", index: domain as u32 };
+                Err(BlobError::new(Field::Domains, reason))
+            }
+        }
+    }
+
+    /// The name of the domain that serves a device, which may be one that the blob describes; empty for the domain that makes the
+    /// one with the device.
+    #[must_use]
+    pub fn backend_name(&self, backend: DeviceBackend<'a>) -> &'a str {
+        match backend {
+            DeviceBackend::Domain(index) => self.domain(index).map_or("", |domain| domain.name()),
+            DeviceBackend::Named(name) => name,
+        }
+    }
+
+    /// All devices that other domains serve: the domain, the device, its kind and its number among the domain's of that kind.
+    fn devices_by_kind(&self) -> impl Iterator<Item = (usize, VirtioDevice<'a>, DeviceKind, usize)> {
+        self.domains().enumerate().flat_map(|(index, domain)| {
+            domain.virtio_devices().enumerate().map(move |(place, device)| {
+                let earlier = domain.virtio_devices().take(place);
+                (index, device, device.kind, earlier.filter(|other| other.kind == device.kind).count())
+            })
+        })
     }
 
     fn contracts(

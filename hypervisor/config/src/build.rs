@@ -11,13 +11,13 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::PAYLOAD_ALIGN;
 use crate::blob::check::seal;
-use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG};
+use crate::blob::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG, DeviceBackend};
 use crate::error::Field;
 use crate::layout::{
-    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord,
-    PoolRecord, Text, VERSION,
+    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NAMED_BACKEND, NO_RESTART_LIMIT,
+    PayloadRecord, PoolRecord, Text, VERSION,
 };
-use crate::settings::SelectedConsole;
+use crate::settings::{Purpose, SelectedConsole};
 use crate::source::{ConfigText, SourceError};
 
 /// Why a blob could not be built: always with the file, and with the field that is at fault.
@@ -47,9 +47,14 @@ pub fn build(
         for (number, device) in domain.indexed_devices() {
             let parameters = tables.text(&device.parameters(&domain.name, number));
             // `check` has found it.
-            let backend = config.backend_of(index, device).unwrap_or(0);
+            let (backend, name) = match config.backend_of(index, device) {
+                Ok(DeviceBackend::Domain(backend)) => (count(backend), ""),
+                Ok(DeviceBackend::Named(name)) => (U32::new(NAMED_BACKEND), name),
+                Err(_) => (U32::ZERO, ""),
+            };
             let kind = U32::new(u32::from(device.kind().code()));
-            tables.devices.push(DeviceRecord { kind, backend: count(backend), parameters });
+            let backend_name = tables.text(name);
+            tables.devices.push(DeviceRecord { kind, backend, parameters, backend_name });
         }
         let contract = &domain.contract;
         let reserved = contract.reservation;
@@ -101,9 +106,13 @@ pub fn build(
     }
     let payloads = files.all;
     let bytes = tables.write(config, &payloads)?;
-    match Blob::parse(&bytes) {
-        Ok(_) => Ok(bytes),
-        Err(error) => Err(config.error(&error)),
+    let is_good = Blob::parse(&bytes).and_then(|blob| match config.purpose {
+        Purpose::Machine => blob.check_complete(),
+        Purpose::Later => Blob::parse_unhashed(&bytes).map(|_| ()),
+    });
+    match is_good.map_err(|error| config.error(&error)) {
+        Ok(()) => Ok(bytes),
+        Err(error) => Err(error),
     }
 }
 

@@ -46,6 +46,13 @@ impl<'a> CpuList<'a> {
         self.ranges().flat_map(|(first, last)| first..=last)
     }
 
+    /// The list as a set.
+    pub(crate) fn set(&self) -> CpuSet {
+        let mut set = CpuSet::NONE;
+        self.iter().for_each(|cpu| set.add(cpu));
+        set
+    }
+
     fn ranges(&self) -> impl Iterator<Item = (u32, u32)> + Clone + use<'a> {
         self.0.split(',').filter_map(range)
     }

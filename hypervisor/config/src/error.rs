@@ -288,6 +288,17 @@ pub enum Reason<'a> {
         /// Its number.
         index: u32,
     },
+    /// Too many bytes before the payloads of a blob that domains are made of at run time.
+    TablesTooLong {
+        /// How many there are.
+        len: u64,
+        /// How many there may be.
+        max: u64,
+    },
+    /// A blob of domains that are made later, where a machine's is needed.
+    ForLater,
+    /// A domain that is made later owns PCI functions.
+    OwnsFunctions,
     /// The domain whose console is to be shown has none.
     NoConsole(usize),
     /// All domains together want more memory than the machine has for them.
@@ -348,6 +359,9 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "{code} stands for nothing in version {}; {REBUILD}", crate::VERSION)
             }
             Self::NoSuch { what, index } => write!(f, "there is no {what} {index}; {REBUILD}"),
+            Self::ForLater => f.write_str(
+                "made for `caisson create`, not for a machine's start; build it again without --later",
+            ),
             Self::NotText => write!(f, "not UTF-8 text; write it in UTF-8"),
             _ => self.fmt_value(f),
         }
@@ -379,6 +393,13 @@ impl Reason<'_> {
                     "domain[{first}] owns the machine's devices already; leave the line out of one of the two, or name functions"
                 )
             }
+            Self::TablesTooLong { len, max } => write!(
+                f,
+                "{len} bytes of names and settings are too many, {max} have room; make fewer domains at a time"
+            ),
+            Self::OwnsFunctions => f.write_str(
+                "PCI functions belong to domains that there are from the start; leave the line out, or write \"none\"",
+            ),
             Self::BadFunctions(text) => {
                 write!(
                     f,

@@ -3,11 +3,12 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use crate::blob::Blob;
 use crate::blob::check::seal;
+use crate::blob::{Blob, DeviceBackend};
+use crate::error::Reason;
 use crate::functions::{Functions, MAX_FUNCTIONS};
 use crate::layout::{HEADER_SHA256, Header};
-use crate::rules::MachineLimits;
+use crate::rules::{MAX_NAME, MachineLimits};
 
 /// Parses `data` as a blob, as it is and with its header's checksum corrected, so that the checks behind it are
 /// reached; walks through everything that a blob accepted by the parser offers.
@@ -21,8 +22,17 @@ pub fn drive(data: &[u8]) {
 /// Parses `data` as a configuration text and builds it from files of few bytes.
 pub fn drive_source(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
+    let later = crate::source::parse_later(text, "fuzz.toml");
+    if let Ok(config) = &later
+        && let Ok(blob) = crate::build(config, |name| Ok(name.as_bytes().to_vec()))
+    {
+        walk(&blob);
+        assert!(Blob::parse_unhashed(&blob).is_ok_and(|blob| blob.check_complete().is_err()));
+    }
     match crate::source::parse_toml(text, "fuzz.toml") {
         Ok(config) => {
+            // A pool or a domain that is not there may be the machine's.
+            assert!(config.domains.iter().any(|domain| !domain.devices.is_empty()) || later.is_ok());
             if let Ok(blob) = crate::build(&config, |name| Ok(name.as_bytes().to_vec())) {
                 walk(&blob);
             }
@@ -55,8 +65,24 @@ pub fn reseal(bytes: &mut Vec<u8>) {
 }
 
 fn walk(bytes: &[u8]) {
-    match Blob::parse(bytes) {
+    let parsed = Blob::parse(bytes);
+    match Blob::parse_unhashed(bytes) {
         Ok(blob) => {
+            (0..=blob.domains().len()).for_each(|index| walk_later(&blob, index));
+        }
+        Err(error) => {
+            assert!(!error.to_string().contains('\n'));
+            assert!(
+                parsed.is_err() || matches!(error.reason, Reason::TablesTooLong { .. }),
+                "the same gate: {error}"
+            );
+        }
+    }
+    match parsed {
+        Ok(blob) => {
+            if let Err(error) = blob.check_complete() {
+                assert!(!error.to_string().contains('\n'));
+            }
             let shown = crate::show(&blob).to_string();
             assert!(shown.contains("domain[0]"));
             let limits = MachineLimits { memory: 1 << 30, max_vcpus: 1, address_bits: 40 };
@@ -76,7 +102,10 @@ fn walk(bytes: &[u8]) {
             for domain in blob.domains() {
                 assert!(!domain.kernel().data().is_empty());
                 for device in domain.virtio_devices() {
-                    assert!(blob.domain(device.backend).is_some());
+                    match device.backend {
+                        DeviceBackend::Domain(index) => assert!(blob.domain(index).is_some()),
+                        DeviceBackend::Named(_) => assert!(blob.check_complete().is_err()),
+                    }
                     assert!(device.parameters.lines().all(|line| line.contains('=')));
                 }
                 if let Functions::Named(list) = domain.functions() {
@@ -87,4 +116,15 @@ fn walk(bytes: &[u8]) {
         }
         Err(error) => assert!(!error.to_string().contains('\n')),
     }
+}
+
+/// Reads what a domain that is made at run time is made of.
+fn walk_later(blob: &Blob<'_>, index: usize) {
+    let Some(domain) = blob.domain(index) else {
+        assert!(blob.check_later(index).is_err());
+        return;
+    };
+    assert_eq!(blob.check_later(index).is_err(), domain.owns_devices());
+    assert!(!domain.kernel().data().is_empty() && blob.pools().nth(domain.pool()).is_some());
+    domain.virtio_devices().for_each(|device| assert!(blob.backend_name(device.backend).len() <= MAX_NAME));
 }

@@ -8,10 +8,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
 
 /// The format version that this code reads and writes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// [`DomainRecord::max_restarts`] when there is no limit.
 pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
+
+/// [`DeviceRecord::backend`] when the domain that serves the device is told by its name.
+pub(crate) const NAMED_BACKEND: u32 = u32::MAX;
 
 /// A piece of the text section.
 #[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -114,6 +117,7 @@ pub(crate) struct DeviceRecord {
     pub(crate) kind: U32,
     pub(crate) backend: U32,
     pub(crate) parameters: Text,
+    pub(crate) backend_name: Text,
 }
 
 const _: () = {
@@ -123,5 +127,5 @@ const _: () = {
     assert!(size_of::<ModuleRecord>() == 16);
     assert!(size_of::<PayloadRecord>() == 64);
     assert!(size_of::<PoolRecord>() == 32);
-    assert!(size_of::<DeviceRecord>() == 16);
+    assert!(size_of::<DeviceRecord>() == 24);
 };

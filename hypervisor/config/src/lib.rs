@@ -4,7 +4,7 @@
 //! hypervisor as a multiboot2 module. [`Blob::parse`] is the one gate: host tools and hypervisor call the same code,
 //! and what it lets through has been checked to the last byte. It borrows from the blob and never allocates.
 //!
-//! # Format, version 3
+//! # Format, version 5
 //!
 //! All integers are little-endian. Offsets of payloads count from the start of the blob, offsets of text from the
 //! start of the text section. Everything reserved is zero.
@@ -16,7 +16,7 @@
 //! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
 //! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
 //! | pool records | 32 each | one per CPU pool |
-//! | device records | 16 each | all devices of domain 0 that another domain serves, then those of domain 1, … |
+//! | device records | 24 each | all devices of domain 0 that another domain serves, then those of domain 1, … |
 //! | text | as counted | names, command lines and parameters, UTF-8, not terminated |
 //! | padding | to 4096 | zeros |
 //! | payloads | each padded to 4096 | in the order of their records, without gaps |
@@ -24,7 +24,7 @@
 //! | header at | type | field |
 //! |---|---|---|
 //! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
-//! | 8 | u32 | version, 4 |
+//! | 8 | u32 | version, 5 |
 //! | 12 | u32 | pools |
 //! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
 //! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
@@ -68,15 +68,16 @@
 //! |---|---|---|
 //! | 0 | text | name |
 //! | 8 | text | CPUs; empty, in the pool `default` only: all that no other has |
-//! | 16 | u32 | quantum in µs |
+//! | 16 | u32 | quantum in µs; 0: the pool is the machine's, and no more than its name is told |
 //! | 20 | u8 | policy: 0 BVT, 1 SEDF |
 //! | 21 | 11 bytes | reserved |
 //!
 //! | device record at | type | field |
 //! |---|---|---|
 //! | 0 | u32 | virtio device type: 1 network, 2 disk, 3 port, 26 share |
-//! | 4 | u32 | the domain that serves it, an earlier one |
+//! | 4 | u32 | the domain that serves it, an earlier one; 0xffff_ffff for one that the blob does not describe |
 //! | 8 | text | parameters for that domain: lines `key=value`, each ended by a newline, at most 1024 bytes |
+//! | 16 | text | the name of a domain that the blob does not describe; empty: the one that makes this one |
 //!
 //! A *text* is two u32: offset and length. A module record is a payload number, a reserved u32 and a text, the
 //! module's command line. A payload record is offset and length (u64), the text of its name, a reserved u64 and the
@@ -120,7 +121,7 @@ pub mod source;
 mod tests;
 mod virtio;
 
-pub use blob::{Blob, Domain, Module, Payload, VirtioDevice};
+pub use blob::{Blob, DeviceBackend, Domain, MAX_LATER_TABLES, Module, Payload, VirtioDevice};
 #[cfg(feature = "build")]
 pub use build::{BuildError, build};
 pub use cpus::{CpuList, CpuSet, MAX_CPU};
@@ -137,7 +138,7 @@ pub use rules::{
 pub use schedule::CAP_WINDOW;
 pub use settings::{
     Console, Contract, DeviceKind, DiskFormat, LoaderKind, LogLevel, MachineSettings, OnExit, OnExitAction,
-    PoolPolicy, ReservedTime, SelectedConsole,
+    PoolPolicy, Purpose, ReservedTime, SelectedConsole,
 };
 pub use show::{Show, show};
 pub use virtio::{

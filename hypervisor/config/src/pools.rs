@@ -36,8 +36,17 @@ pub struct Pool<'a> {
     pub cpus: CpuList<'a>,
     /// How they are shared out.
     pub policy: PoolPolicy,
-    /// How long a vCPU runs while another waits, in microseconds.
+    /// How long a vCPU runs while another waits, in microseconds; 0 for a pool of the machine's, of which no more than the name
+    /// is told ([`Pool::is_machines`]).
     pub quantum: u32,
+}
+
+impl Pool<'_> {
+    /// Whether the pool is the machine's, found there by its name: of those that [`Purpose::Later`](crate::Purpose) is about.
+    #[must_use]
+    pub fn is_machines(&self) -> bool {
+        self.quantum == 0
+    }
 }
 
 /// A pool's values before they are checked.
@@ -47,6 +56,13 @@ pub(crate) struct PoolValues<'a> {
     pub(crate) cpus: &'a str,
     pub(crate) policy: PoolPolicy,
     pub(crate) quantum: u32,
+}
+
+impl PoolValues<'_> {
+    /// No more than the name of a pool of the machine's is told: what it has is not known here.
+    pub(crate) fn is_machines(&self) -> bool {
+        self.quantum == 0 && self.cpus.is_empty() && self.policy == PoolPolicy::Bvt
+    }
 }
 
 /// A domain's contract before it is checked.
@@ -101,13 +117,16 @@ where
         if let Some(first) = earlier.position(|earlier| earlier.name == pool.name) {
             return Err(at("name", Reason::DuplicatePool { name: pool.name, first }));
         }
+        if pool.is_machines() {
+            return Ok(());
+        }
         check_time(pool.quantum).map_err(|reason| at("quantum", reason))?;
         let list = CpuList::parse(pool.cpus).ok_or(at("cpus", Reason::BadCpuList(pool.cpus)))?;
         if list.is_empty() && pool.name != DEFAULT_POOL {
             return Err(at("cpus", Reason::NoCpus));
         }
         for (first, earlier) in self.pools.clone().take(index).enumerate() {
-            let earlier = CpuList::parse(earlier.cpus).unwrap_or_else(CpuList::none);
+            let earlier = CpuList::parse(earlier.cpus).unwrap_or_else(CpuList::none).set();
             if let Some(cpu) = list.iter().find(|&cpu| earlier.contains(cpu)) {
                 return Err(at("cpus", Reason::CpuInTwoPools { cpu, first }));
             }
@@ -129,19 +148,23 @@ where
         let no_pool = at("pool", Reason::NoSuch { what: "pool", index: number as u32 });
         let pool = self.pools.clone().nth(number).ok_or(no_pool)?;
         check_contract(&domain.contract).map_err(|(name, reason)| at(name, reason))?;
+        let list = |name, text| CpuList::parse(text).ok_or(at(name, Reason::BadCpuList(text)));
+        let (allowed, preferred) = (list("cpus", domain.cpus)?, list("prefer", domain.prefer)?);
+        let among = allowed.set();
+        if let Some(cpu) = preferred.iter().find(|&cpu| !allowed.is_empty() && !among.contains(cpu)) {
+            return Err(at("prefer", Reason::CpuNotAllowed(cpu)));
+        }
+        if pool.is_machines() {
+            return Ok(());
+        }
         if domain.contract.reservation.is_some() && pool.policy != PoolPolicy::Sedf {
             return Err(at("slice", Reason::NoReservations(pool.name)));
         }
-        let list = |name, text| CpuList::parse(text).ok_or(at(name, Reason::BadCpuList(text)));
-        let (allowed, preferred) = (list("cpus", domain.cpus)?, list("prefer", domain.prefer)?);
         let has = self.cpus_of(number, cpus);
         for (name, list) in [("cpus", allowed), ("prefer", preferred)] {
             if let Some(cpu) = list.iter().find(|&cpu| !has.contains(cpu)) {
                 return Err(at(name, Reason::CpuNotInPool { cpu, pool: pool.name }));
             }
-        }
-        if let Some(cpu) = preferred.iter().find(|&cpu| !allowed.is_empty() && !allowed.contains(cpu)) {
-            return Err(at("prefer", Reason::CpuNotAllowed(cpu)));
         }
         match cpus {
             Some(have) if has == CpuSet::NONE => Err(at("pool", Reason::PoolEmpty { pool: pool.name, have })),
@@ -155,6 +178,7 @@ where
         let named = |pool: PoolValues<'a>| CpuList::parse(pool.cpus).unwrap_or_else(CpuList::none);
         match self.pools.clone().nth(pool) {
             None => {}
+            Some(pool) if pool.is_machines() => {}
             Some(pool) if pool.cpus.is_empty() => {
                 self.pools.clone().flat_map(|pool| named(pool).iter()).for_each(|cpu| set.add(cpu));
                 set.invert();

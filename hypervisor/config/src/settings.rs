@@ -135,6 +135,16 @@ choice! {
     }
 }
 
+/// What a configuration is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Purpose {
+    /// A machine starts with it: it describes everything.
+    Machine,
+    /// Domains are made of it while the machine runs. Their pools are the machine's, which has them by these names, and so are the
+    /// domains that serve their devices where the text describes none of that name; the machine's settings stay as they are.
+    Later,
+}
+
 /// What a domain's vCPUs get of their pool's CPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Contract {

@@ -40,6 +40,10 @@ impl fmt::Display for Show<'_, '_> {
         }
         writeln!(f, ", log {}", machine.log_level)?;
         for (index, pool) in blob.pools().enumerate() {
+            if pool.is_machines() {
+                writeln!(f, "pool[{index}] {}: the machine's", pool.name)?;
+                continue;
+            }
             let rest = if pool.cpus.is_empty() { "the rest" } else { "" };
             writeln!(
                 f,
@@ -103,7 +107,10 @@ fn show_domain(
         show_file(f, "module", module.payload(), module.cmdline())?;
     }
     for device in domain.virtio_devices() {
-        let backend = blob.domain(device.backend).map_or("?", |backend| backend.name());
+        let backend = match blob.backend_name(device.backend) {
+            "" => "its maker",
+            name => name,
+        };
         write!(f, "    {} by {backend}:", device.kind)?;
         device.parameters.lines().try_for_each(|line| write!(f, " {line}"))?;
         writeln!(f)?;

@@ -84,7 +84,9 @@ use caisson_abi::Privileges;
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
-use crate::settings::{Console, Contract, LoaderKind, LogLevel, OnExit, PoolPolicy, SelectedConsole};
+use crate::settings::{
+    Console, Contract, LoaderKind, LogLevel, OnExit, PoolPolicy, Purpose, SelectedConsole,
+};
 
 pub use devices::{
     DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, parse_rate, usual_mac,
@@ -98,6 +100,8 @@ pub use devices::{
 pub struct ConfigText {
     /// The file's name, for messages.
     pub file: String,
+    /// What it is for.
+    pub purpose: Purpose,
     /// Settings of the whole machine.
     pub machine: MachineText,
     /// What an emulated machine has.
@@ -191,8 +195,15 @@ pub struct PoolText {
     pub cpus: String,
     /// `policy`.
     pub policy: PoolPolicy,
-    /// `quantum`, in microseconds.
+    /// `quantum`, in microseconds; 0 for a pool of the machine's, of which the name is all that is said.
     pub quantum: u32,
+}
+
+impl PoolText {
+    /// The machine's pool of that name.
+    fn machines(name: &str) -> Self {
+        Self { name: name.to_string(), quantum: 0, ..Self::default() }
+    }
 }
 
 impl Default for PoolText {
@@ -254,7 +265,18 @@ impl core::error::Error for SourceError {}
 /// # Errors
 /// The first mistake in the text.
 pub fn parse_toml(text: &str, file_name: &str) -> Result<ConfigText, SourceError> {
-    let config = reader::read(text, file_name)?;
+    let config = reader::read(text, file_name, Purpose::Machine)?;
+    config.check()?;
+    Ok(config)
+}
+
+/// Reads and checks the text of domains that are made while the machine runs ([`Purpose::Later`]). What it says of machine and
+/// emulator changes nothing, and of its pools no more than the names count.
+///
+/// # Errors
+/// The first mistake in the text.
+pub fn parse_later(text: &str, file_name: &str) -> Result<ConfigText, SourceError> {
+    let config = reader::read(text, file_name, Purpose::Later)?;
     config.check()?;
     Ok(config)
 }
@@ -318,6 +340,15 @@ impl ConfigText {
             }
         }
         rules::check_unique(&self.domains.iter().map(|domain| domain.name.as_str()))?;
+        if self.purpose == Purpose::Later {
+            for (index, domain) in self.domains.iter().enumerate() {
+                let at = |name, reason| BlobError::new(Field::Domain(index, name), reason);
+                rules::check_name(&domain.pool).map_err(|reason| at("pool", reason))?;
+                if !domain.devices.is_empty() {
+                    return Err(at("devices", Reason::OwnsFunctions));
+                }
+            }
+        }
         rules::check_owners(&self.domains.iter().map(|domain| domain.devices.as_str()))?;
         self.check_virtio_devices()?;
         self.contracts().check(None)
@@ -363,6 +394,9 @@ impl ConfigText {
     pub(crate) fn selected_console(&self) -> Result<SelectedConsole, SourceError> {
         let field = Field::Machine("console");
         let serial = |domain: &DomainText| domain.console == Console::Serial;
+        if self.purpose == Purpose::Later {
+            return Ok(SelectedConsole::All);
+        }
         let Some(word) = self.machine.console.as_deref() else {
             let mut with_console = self.domains.iter().enumerate().filter(|(_, domain)| serial(domain));
             return Ok(match (with_console.next(), with_console.next()) {

@@ -1,6 +1,7 @@
 //! Tests of text, blob and parser together.
 
 mod blob;
+mod later;
 mod text;
 
 use alloc::string::String;

@@ -152,7 +152,7 @@ fn configuration(info: &BootInfo, features: &Features, free: u64) -> Blob<'stati
         max_vcpus: caisson_irqchip::MAX_VCPUS as u32,
         address_bits: features.physical_bits.min(STAGE2_BITS),
     };
-    if let Err(error) = blob.check_machine(&limits) {
+    if let Err(error) = blob.check_complete().and_then(|()| blob.check_machine(&limits)) {
         refuse(format_args!("config: {error}"));
     }
     blob

@@ -11,16 +11,16 @@ use super::{Blob, CONSOLE_ALL, CONSOLE_DOMAIN, CONSOLE_LOG, slice};
 use crate::PAYLOAD_ALIGN;
 use crate::error::{BlobError, Field, NamedFile, Reason};
 use crate::layout::{
-    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, PayloadRecord, PoolRecord, Text,
-    VERSION,
+    DeviceRecord, DomainRecord, HEADER_SHA256, Header, MAGIC, ModuleRecord, NAMED_BACKEND, PayloadRecord,
+    PoolRecord, Text, VERSION,
 };
 use crate::pools::MAX_POOLS;
 use crate::rules::{self, DomainValues};
 use crate::settings::{Console, LoaderKind, LogLevel, OnExitAction, PoolPolicy};
 use crate::virtio::{self, DeviceReason};
 
-/// Checks magic, version, lengths and the header's checksum. Returns the bytes before the first payload.
-pub(super) fn frame(bytes: &[u8]) -> Result<&[u8], BlobError<'_>> {
+/// Checks magic, version, lengths and the header's checksum. Returns the bytes before the first payload, at most `longest`.
+pub(super) fn frame(bytes: &[u8], longest: u64) -> Result<&[u8], BlobError<'_>> {
     let have = bytes.len() as u64;
     let header_len = size_of::<Header>() as u64;
     let at = |name, reason| BlobError::new(Field::Header(name), reason);
@@ -44,6 +44,9 @@ pub(super) fn frame(bytes: &[u8]) -> Result<&[u8], BlobError<'_>> {
     }
     if meta_len % PAYLOAD_ALIGN != 0 || meta_len < header_len {
         return Err(at("meta_len", Reason::BadLength(meta_len)));
+    }
+    if meta_len > longest {
+        return Err(BlobError::new(Field::Blob, Reason::TablesTooLong { len: meta_len, max: longest }));
     }
     let meta = slice(bytes, 0, meta_len).ok_or(at("meta_len", Reason::BadLength(meta_len)))?;
     if seal(meta) != Some(header.sha256) {
@@ -102,7 +105,7 @@ impl<'a> Blob<'a> {
         Ok(Self { bytes, header, domains, modules, payloads, pools, devices, text })
     }
 
-    pub(super) fn check_payloads(&self) -> Result<(), BlobError<'a>> {
+    pub(super) fn check_payloads(&self, is_hashed: bool) -> Result<(), BlobError<'a>> {
         let mut free = self.header.meta_len.get();
         for (index, record) in self.payloads.iter().enumerate() {
             let at = |name, reason| BlobError::new(Field::Payload(index, name), reason);
@@ -134,7 +137,7 @@ impl<'a> Blob<'a> {
             if padding.iter().any(|&byte| byte != 0) {
                 return Err(at("padding", Reason::NotZero));
             }
-            if <[u8; 32]>::from(Sha256::digest(data)) != record.sha256 {
+            if is_hashed && <[u8; 32]>::from(Sha256::digest(data)) != record.sha256 {
                 return Err(at("sha256", Reason::Damaged));
             }
             free = end;
@@ -243,15 +246,30 @@ impl<'a> Blob<'a> {
             let index = record.kind.get();
             return Err(("kind", Reason::NoSuch { what: "virtio device type", index }));
         }
-        let index = record.backend.get();
-        let backend = self.domains.get(index as usize);
-        let backend = backend.ok_or(("backend", Reason::NoSuch { what: "domain", index }))?;
-        let privileges = Privileges::from_bits_truncate(backend.privileges.get());
-        virtio::check_backend(domain, index as usize, self.text(backend.name), privileges)
-            .map_err(|reason| ("backend", reason))?;
+        let name = self.check_text(record.backend_name).map_err(|reason| ("backend", reason))?;
+        self.check_backend(domain, record.backend.get(), name).map_err(|reason| ("backend", reason))?;
         self.check_text(record.parameters)
             .and_then(virtio::check_parameters)
             .map_err(|reason| ("parameters", reason))
+    }
+
+    /// Checks who serves a device: an earlier domain of the blob by its number, or another one by its name.
+    fn check_backend(&self, domain: usize, index: u32, name: &'a str) -> Result<(), Reason<'a>> {
+        if index == NAMED_BACKEND {
+            let mut others = self.domains.iter();
+            return match name {
+                "" => Ok(()),
+                name if others.any(|other| self.text(other.name) == name) => {
+                    Err(Reason::Device(DeviceReason::LaterBackend(name)))
+                }
+                name => rules::check_name(name),
+            };
+        }
+        let backend = self.domains.get(index as usize);
+        let backend = backend.ok_or(Reason::NoSuch { what: "domain", index })?;
+        let privileges = Privileges::from_bits_truncate(backend.privileges.get());
+        virtio::check_backend(domain, index as usize, self.text(backend.name), privileges)?;
+        if name.is_empty() { Ok(()) } else { Err(Reason::NotZero) }
     }
 
     /// Checks that texts and codes of pools and contracts can be read. What they say is checked with the text's rules.

@@ -5,7 +5,9 @@ use caisson_abi::Privileges;
 use super::{Blob, slice};
 use crate::cpus::CpuList;
 use crate::functions::Functions;
-use crate::layout::{DeviceRecord, DomainRecord, ModuleRecord, NO_RESTART_LIMIT, PayloadRecord};
+use crate::layout::{
+    DeviceRecord, DomainRecord, ModuleRecord, NAMED_BACKEND, NO_RESTART_LIMIT, PayloadRecord,
+};
 use crate::settings::{Console, Contract, DeviceKind, LoaderKind, OnExit, OnExitAction, ReservedTime};
 
 /// 0 stands for the host's frequency.
@@ -128,7 +130,10 @@ impl<'a> Domain<'a> {
         let records = blob.devices.get(first..end).unwrap_or_default();
         records.iter().map(move |record| VirtioDevice {
             kind: device_kind(record).unwrap_or(DeviceKind::Network),
-            backend: record.backend.get() as usize,
+            backend: match record.backend.get() {
+                NAMED_BACKEND => DeviceBackend::Named(blob.text(record.backend_name)),
+                index => DeviceBackend::Domain(index as usize),
+            },
             parameters: blob.text(record.parameters),
         })
     }
@@ -183,12 +188,21 @@ impl<'a> Domain<'a> {
 pub struct VirtioDevice<'a> {
     /// What it is; [`DeviceKind::code`] is the virtio device type.
     pub kind: DeviceKind,
-    /// The index of the domain that serves it: an earlier one, with the privilege
-    /// [`IO_BACKEND`](Privileges::IO_BACKEND).
-    pub backend: usize,
+    /// Who serves it.
+    pub backend: DeviceBackend<'a>,
     /// For that domain: lines `key=value`, each ended by a newline, at most [`MAX_PARAMETERS`](crate::MAX_PARAMETERS)
     /// bytes, without other control characters.
     pub parameters: &'a str,
+}
+
+/// Who serves a device. [`Blob::backend_name`] has the name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceBackend<'a> {
+    /// A domain of the blob, by its index: an earlier one, with the privilege [`IO_BACKEND`](Privileges::IO_BACKEND).
+    Domain(usize),
+    /// A domain of that name which the blob does not describe and which lives already, or with an empty name the domain that makes
+    /// the one with the device. Only in a blob for domains that are made later; see [`Blob::check_complete`].
+    Named(&'a str),
 }
 
 /// The kind of device that a record describes, if there is such a kind.

@@ -8,8 +8,10 @@ use caisson_abi::Privileges;
 use sha2::{Digest, Sha256};
 
 use super::{ConfigText, DomainText};
+use crate::blob::DeviceBackend;
 use crate::error::{BlobError, Field, Reason};
-use crate::settings::{DeviceKind, DiskFormat};
+use crate::rules;
+use crate::settings::{DeviceKind, DiskFormat, Purpose};
 use crate::virtio::{self, DeviceReason};
 
 /// A device of a domain that another domain serves.
@@ -256,7 +258,7 @@ impl ConfigText {
         number: usize,
         index: usize,
         device: &DeviceText,
-        backend: usize,
+        backend: DeviceBackend<'_>,
     ) -> Result<(), (&'static str, Reason<'_>)> {
         let all = self.domains.iter().enumerate().flat_map(|(number, domain)| {
             domain.indexed_devices().map(move |(index, device)| (number, domain, index, device))
@@ -290,16 +292,21 @@ impl ConfigText {
         Ok(())
     }
 
-    /// The index of the domain that serves a device of the domain `number`.
+    /// Who serves a device of the domain `number`: one of the text, or where that is for domains that are made later, one that it
+    /// does not describe.
     pub(crate) fn backend_of<'a>(
         &'a self,
         number: usize,
         device: &'a DeviceText,
-    ) -> Result<usize, Reason<'a>> {
+    ) -> Result<DeviceBackend<'a>, Reason<'a>> {
         let refuse = |reason| Err(Reason::Device(reason));
+        let is_later = self.purpose == Purpose::Later;
         let (index, backend) = match &device.backend {
             Some(name) => match self.domains.iter().enumerate().find(|(_, domain)| domain.name == *name) {
                 Some(found) => found,
+                None if is_later && (name.is_empty() || rules::check_name(name).is_ok()) => {
+                    return Ok(DeviceBackend::Named(name));
+                }
                 None => return refuse(DeviceReason::NoSuchBackend(name)),
             },
             None => {
@@ -310,12 +317,13 @@ impl ConfigText {
                     (Some((_, one)), Some((_, other))) => {
                         return refuse(DeviceReason::WhichBackend(&one.name, &other.name));
                     }
+                    (None, _) if is_later => return Ok(DeviceBackend::Named("")),
                     (None, _) => return refuse(DeviceReason::NoBackend),
                 }
             }
         };
         virtio::check_backend(number, index, &backend.name, backend.privileges)?;
-        Ok(index)
+        Ok(DeviceBackend::Domain(index))
     }
 }
 

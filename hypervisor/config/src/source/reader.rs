@@ -19,22 +19,26 @@ use super::{
 use crate::error::Field;
 use crate::pools::{DEFAULT_POOL, QUANTUM};
 use crate::settings::{
-    Console, Contract, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, ReservedTime,
+    Console, Contract, LoaderKind, LogLevel, OnExit, OnExitAction, PoolPolicy, Purpose, ReservedTime,
 };
 
 /// Reads a text. The rules that the blob has too are not checked here.
-pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
+pub(super) fn read(text: &str, file: &str, purpose: Purpose) -> Result<ConfigText, SourceError> {
     let mut reader = Reader { text, file, positions: BTreeMap::new() };
     let table = DeTable::parse(text).map_err(|error| reader.syntax(&error))?;
     let root = Table { path: String::new(), table: table.get_ref(), span: 0..0 };
     reader.known_keys(&root, &["machine", "emulator", "pool", "domain"])?;
     let machine = reader.machine(&root)?;
     let emulator = reader.emulator(&root)?;
-    let pools = reader.pools(&root)?;
+    let mut pools = reader.pools(&root)?;
     let mut domains = reader.domains(&root)?;
-    reader.default_owner(&mut domains);
+    match purpose {
+        Purpose::Machine => reader.default_owner(&mut domains),
+        Purpose::Later => pools = machines_pools(&pools, &domains),
+    }
     Ok(ConfigText {
         file: file.to_owned(),
+        purpose,
         machine,
         emulator,
         pools,
@@ -42,6 +46,17 @@ pub(super) fn read(text: &str, file: &str) -> Result<ConfigText, SourceError> {
         positions: reader.positions,
         origins: BTreeMap::new(),
     })
+}
+
+/// Of the pools that a text describes or its domains name, the names: what they have is the machine's.
+fn machines_pools(pools: &[PoolText], domains: &[DomainText]) -> Vec<PoolText> {
+    let mut names: Vec<&str> = pools.iter().map(|pool| &*pool.name).collect();
+    for domain in domains {
+        if !names.contains(&&*domain.pool) {
+            names.push(&domain.pool);
+        }
+    }
+    names.into_iter().map(PoolText::machines).collect()
 }
 
 /// A table of the text and its path.

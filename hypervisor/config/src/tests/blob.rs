@@ -12,8 +12,8 @@ use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
 use crate::source::{ConfigText, DeviceSettings, DeviceText, DiskText, DomainText, ModuleText, NetworkText};
 use crate::{
-    Blob, Console, Contract, DiskFormat, Field, Functions, LoaderKind, LogLevel, MachineLimits, OnExit,
-    OnExitAction, PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
+    Blob, Console, Contract, DeviceBackend, DiskFormat, Field, Functions, LoaderKind, LogLevel,
+    MachineLimits, OnExit, OnExitAction, PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
 };
 
 #[test]
@@ -69,7 +69,7 @@ fn devices_of_backends_come_out() {
         (3, "name=agent\n"),
     ];
     assert_eq!(devices, expected);
-    assert!(second.virtio_devices().all(|device| device.backend == 0));
+    assert!(second.virtio_devices().all(|device| device.backend == DeviceBackend::Domain(0)));
 }
 
 #[test]
@@ -127,8 +127,8 @@ fn frames_that_do_not_fit_are_told_apart() {
     long.push(0);
     assert!(reason(&long).starts_with("blob: 24577 bytes where 24576 belong"));
     let mut new = good.clone();
-    new[8] = 5;
-    assert!(reason(&new).starts_with("header.version: format version 5 is unknown"));
+    new[8] = 4;
+    assert!(reason(&new).starts_with("header.version: format version 4 is unknown"));
     let mut bad = good.clone();
     bad[100] ^= 1;
     assert!(reason(&bad).starts_with("header.sha256: the SHA-256 does not match"));
@@ -227,10 +227,19 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (60, &[1], Field::Header("reserved")),
         (DEVICE, &[4], Field::Device(1, None, 0, "kind")),
         (DEVICE + 2, &[1], Field::Device(1, None, 0, "kind")),
-        (DEVICE + 16 + 4, &[1], Field::Device(1, None, 1, "backend")),
-        (DEVICE + 16 + 4, &[2], Field::Device(1, None, 1, "backend")),
+        (DEVICE + 24 + 4, &[1], Field::Device(1, None, 1, "backend")),
+        (DEVICE + 24 + 4, &[2], Field::Device(1, None, 1, "backend")),
         (DEVICE + 12, &[1], Field::Device(1, None, 0, "parameters")),
         (DEVICE + 8, &[0xFF; 4], Field::Device(1, None, 0, "parameters")),
+        (DEVICE + 16, &[0xFF; 4], Field::Device(1, None, 0, "backend")),
+        (DEVICE + 20, &[1], Field::Device(1, None, 0, "backend")),
+        (DEVICE + 4, &[0xFF; 3], Field::Device(1, None, 0, "backend")),
+        // The name "first", of a domain that is here, where one belongs that is not.
+        (
+            DEVICE + 4,
+            &[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
+            Field::Device(1, None, 0, "backend"),
+        ),
         (POOL + 4, &[0], Field::Pool(0, "name")),
         (POOL + 8, &[0xFF; 4], Field::Pool(0, "cpus")),
         (POOL + 12, &[0], Field::Pool(0, "cpus")),

@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicBool;
 
 use caisson_abi::io::channel_of;
-use caisson_config::Blob;
+use caisson_config::{Blob, DeviceBackend};
 use caisson_events::Registry;
 use caisson_hwvirt::Backend;
 use caisson_locks::{Mutex, MutexGuard, Rank};
@@ -77,7 +77,12 @@ impl<B: Backend, F: Format> Io<B, F> {
                     .zip(record.virtio_devices())
                     .filter(|(slot, _)| channel_of(domain_of(index), *slot).is_some())
                     .map(|(slot, device)| {
-                        Device::new(slot, u32::from(device.kind.code()), domain_of(device.backend))
+                        // `check_complete` has seen that no device is served by a domain which is not here.
+                        let backend = match device.backend {
+                            DeviceBackend::Domain(backend) => domain_of(backend),
+                            DeviceBackend::Named(_) => domain_of(usize::MAX - 1),
+                        };
+                        Device::new(slot, u32::from(device.kind.code()), backend)
                     })
                     .collect();
                 most = index + 2;
