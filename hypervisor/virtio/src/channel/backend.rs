@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use super::state::State;
 use super::{Channel, Effect, Interrupt};
 use crate::{DeviceState, QueueState};
 
@@ -19,12 +20,10 @@ impl Channel {
     /// The backend is gone, or lets go of the device: it touches the rings no more. Notifications are remembered for the
     /// next one, and the guest waits; what waited for an acknowledgement goes on.
     pub fn detach(&self) -> Effect {
-        let change = {
-            let state = self.state();
-            self.attached.store(false, Ordering::SeqCst);
-            state.change
-        };
-        self.acknowledge(change)
+        let mut state = self.state();
+        self.attached.store(false, Ordering::SeqCst);
+        // Under one lock: a change that comes from here on waits for nobody, and releases nobody.
+        self.release(&mut state)
     }
 
     /// Whether there is a backend.
@@ -72,15 +71,20 @@ impl Channel {
     /// have ended. Another number than the last one's says nothing: there is a later change to see.
     pub fn acknowledge(&self, change: u32) -> Effect {
         let mut state = self.state();
-        if change != state.change || !state.is_waiting() {
+        if change == state.change { self.release(&mut state) } else { Effect::Nothing }
+    }
+
+    /// What waits for the backend is done.
+    fn release(&self, state: &mut State) -> Effect {
+        if !state.is_waiting() {
             return Effect::Nothing;
         }
         if state.resetting {
-            self.clear(&mut state);
+            self.clear(state);
         } else {
             state.finish();
         }
-        self.publish(&state);
+        self.publish(state);
         Effect::Released
     }
 

@@ -417,6 +417,28 @@ fn the_end_of_a_queue_waits_for_the_backend() {
     );
 }
 
+/// A vCPU waits for the end of a queue, the backend lets go, and another vCPU resets the device meanwhile: whoever comes first, the
+/// first vCPU is told to go on.
+#[test]
+fn who_waits_for_a_backend_that_goes_is_released() {
+    extern crate std;
+    let mut bytes = vec![0; RAM];
+    let guest = Guest::new(&mut bytes);
+    for round in 0..2000 {
+        let _ = guest.channel.attach();
+        guest.start();
+        let _ = guest.write(register::QUEUE_SEL, 0);
+        assert_eq!(guest.write(register::QUEUE_READY, 0), Effect::Changed(Change::QueueStopped(0)));
+        let channel = &guest.channel;
+        let released = std::thread::scope(|scope| {
+            let backend = scope.spawn(|| channel.detach());
+            let _ = guest.write(register::STATUS, 0);
+            backend.join().unwrap()
+        });
+        assert_eq!((released, channel.is_waiting(), guest.status()), (Effect::Released, false, 0), "{round}");
+    }
+}
+
 #[test]
 fn a_device_that_fails_tells_its_driver_and_stops() {
     let mut bytes = vec![0; RAM];
