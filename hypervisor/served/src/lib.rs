@@ -10,9 +10,9 @@
 //!   the guest:  ────────► all described ──────────► living ───────────────► ending ──────────────► absent
 //!                                                    │                        │
 //!   a grant:            attach: granted ◄────────────┘   last detach, or      │ may be let go when nothing is
-//!                             │                          the backend's end    │ attached and nothing granted
-//!                             ▼                                               │
-//!                          leaving ──► revoking ──► none ─────────────────────┘
+//!                             │     │                    the backend's end    │ attached and nothing granted
+//!                             ▼     └─► broken ─┐                             │
+//!                          leaving ──► revoking ◄┘ ──► none ──────────────────┘
 //! ```
 //!
 //! Invariants, of which the tests have a model:
@@ -81,6 +81,8 @@ enum GrantState {
     Granted,
     /// It is mapped, and not used any more.
     Leaving,
+    /// It could not be mapped whole; a part may be. It is used by nobody.
+    Broken,
     /// It is being unmapped.
     Revoking,
 }
@@ -103,7 +105,7 @@ pub enum Described {
 pub enum Attached {
     /// The memory is granted already.
     Granted,
-    /// It is to be mapped; if that fails, [`Served::detach`], since a part may be.
+    /// It is to be mapped; if that fails, [`Served::cannot_grant`], since a part may be.
     Grant,
 }
 
@@ -218,14 +220,14 @@ impl Served {
     ///
     /// # Errors
     /// [`CallError::Refused`]; [`CallError::NoSuchDomain`] while the guest does not live; [`CallError::Busy`] while an earlier
-    /// grant is being revoked.
+    /// grant is being revoked, or is to be because it could not be mapped whole.
     pub fn attach(&mut self, slot: u16, backend: DomainId) -> Result<Attached, CallError> {
         self.device(slot, backend)?;
         if self.phase != Phase::Living {
             return Err(CallError::NoSuchDomain);
         }
         let attached = match self.grants.iter_mut().find(|(to, _)| *to == backend) {
-            Some((_, GrantState::Revoking)) => return Err(CallError::Busy),
+            Some((_, GrantState::Broken | GrantState::Revoking)) => return Err(CallError::Busy),
             Some((_, state)) => {
                 *state = GrantState::Granted;
                 Attached::Granted
@@ -237,6 +239,15 @@ impl Served {
         };
         self.device_mut(slot, backend)?.attached = true;
         Ok(attached)
+    }
+
+    /// What an attachment needed could not be mapped whole: nothing of the guest is attached to `backend`, which gets nothing before
+    /// the part that may be mapped has been revoked.
+    pub fn cannot_grant(&mut self, backend: DomainId) {
+        self.let_go_of_all(backend);
+        for (_, state) in self.grants.iter_mut().filter(|(to, _)| *to == backend) {
+            *state = GrantState::Broken;
+        }
     }
 
     /// The backend lets go of a device. Whether a grant is to be revoked now.
@@ -268,11 +279,13 @@ impl Served {
     }
 
     fn forget(&mut self, backend: DomainId) {
-        self.devices
-            .iter_mut()
-            .filter(|device| device.backend == backend)
-            .for_each(|device| device.attached = false);
+        self.let_go_of_all(backend);
         self.grants.retain(|(to, _)| *to != backend);
+    }
+
+    fn let_go_of_all(&mut self, backend: DomainId) {
+        let devices = self.devices.iter_mut().filter(|device| device.backend == backend);
+        devices.for_each(|device| device.attached = false);
     }
 
     // ---- The guest's side.
@@ -304,8 +317,9 @@ impl Served {
     /// Whether memory is granted to `backend` that none of its devices uses; then its revocation begins: the caller unmaps it, and has
     /// all CPUs forget it, and then calls [`Served::revoked`].
     pub fn begin_revocation(&mut self, backend: DomainId) -> bool {
-        let leaving = self.grants.iter_mut().find(|grant| **grant == (backend, GrantState::Leaving));
-        leaving.map(|(_, state)| *state = GrantState::Revoking).is_some()
+        let unused = |state: &GrantState| matches!(state, GrantState::Leaving | GrantState::Broken);
+        let unused = self.grants.iter_mut().find(|(to, state)| *to == backend && unused(state));
+        unused.map(|(_, state)| *state = GrantState::Revoking).is_some()
     }
 
     /// What was granted to `backend` is mapped there no longer.

@@ -117,10 +117,17 @@ fn a_guest_that_has_ended_waits_for_its_backends() {
 fn what_could_not_be_mapped_is_not_attached() {
     let mut served = started();
     assert_eq!(served.attach(0, A), Ok(Attached::Grant));
-    assert_eq!(served.detach(0, A), Ok(true));
+    served.cannot_grant(A);
     assert_eq!(served.detach(0, A), Err(CallError::NotConnected));
+    // A part may be mapped: it is no grant for the guest's other devices, nor at a second attempt.
+    assert_eq!((served.attach(0, A), served.attach(1, A)), (Err(CallError::Busy), Err(CallError::Busy)));
+    assert!(served.begin_revocation(A));
+    assert_eq!(served.attach(1, A), Err(CallError::Busy));
+    served.revoked(A);
+    assert_eq!(served.attach(1, A), Ok(Attached::Grant));
+    served.cannot_grant(A);
     served.ended();
-    assert!(!served.let_go(), "a part may be mapped");
+    assert!(!served.let_go());
     assert!(served.begin_revocation(A));
     served.revoked(A);
     assert!(served.let_go());
@@ -129,12 +136,12 @@ fn what_could_not_be_mapped_is_not_attached() {
 proptest! {
     /// Whatever is called in whatever order: a guest is let go only when what its backends have mapped of it is nothing.
     #[test]
-    fn no_grant_outlives_its_guest(steps in proptest::collection::vec((0..9u8, 0..4u16, 1..4u16), 0..200)) {
+    fn no_grant_outlives_its_guest(steps in proptest::collection::vec((0..9u8, 0..4u16, 1..4u16, any::<bool>()), 0..200)) {
         let mut served = served();
-        // What is mapped, and what is being unmapped.
-        let (mut mapped, mut unmapping) = (Vec::new(), Vec::new());
+        // What is mapped, what of that is not whole, and what is being unmapped.
+        let (mut mapped, mut broken, mut unmapping) = (Vec::new(), Vec::new(), Vec::new());
         let mut living = false;
-        for (step, slot, backend) in steps {
+        for (step, slot, backend, whole) in steps {
             let backend = DomainId(backend);
             match step {
                 0 => {
@@ -149,8 +156,14 @@ proptest! {
                     Ok(Attached::Grant) => {
                         prop_assert!(living && !mapped.contains(&backend) && !unmapping.contains(&backend));
                         mapped.push(backend);
+                        if !whole {
+                            broken.push(backend);
+                            served.cannot_grant(backend);
+                        }
                     }
-                    Ok(Attached::Granted) => prop_assert!(living && mapped.contains(&backend)),
+                    Ok(Attached::Granted) => {
+                        prop_assert!(living && mapped.contains(&backend) && !broken.contains(&backend));
+                    }
                     Err(_) => {}
                 },
                 4 => {
@@ -162,6 +175,7 @@ proptest! {
                 }
                 6 => if served.begin_revocation(backend) {
                     mapped.retain(|to| *to != backend);
+                    broken.retain(|to| *to != backend);
                     unmapping.push(backend);
                 },
                 7 => if let Some(backend) = unmapping.pop() {
@@ -171,12 +185,13 @@ proptest! {
                     // Its tables go with it.
                     let _ = served.backend_ended(backend);
                     mapped.retain(|to| *to != backend);
+                    broken.retain(|to| *to != backend);
                     unmapping.retain(|to| *to != backend);
                 }
             }
             for device in served.devices() {
                 let attached = served.attached(device.slot, device.backend).is_ok();
-                prop_assert!(!attached || mapped.contains(&device.backend));
+                prop_assert!(!attached || mapped.contains(&device.backend) && !broken.contains(&device.backend));
                 prop_assert!(!attached || served.life() != 0);
             }
             if served.life() != 0 && served.let_go() {
