@@ -5,13 +5,15 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caisson_protocol::{Answer, Domain, MAX_LINE, Machine, Question};
 use serde_json::Value;
 
 /// How long the daemon may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a connection is kept without a question: the daemon closes one that it hears nothing of for some seconds.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Why something could not be done.
 #[derive(Debug)]
@@ -75,9 +77,11 @@ impl Error {
     }
 }
 
-/// A connection to the daemon.
+/// A connection to the daemon, made anew after a pause.
 pub struct Client {
+    path: PathBuf,
     stream: BufReader<UnixStream>,
+    asked: Instant,
 }
 
 impl Client {
@@ -86,23 +90,30 @@ impl Client {
     /// # Errors
     /// [`Error::Unreachable`].
     pub fn connect(path: &Path) -> Result<Self, Error> {
+        Ok(Self { path: path.to_owned(), stream: Self::open(path)?, asked: Instant::now() })
+    }
+
+    fn open(path: &Path) -> Result<BufReader<UnixStream>, Error> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             Ok(stream)
         };
-        let stream = connect().map_err(|error| Error::Unreachable(path.to_owned(), error))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        connect().map(BufReader::new).map_err(|error| Error::Unreachable(path.to_owned(), error))
     }
 
     /// Asks, and reads a line of JSON.
     ///
     /// # Errors
-    /// [`Error::Lost`], [`Error::Nonsense`], [`Error::Refused`].
+    /// [`Error::Lost`], [`Error::Nonsense`], [`Error::Refused`]; [`Error::Unreachable`] after a pause.
     pub fn ask_value(&mut self, question: &Question) -> Result<Value, Error> {
         let mut line = serde_json::to_string(question).map_err(|_| Error::Nonsense)?;
         line.push('\n');
+        if self.asked.elapsed() > IDLE {
+            self.stream = Self::open(&self.path)?;
+        }
+        self.asked = Instant::now();
         self.stream.get_mut().write_all(line.as_bytes()).map_err(Error::Lost)?;
         line.clear();
         let read = self.stream.by_ref().take(MAX_LINE).read_line(&mut line).map_err(Error::Lost)?;

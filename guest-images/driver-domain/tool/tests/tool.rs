@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use caisson_protocol::{Action, Answer, Bytes, Domain, Ended, Machine, Output, Question, State, Vcpu};
 use caisson_tool::{Cli, Error, run};
@@ -62,6 +63,8 @@ impl Daemon {
 }
 
 fn serve(client: UnixStream, daemon: &Mutex<Daemon>) {
+    // As the daemon, but sooner: it hears nothing, and closes.
+    client.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
     let mut writer = client.try_clone().unwrap();
     for line in BufReader::new(client).lines() {
         let Ok(line) = line else { return };
@@ -187,6 +190,13 @@ fn the_time_and_the_consoles_are_shown() {
 }
 
 #[test]
+fn long_pauses_outlive_the_connection() {
+    let fake = Fake::new();
+    let text = fake.run("top -n 1 -d 3").unwrap();
+    assert!(text.contains("25.0%"), "{text}");
+}
+
+#[test]
 fn events_are_followed() {
     let fake = Fake::new();
     let daemon = Arc::clone(&fake.1);
@@ -203,7 +213,7 @@ fn events_are_followed() {
     while !follower.is_finished() {
         for state in [State::Paused, State::Running] {
             daemon.lock().unwrap().domains[1].state = state;
-            thread::sleep(std::time::Duration::from_millis(350));
+            thread::sleep(Duration::from_millis(350));
         }
     }
     let text = follower.join().unwrap();
