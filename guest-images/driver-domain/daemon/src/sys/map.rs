@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
+    MemoryRegionAddress, VolatileSlice,
+};
 
 /// A shared mapping of a part of a file, for reading and writing; ended when it is dropped.
 #[derive(Debug)]
@@ -125,12 +128,61 @@ impl fmt::Display for MemoryError {
 
 impl std::error::Error for MemoryError {}
 
+/// A piece of a guest's memory, for `vm_memory`'s accesses. Its mapping lasts as long as it does.
+#[derive(Debug)]
+pub struct Region {
+    guest: u64,
+    mapping: Arc<Mapping>,
+    /// Where in the mapping it is: it lies in there whole.
+    offset: usize,
+    bytes: usize,
+}
+
+impl Region {
+    /// The piece, if it is whole pages of its mapping.
+    fn new(Piece { guest, mapping, offset, bytes }: Piece) -> Option<Self> {
+        const PAGE: usize = 4096;
+        let pages = offset.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE) && bytes > 0;
+        let whole = offset.checked_add(bytes)? <= mapping.bytes;
+        guest.checked_add(bytes as u64)?;
+        (pages && whole).then(|| Self { guest, mapping: Arc::new(mapping), offset, bytes })
+    }
+}
+
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(self.guest)
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+        let start = usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        if start.checked_add(count).is_none_or(|end| end > self.bytes) {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
+        // SAFETY: the slice lies in the region, as just seen, and that in its mapping, as `new` has; the mapping lives as long as
+        // the slice, which borrows the region.
+        Ok(unsafe { VolatileSlice::new(self.mapping.start.as_ptr().add(self.offset + start), count) })
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
 /// A guest's memory. Whatever works on it holds an `Arc` of this, so that it stays mapped meanwhile.
 #[derive(Debug)]
 pub struct Memory {
-    regions: GuestMemoryMmap,
-    /// Dropped after the regions that lie in them; each with its region's address, and where in it that is.
-    mappings: Vec<(Mapping, u64, usize, usize)>,
+    regions: GuestRegionCollection<Region>,
 }
 
 impl Memory {
@@ -139,57 +191,38 @@ impl Memory {
     /// # Errors
     /// [`MemoryError`] where the pieces do not fit.
     pub fn new(pieces: Vec<Piece>) -> Result<Self, MemoryError> {
-        const PAGE: usize = 4096;
-        let (mut regions, mut mappings) = (Vec::new(), Vec::new());
-        for piece in pieces {
-            let end = piece.offset.checked_add(piece.bytes).ok_or(MemoryError::Piece)?;
-            let pages = piece.offset.is_multiple_of(PAGE) && piece.bytes.is_multiple_of(PAGE);
-            if end > piece.mapping.bytes || !pages || piece.bytes == 0 {
-                return Err(MemoryError::Piece);
-            }
-            let regions_error = |error: &dyn fmt::Display| MemoryError::Regions(error.to_string());
-            // SAFETY: the piece lies in its mapping, as just seen; the mapping is kept beside the regions in a `Memory`, and
-            // nothing takes them out of it.
-            let region = unsafe {
-                let start = piece.mapping.start.as_ptr().add(piece.offset);
-                MmapRegionBuilder::new(piece.bytes)
-                    .with_raw_mmap_pointer(start)
-                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                    .with_mmap_flags(libc::MAP_SHARED)
-                    .build()
-            };
-            let region = region.map_err(|error| regions_error(&error))?;
-            let region = GuestRegionMmap::new(region, GuestAddress(piece.guest))
-                .ok_or_else(|| MemoryError::Regions("it reaches beyond 2^64".into()))?;
-            regions.push(region);
-            mappings.push((piece.mapping, piece.guest, piece.offset, piece.bytes));
-        }
-        regions.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region).0);
-        let regions = GuestMemoryMmap::from_regions(regions)
-            .map_err(|error| MemoryError::Regions(error.to_string()))?;
-        Ok(Self { regions, mappings })
+        let regions = pieces.into_iter().map(|piece| Region::new(piece).ok_or(MemoryError::Piece));
+        let mut regions = regions.collect::<Result<Vec<_>, _>>()?;
+        regions.sort_by_key(|region| region.guest);
+        let regions = GuestRegionCollection::from_regions(regions);
+        let regions = regions.map_err(|error| MemoryError::Regions(error.to_string()))?;
+        Ok(Self { regions })
     }
 
-    /// What is in it, for `vm_memory`'s accesses. Not to be cloned: the mappings do not last longer than this.
+    /// What is in it, for `vm_memory`'s accesses.
     #[must_use]
-    pub fn regions(&self) -> &GuestMemoryMmap {
+    pub fn regions(&self) -> &GuestRegionCollection<Region> {
         &self.regions
+    }
+
+    fn each(&self) -> impl Iterator<Item = &Region> {
+        vm_memory::GuestMemoryBackend::iter(&self.regions)
     }
 
     /// How many bytes are mapped for it.
     #[must_use]
     pub fn mapped(&self) -> usize {
-        self.mappings.iter().map(|(mapping, ..)| mapping.bytes()).sum()
+        self.each().map(|region| region.mapping.bytes()).sum()
     }
 
     /// Its pieces, for another process to map.
     pub fn shared(&self) -> impl Iterator<Item = Shared<'_>> {
-        self.mappings.iter().map(|(mapping, guest, offset, bytes)| Shared {
-            guest: *guest,
-            address: mapping.start.addr().get() as u64 + *offset as u64,
-            bytes: *bytes as u64,
-            file: mapping.file.as_fd(),
-            offset: mapping.offset + *offset as u64,
+        self.each().map(|region| Shared {
+            guest: region.guest,
+            address: region.mapping.start.addr().get() as u64 + region.offset as u64,
+            bytes: region.bytes as u64,
+            file: region.mapping.file.as_fd(),
+            offset: region.mapping.offset + region.offset as u64,
         })
     }
 
@@ -198,5 +231,61 @@ impl Memory {
     pub fn address_of(&self, guest: u64) -> Option<u64> {
         let piece = self.shared().find(|piece| guest.wrapping_sub(piece.guest) < piece.bytes)?;
         Some(piece.address + (guest - piece.guest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+    use crate::testing::file;
+
+    fn piece(guest: u64, offset: usize, bytes: usize) -> Piece {
+        Piece { guest, mapping: Mapping::new(&file(0x4000), 0, 0x4000).unwrap(), offset, bytes }
+    }
+
+    #[test]
+    fn pieces_are_whole_pages_of_their_mappings() {
+        let wrong = [
+            (0, 0, 0),
+            (0, 0, 0x5000),
+            (0, 0x1000, 0x4000),
+            (0, 0x800, 0x1000),
+            (0, 0, 0x800),
+            (0, !0xfff, 0x1000),
+            (!0xfff, 0, 0x2000),
+        ];
+        for (guest, offset, bytes) in wrong {
+            let made = Memory::new(vec![piece(guest, offset, bytes)]);
+            assert!(matches!(made, Err(MemoryError::Piece)), "{guest:#x} {offset:#x} {bytes:#x}");
+        }
+        let overlap = Memory::new(vec![piece(0x1000, 0, 0x2000), piece(0x2000, 0, 0x1000)]);
+        assert!(matches!(overlap, Err(MemoryError::Regions(_))));
+        assert!(matches!(Memory::new(Vec::new()), Err(MemoryError::Regions(_))));
+    }
+
+    #[test]
+    fn accesses_stay_inside_and_keep_what_they_reach_mapped() {
+        // The second one in the order of addresses is given first.
+        let memory = Memory::new(vec![piece(0x3000, 0x1000, 0x1000), piece(0x1000, 0, 0x2000)]).unwrap();
+        let regions = memory.regions();
+        let all: Vec<u8> = (0..0x3000_u32).map(|at| (at / 3) as u8).collect();
+        regions.write_slice(&all, GuestAddress(0x1000)).unwrap();
+        let mut there = vec![0; 0x3000];
+        regions.read_slice(&mut there, GuestAddress(0x1000)).unwrap();
+        assert!(there == all);
+        for (at, bytes) in [(0xfff, 1), (0xfff, 2), (0x3fff, 2), (0x4000, 1), (u64::MAX, 2)] {
+            assert!(!regions.check_range(GuestAddress(at), bytes), "{at:#x} {bytes}");
+        }
+        let region = regions.find_region(GuestAddress(0x3000)).unwrap();
+        assert!(region.get_slice(MemoryRegionAddress(0), 0x1001).is_err());
+        assert!(region.get_slice(MemoryRegionAddress(u64::MAX), 2).is_err());
+        assert_eq!(memory.address_of(0x3008), memory.shared().nth(1).map(|piece| piece.address + 8));
+        assert_eq!((memory.mapped(), memory.address_of(0x4000)), (0x8000, None));
+        // What outlives the memory has its mappings.
+        let kept = regions.clone();
+        drop(memory);
+        assert_eq!(kept.read_obj::<u8>(GuestAddress(0x3000)).unwrap(), all[0x2000]);
     }
 }

@@ -19,7 +19,7 @@ mod tap;
 mod uring;
 
 pub use buffers::{Buffers, Pages};
-pub use map::{Mapping, Memory, MemoryError, Piece, Shared};
+pub use map::{Mapping, Memory, MemoryError, Piece, Region, Shared};
 pub use tap::{Offloads, Tap};
 pub use uring::{Completion, Uring, Work};
 
