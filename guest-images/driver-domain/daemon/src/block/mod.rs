@@ -41,7 +41,7 @@ use crate::sys::Buffers;
 
 pub use qcow2::Image;
 pub use raw::Raw;
-pub use request::{Action, Request, SECTOR, Transfer};
+pub use request::{Action, MAX_BYTES, Request, SECTOR, Transfer};
 pub use storage::{Done, Geometry, Storage};
 
 /// Entries of the queue.
@@ -262,6 +262,7 @@ impl Device for Block {
     }
 
     fn stop(&mut self, _queue: u16) {
+        self.storage.give_up();
         self.storage.submit();
         while self.under_way > 0 {
             self.storage.wait();

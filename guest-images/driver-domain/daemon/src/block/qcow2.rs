@@ -201,6 +201,12 @@ impl Storage for Image {
 
     fn submit(&mut self) {}
 
+    fn give_up(&mut self) {
+        let waiting = std::mem::take(&mut lock(&self.shared.tasks).waiting);
+        let given_up = || Err(io::ErrorKind::Interrupted.into());
+        self.shared.end(waiting.into_iter().map(|(token, _)| Done { token, result: given_up() }));
+    }
+
     fn collect(&mut self, into: &mut Vec<Done>) {
         self.shared.bell.drain();
         self.shared.bell.take();
@@ -300,6 +306,25 @@ mod tests {
         }
         let error = Image::open(&path, false).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    }
+
+    #[test]
+    fn what_is_given_up_ends_without_its_work() {
+        let folder = Folder::new("qcow2-gives-up");
+        let path = folder.image(64 << 20);
+        let mut image = Image::open(&path, false).unwrap();
+        for token in 0..64 {
+            let from = buffers(7, 256 << 10);
+            image.start(token, Transfer::Write { offset: token << 20, from }, false);
+        }
+        image.give_up();
+        let done = finish(&mut image, 64);
+        assert!(lock(&image.shared.tasks).waiting.is_empty());
+        let wrong = done.iter().enumerate().find(|(index, done)| done.token != *index as u64);
+        assert!(done.len() == 64 && wrong.is_none(), "each ends once: {wrong:?}");
+        // And it goes on with what comes after.
+        image.start(64, Transfer::Write { offset: 0, from: buffers(9, 4096) }, false);
+        assert!(finish(&mut image, 1)[0].result.is_ok());
     }
 
     #[test]

@@ -64,6 +64,8 @@ struct Job {
     left: u64,
     durable: bool,
     retries: u32,
+    /// It ends with the piece that is under way.
+    given_up: bool,
 }
 
 #[derive(Debug)]
@@ -181,6 +183,9 @@ impl Raw {
     fn proceed(&mut self, completion: Completion) {
         let Completion { token, result, buffers } = completion;
         let Some(mut job) = self.jobs.remove(&token) else { return };
+        if job.given_up {
+            return self.end(token, &job.kind, Err(io::ErrorKind::Interrupted.into()));
+        }
         let count = match result {
             Ok(count) => count,
             Err(error) => return self.fail(token, job, buffers, error),
@@ -272,11 +277,19 @@ impl Storage for Raw {
             self.bounces += 1;
         }
         let durable = durable || self.durable;
-        self.go(token, Job { kind, offset, left, durable, retries: 0 }, whole);
+        self.go(token, Job { kind, offset, left, durable, retries: 0, given_up: false }, whole);
     }
 
     fn submit(&mut self) {
         self.ring.submit();
+    }
+
+    fn give_up(&mut self) {
+        self.jobs.values_mut().for_each(|job| job.given_up = true);
+        let unzeroed = self.unzeroed.drain(..);
+        self.ended.extend(
+            unzeroed.map(|(token, _)| Done { token, result: Err(io::ErrorKind::Interrupted.into()) }),
+        );
     }
 
     fn collect(&mut self, into: &mut Vec<Done>) {
@@ -382,5 +395,36 @@ mod tests {
         disk.read_exact_at(&mut all, 0).unwrap();
         let (zeroes, rest) = all.split_at((COUNT * BYTES) as usize);
         assert!(zeroes.iter().all(|&byte| byte == 0) && rest.iter().all(|&byte| byte == 5));
+    }
+
+    #[test]
+    fn what_is_given_up_ends_with_its_piece() {
+        const SECTORS: u64 = 64 << 11;
+        let mut raw = Raw::new(file(SECTORS * SECTOR), false, false, 16).unwrap();
+        for token in 0..10 {
+            raw.start(token, Transfer::Zero { offset: 0, bytes: SECTORS * SECTOR, unmap: false }, false);
+        }
+        let mut done = Vec::new();
+        while raw.zeroings < MAX_ZEROINGS {
+            raw.submit();
+            raw.wait();
+            raw.collect(&mut done);
+        }
+        raw.give_up();
+        // What was about to go on does not.
+        let left = raw.ring.under_way();
+        for _ in 0..left {
+            raw.wait();
+            raw.collect(&mut done);
+        }
+        assert_eq!((done.len(), raw.zeroings, raw.ring.under_way()), (10, 0, 0));
+        assert!(done.iter().all(|done| done.result.is_err()));
+        raw.start(10, Transfer::Zero { offset: 0, bytes: SECTOR, unmap: false }, false);
+        while done.len() < 11 {
+            raw.submit();
+            raw.wait();
+            raw.collect(&mut done);
+        }
+        assert!(done[10].result.is_ok());
     }
 }

@@ -20,6 +20,10 @@ use crate::sys::{Buffers, Memory};
 /// What a request counts in.
 pub const SECTOR: u64 = 512;
 
+/// The most bytes that one request moves, many times what drivers ask for: who waits for the end of what is under way waits for so
+/// much at most for each entry of the queue.
+pub const MAX_BYTES: usize = 64 << 20;
+
 /// `struct virtio_blk_req` without its data.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Default)]
 #[repr(C)]
@@ -84,7 +88,7 @@ pub enum Action {
     Identify(Buffers),
     /// Something that this device does not know.
     Unsupported,
-    /// Something beyond the disk, or in parts of blocks, or that a disk which is only read does not do.
+    /// Something beyond the disk, or in parts of blocks, or too much, or that a disk which is only read does not do.
     Refused,
 }
 
@@ -120,14 +124,19 @@ impl Request {
             VIRTIO_BLK_T_IN => {
                 let into = take(memory, &into)?;
                 bytes = into.bytes() as u32;
-                match offset.filter(|&offset| geometry.allows(offset, into.bytes() as u64)) {
+                let allowed =
+                    |&offset: &u64| into.bytes() <= MAX_BYTES && geometry.allows(offset, bytes.into());
+                match offset.filter(allowed) {
                     Some(offset) => Action::Transfer(Transfer::Read { offset, into }),
                     None => Action::Refused,
                 }
             }
             VIRTIO_BLK_T_OUT => {
                 let from = take(memory, &out)?;
-                match offset.filter(|&offset| geometry.allows_change(offset, from.bytes() as u64)) {
+                let count = from.bytes();
+                let allowed =
+                    |&offset: &u64| count <= MAX_BYTES && geometry.allows_change(offset, count as u64);
+                match offset.filter(allowed) {
                     Some(offset) => Action::Transfer(Transfer::Write { offset, from }),
                     None => Action::Refused,
                 }

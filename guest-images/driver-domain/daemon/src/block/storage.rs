@@ -55,6 +55,8 @@ pub trait Storage: Send {
     fn start(&mut self, token: u64, transfer: Transfer, durable: bool);
     /// Sees to it that all that has begun goes on.
     fn submit(&mut self);
+    /// Nobody wants to know what has begun until now: it ends, well or not, as soon as it can, and is collected as ever.
+    fn give_up(&mut self);
     /// Puts what has ended at the end of `into`.
     fn collect(&mut self, into: &mut Vec<Done>);
     /// Waits until there may be something to collect.

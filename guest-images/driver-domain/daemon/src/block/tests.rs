@@ -198,6 +198,8 @@ impl Storage for Slow {
 
     fn submit(&mut self) {}
 
+    fn give_up(&mut self) {}
+
     fn collect(&mut self, into: &mut Vec<Done>) {
         into.append(&mut self.ended);
     }
@@ -282,6 +284,38 @@ fn stopping_waits_for_what_is_under_way() {
     bench.block.start(&bench.driver.setup(0, FLUSHES)).unwrap();
     assert_eq!(bench.status_of(VIRTIO_BLK_T_IN, 63, &[(DATA + 4096, 512)]), 0);
     assert_eq!(bench.driver.bytes(DATA + 4096, 512), [1; 512]);
+}
+
+#[test]
+fn what_one_request_moves_has_a_bound() {
+    let mut bench = Bench::new((MAX_BYTES as u64 + 4096) / SECTOR, false, FLUSHES);
+    // The same memory again and again: by an indirect table.
+    let table = DATA + 0x8_0000;
+    let mut status = |kind: u32, extra: u32| {
+        bench.driver.put(HEADERS, kind);
+        bench.driver.put(HEADERS + 8, 0_u64);
+        let piece = 0x2_0000;
+        let count = (MAX_BYTES as u32 / piece) as u16;
+        let write = if kind == VIRTIO_BLK_T_IN { WRITE } else { 0 };
+        let add = |index: u16, address: u64, bytes: u32, flags: u16| {
+            let descriptor = Descriptor { address, bytes, flags, next: index + 1 };
+            bench.driver.descriptor(table, index, descriptor);
+        };
+        add(0, HEADERS, 16, NEXT);
+        (0..count).for_each(|index| add(index + 1, DATA, piece, NEXT | write));
+        let last = count + 1 + u16::from(extra > 0);
+        if extra > 0 {
+            add(count + 1, DATA, extra, NEXT | write);
+        }
+        add(last, STATUSES, 1, WRITE);
+        let all = Descriptor { address: table, bytes: u32::from(last + 1) * 16, flags: INDIRECT, next: 0 };
+        bench.driver.descriptor(bench.driver.state.descriptors, 0, all);
+        bench.driver.offer(0);
+        bench.until(1).unwrap();
+        bench.driver.get::<u8>(STATUSES)
+    };
+    assert_eq!((status(VIRTIO_BLK_T_OUT, 0), status(VIRTIO_BLK_T_IN, 0)), (0, 0));
+    assert_eq!((status(VIRTIO_BLK_T_OUT, 512), status(VIRTIO_BLK_T_IN, 512)), (1, 1));
 }
 
 #[test]
