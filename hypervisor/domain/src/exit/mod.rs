@@ -64,7 +64,8 @@ impl<V: Vcpu> VirtualCpu<V> {
                 Outcome::Resume
             }
             Exit::Xsetbv => self.xsetbv(domain),
-            // Guests own no device that could see memory behind the caches' back: flushing is no more than slow.
+            // Devices find in the caches what was written, unless their own driver has told them not to look there: flushing is no
+            // more than slow, for everybody.
             Exit::CacheFlush => self.skip(domain, Opcode::CacheFlush, Outcome::Resume),
             Exit::Unsupported => self.raise(Exception::UNDEFINED),
             Exit::ReadCounter => self.raise(Exception::GENERAL_PROTECTION),

@@ -1,4 +1,4 @@
-//! Caisson's own heap: for start-up and for making domains, never on the exit path.
+//! Caisson's own heap: for start-up, for making domains and for privileged calls, never for another exit.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
