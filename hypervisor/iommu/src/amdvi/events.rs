@@ -51,7 +51,8 @@ impl Events {
         let word = (self.head / 8) as usize;
         let (first, second) = (memory.read(self.ring, word), memory.read(self.ring, word + 1));
         if first == 0 {
-            // The tail was ahead of the event itself.
+            // The tail was ahead of the event itself, which is told with the next one: that one is to interrupt.
+            self.restart(hardware);
             return None;
         }
         memory.write(self.ring, word, 0);
@@ -64,7 +65,7 @@ impl Events {
         hardware.read64(register::EVENTS_TAIL) & (BYTES - 1) == self.head
     }
 
-    /// The ring is empty: the unit may interrupt again, and goes on if it had been full.
+    /// There is nothing to read: the unit may interrupt again, and goes on if the ring had been full.
     fn restart(&self, hardware: &mut impl Hardware) {
         let now = hardware.read64(register::STATUS);
         hardware.write64(register::STATUS, now & (status::EVENT_INTERRUPT | status::EVENT_OVERFLOW));
@@ -97,7 +98,73 @@ fn decode(first: u64, second: u64, segment: u16) -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use alloc::collections::BTreeMap;
+
+    use caisson_stage2::TableMemory;
+
     use super::*;
+
+    /// Registers that remember; bits of the status are cleared by writing them.
+    #[derive(Default)]
+    struct Registers(BTreeMap<u64, u64>);
+
+    impl Hardware for Registers {
+        fn read32(&self, offset: u64) -> u32 {
+            self.read64(offset) as u32
+        }
+        fn write32(&mut self, offset: u64, value: u32) {
+            self.write64(offset, value.into());
+        }
+        fn read64(&self, offset: u64) -> u64 {
+            self.0.get(&offset).copied().unwrap_or(0)
+        }
+        fn write64(&mut self, offset: u64, value: u64) {
+            let now = self.read64(offset);
+            self.0.insert(offset, if offset == register::STATUS { now & !value } else { value });
+        }
+        fn now(&self) -> u64 {
+            0
+        }
+    }
+
+    /// One page.
+    struct Page([u64; 512]);
+
+    impl TableMemory for Page {
+        fn allocate(&mut self) -> Option<Hpa> {
+            Some(Hpa::new(0x1000))
+        }
+        fn free(&mut self, _: Hpa) {}
+        fn read(&self, _: Hpa, index: usize) -> u64 {
+            self.0[index]
+        }
+        fn write(&mut self, _: Hpa, index: usize, entry: u64) {
+            self.0[index] = entry;
+        }
+    }
+
+    impl Memory for Page {
+        fn allocate_run(&mut self, _: u8) -> Option<Hpa> {
+            self.allocate()
+        }
+        fn set_snooped(&mut self, _: bool) {}
+    }
+
+    #[test]
+    fn an_event_that_comes_behind_its_tail_does_not_end_all_interrupts() {
+        let (mut hardware, mut page) = (Registers::default(), Page([0; 512]));
+        let mut events = Events::new(&mut page).unwrap();
+        hardware.0.insert(register::STATUS, status::EVENT_INTERRUPT);
+        hardware.write64(register::EVENTS_TAIL, EVENT);
+        assert_eq!(events.take(&mut hardware, &mut page, 0), None);
+        assert_eq!(hardware.read64(register::STATUS), 0, "the next one interrupts");
+        page.0[0] = 2 << 60 | 0x18;
+        page.0[2] = 2 << 60 | 0x20;
+        hardware.write64(register::EVENTS_TAIL, 2 * EVENT);
+        let mut next = || events.take(&mut hardware, &mut page, 0).and_then(|fault| fault.device);
+        let at = |routing| Some(Address { segment: 0, routing });
+        assert_eq!((next(), next(), next()), (at(0x18), at(0x20), None));
+    }
 
     #[test]
     fn events_are_read() {
