@@ -31,6 +31,8 @@ pub const MAX_LINE: u64 = 4096;
 pub const MAX_CLIENTS: usize = 16;
 /// How long a client may take for a line.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait before it is looked again whether a client can be served.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A question that waits for its answer.
 pub struct Question {
@@ -112,9 +114,14 @@ pub fn listen(path: &Path, desk: Desk) -> io::Result<()> {
     let serve = move || {
         // Counts the threads: each has one, and this one as well.
         let clients = Arc::new(());
-        for client in listener.incoming().flatten() {
+        for client in listener.incoming() {
+            let Ok(client) = client else {
+                // For want of descriptors or memory, which may last.
+                thread::sleep(PAUSE);
+                continue;
+            };
             while Arc::strong_count(&clients) > MAX_CLIENTS {
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(PAUSE);
             }
             let (desk, counted) = (desk.clone(), Arc::clone(&clients));
             let serve = move || {
