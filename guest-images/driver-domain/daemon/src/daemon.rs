@@ -31,7 +31,7 @@ use crate::device::Device;
 use crate::guests::Guests;
 use crate::host::{Caisson, Host, Refusal};
 use crate::kinds::{self, OpenError};
-use crate::log::log;
+use crate::log::Voice;
 use crate::service::{End, Service};
 use crate::statistics::Counters;
 
@@ -60,7 +60,7 @@ pub struct Daemon {
 
 /// A device.
 struct Entry {
-    name: String,
+    voice: Arc<Voice>,
     stage: Stage,
     /// What was said of it last, so that it is not said again.
     complaint: String,
@@ -246,7 +246,7 @@ impl Daemon {
     /// Brings a device as far as it can come now.
     fn advance(&mut self, record: &ChannelRecord) {
         let mut entry = self.entries.remove(&record.channel).unwrap_or_else(|| Entry {
-            name: name_of(record),
+            voice: Arc::new(Voice::new(name_of(record))),
             stage: Stage::Listed,
             complaint: String::new(),
         });
@@ -262,7 +262,7 @@ impl Daemon {
     /// Says what is wrong with a device, if that is something new, and sees to it that it is tried again.
     fn complain(&mut self, entry: &mut Entry, complaint: String) {
         if complaint != entry.complaint {
-            log!("{}: {complaint}; trying again", entry.name);
+            entry.voice.say(format_args!("{complaint}; trying again"));
             entry.complaint = complaint;
         }
         self.retry = Some(Instant::now() + RETRY);
@@ -324,9 +324,9 @@ impl Daemon {
             return Ok(());
         }
         match std::mem::replace(&mut entry.stage, Stage::Listed) {
-            Stage::Open { device, described } => match self.attach(record, &entry.name, device) {
+            Stage::Open { device, described } => match self.attach(record, &entry.voice, device) {
                 Ok(Some(attached)) => {
-                    log!("{}: attached to life {}", entry.name, attached.life);
+                    entry.voice.say(format_args!("attached to life {}", attached.life));
                     entry.stage = Stage::Attached(attached);
                 }
                 Ok(None) => entry.stage = Stage::Listed,
@@ -344,7 +344,7 @@ impl Daemon {
     fn attach(
         &mut self,
         record: &ChannelRecord,
-        name: &str,
+        voice: &Arc<Voice>,
         device: Box<dyn Device>,
     ) -> Result<Option<Attached>, (Box<dyn Device>, OpenError)> {
         let channel = record.channel;
@@ -374,7 +374,7 @@ impl Daemon {
         let service = Service {
             caisson: self.caisson.clone(),
             channel,
-            name: name.to_owned(),
+            voice: Arc::clone(voice),
             bell,
             memory,
             counters: Arc::clone(&counters),
@@ -393,7 +393,7 @@ impl Daemon {
             Err(error) => {
                 // The device went with the thread; it is opened again.
                 self.let_go(channel, &ports);
-                log!("{name}: cannot start its thread: {error}");
+                voice.say(format_args!("cannot start its thread: {error}"));
                 self.retry = Some(Instant::now() + RETRY);
                 Ok(None)
             }
@@ -433,8 +433,12 @@ impl Daemon {
         if let Stage::Attached(attached) = std::mem::replace(&mut entry.stage, next) {
             let requests = attached.counters.requests.get();
             match end {
-                End::Guest => log!("{}: its guest has ended, after {requests} requests", entry.name),
-                End::Lost(error) => log!("{}: given up after {requests} requests: {error}", entry.name),
+                End::Guest => {
+                    entry.voice.say(format_args!("its guest has ended, after {requests} requests"));
+                }
+                End::Lost(error) => {
+                    entry.voice.say(format_args!("given up after {requests} requests: {error}"));
+                }
             }
             self.close(&attached.ports);
             if end == End::Guest {
@@ -455,7 +459,7 @@ impl Daemon {
                 Stage::Open { .. } => ("open", Vec::new()),
                 Stage::Attached(attached) => ("attached", attached.counters.all()),
             };
-            let (name, complaint) = (entry.name.clone(), entry.complaint.clone());
+            let (name, complaint) = (entry.voice.name().to_owned(), entry.complaint.clone());
             Status { channel, name, stage, complaint, counters }
         };
         self.entries.iter().map(status).collect()

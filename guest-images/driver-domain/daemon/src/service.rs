@@ -25,7 +25,7 @@ use rustix::time::Timespec;
 use crate::bell::{Bell, CHANGED};
 use crate::device::{Device, Fault};
 use crate::host::{Caisson, Refusal, State};
-use crate::log::{Limiter, log};
+use crate::log::Voice;
 use crate::ring::QueueSetup;
 use crate::statistics::Counters;
 use crate::sys::Memory;
@@ -79,8 +79,8 @@ pub struct Service {
     pub caisson: Caisson,
     /// Its channel.
     pub channel: u16,
-    /// How it is called in the log.
-    pub name: String,
+    /// By which it is spoken of in the log.
+    pub voice: Arc<Voice>,
     /// Where its events come.
     pub bell: Arc<Bell>,
     /// Its guest's memory.
@@ -97,19 +97,14 @@ struct Running {
     queues: usize,
     /// The queues that have started, a bit each.
     started: u64,
-    limiter: Limiter,
     pace: Pace,
 }
 
 impl Service {
     /// Serves the device until its guest has ended; gives it back.
     pub fn run(mut self) -> (Box<dyn Device>, End) {
-        let mut running = Running {
-            queues: self.device.description().queues.len(),
-            started: 0,
-            limiter: Limiter::new(Instant::now()),
-            pace: Pace::default(),
-        };
+        let mut running =
+            Running { queues: self.device.description().queues.len(), started: 0, pace: Pace::default() };
         let end = self.serve(&mut running);
         self.stop_all(&mut running);
         (self.device, end)
@@ -247,10 +242,7 @@ impl Service {
     fn fail(&mut self, running: &mut Running, fault: &Fault) {
         self.stop_all(running);
         self.counters.errors.add(1);
-        if let Some(held) = running.limiter.pass(Instant::now()) {
-            let more = if held > 0 { format!(" ({held} such lines were left out)") } else { String::new() };
-            log!("{}: stopped until the guest resets it: {fault}{more}", self.name);
-        }
+        self.voice.say(format_args!("stopped until the guest resets it: {fault}"));
         // Where the guest has ended meanwhile, the next look at the state says so.
         let _ = self.caisson.fail(self.channel);
     }
@@ -304,7 +296,7 @@ mod tests {
         let service = Service {
             caisson,
             channel: CHANNEL,
-            name: "web port 1".into(),
+            voice: Arc::new(Voice::new("web port 1".into())),
             bell: Arc::clone(&bell),
             memory: Arc::clone(&guest.memory),
             counters: Arc::clone(&counters),
