@@ -32,7 +32,7 @@ pub const fn word(kind: u32) -> &'static str {
 pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>, OpenError> {
     let parameters = Parameters::parse(parameters)?;
     Ok(match record.kind {
-        VIRTIO_ID_BLOCK => Box::new(Block::open(&parameters)?),
+        VIRTIO_ID_BLOCK => Box::new(Block::open(record.channel, &parameters)?),
         VIRTIO_ID_NET => Box::new(Net::open(record.channel, &parameters)?),
         VIRTIO_ID_CONSOLE => Box::new(Port::open(&guest_of(record), &parameters)?),
         VIRTIO_ID_FS => Box::new(Share::open(record.channel, &parameters)?),

@@ -22,6 +22,7 @@ mod storage;
 mod tests;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -54,6 +55,8 @@ pub const MAX_RANGE_SECTORS: u32 = 1 << 21;
 const BUSY: usize = 8;
 const ANSWERS: u16 = 4;
 const DELAY: Duration = Duration::from_micros(200);
+/// Where files stand for disks that are only read, each by its channel.
+const CLAIMS: &str = "/run/caisson/claims";
 /// The bytes of a disk's serial number.
 const SERIAL: usize = 20;
 
@@ -98,15 +101,18 @@ enum Stage {
 pub type OpenError = Box<dyn std::error::Error>;
 
 impl Block {
-    /// The disk that the parameters describe.
+    /// The disk with this channel that the parameters describe.
     ///
     /// # Errors
     /// What is wrong with the parameters, or with the file.
-    pub fn open(parameters: &Parameters) -> Result<Self, OpenError> {
+    pub fn open(channel: u16, parameters: &Parameters) -> Result<Self, OpenError> {
         let path = parameters.text("path")?;
         let read_only = parameters.flag("read_only", false)?;
         let storage: Box<dyn Storage> = match parameters.get("format").unwrap_or("raw") {
-            "raw" => Box::new(Raw::open(path.as_ref(), read_only, usize::from(QUEUE))?),
+            "raw" => {
+                let claim = Path::new(CLAIMS).join(channel.to_string());
+                Box::new(Raw::open(path.as_ref(), read_only, usize::from(QUEUE), &claim)?)
+            }
             "qcow2" => Box::new(Image::open(path.as_ref(), read_only)?),
             other => return Err(format!("parameter format: {other:?} is not raw or qcow2").into()),
         };

@@ -11,12 +11,14 @@
 //!
 //! The file is claimed for as long as it is open (`O_EXCL` of a block device, `flock(2)` of a file). A claim goes away with the last
 //! use of the open file, work of the kernel's included: so a daemon that follows one that was killed cannot open the file before
-//! what that one had under way has ended, and no old write comes behind a new one.
+//! what that one had under way has ended, and no old write comes behind a new one. Files that are only read are shared; what was under
+//! way there may still write to the guest's memory. So each disk that is only read has a claim of its own, by its channel, which is kept
+//! with the work ([`Uring::keep`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -85,14 +87,20 @@ enum Kind {
 }
 
 impl Raw {
-    /// Opens and claims the file, for `depth` transfers at a time.
+    /// Opens and claims the file, for `depth` transfers at a time; one that is only read by a file of its own at `claim`.
     ///
     /// # Errors
     /// The kernel's; `ResourceBusy` while somebody else, perhaps a daemon that is about to end, uses it.
-    pub fn open(path: &Path, read_only: bool, depth: usize) -> io::Result<Self> {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let (file, direct) = open(path, read_only).map_err(named)?;
-        Self::new(file, direct, read_only, depth).map_err(named)
+    pub fn open(path: &Path, read_only: bool, depth: usize, claim: &Path) -> io::Result<Self> {
+        let named = |path: &Path, error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        };
+        // First: what was under way has ended then.
+        let claim = read_only.then(|| take_claim(claim).map_err(|error| named(claim, error))).transpose()?;
+        let new = |(file, direct)| Self::new(file, direct, read_only, depth);
+        let raw = open(path, read_only).and_then(new).map_err(|error| named(path, error))?;
+        claim.map_or(Ok(()), |claim| raw.ring.keep(claim))?;
+        Ok(raw)
     }
 
     /// The same of a file that is open.
@@ -314,6 +322,20 @@ impl Storage for Raw {
     }
 }
 
+/// Claims a file that stands for a disk.
+fn take_claim(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    lock(file.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file.into())
+}
+
+fn lock(file: BorrowedFd<'_>, kind: FlockOperation) -> io::Result<()> {
+    flock(file, kind).map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "somebody else uses it"))
+}
+
 /// Opens and claims the file: whether transfers go past the page cache.
 fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
     let kind = std::fs::metadata(path)?.file_type();
@@ -328,13 +350,12 @@ fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
         other => (other?, true),
     };
     if kind.is_file() {
-        let lock = if read_only {
+        let kind = if read_only {
             FlockOperation::NonBlockingLockShared
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        flock(file.as_fd(), lock)
-            .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "somebody else uses it"))?;
+        lock(file.as_fd(), kind)?;
     }
     Ok((file, direct))
 }
@@ -395,6 +416,27 @@ mod tests {
         disk.read_exact_at(&mut all, 0).unwrap();
         let (zeroes, rest) = all.split_at((COUNT * BYTES) as usize);
         assert!(zeroes.iter().all(|&byte| byte == 0) && rest.iter().all(|&byte| byte == 5));
+    }
+
+    #[test]
+    fn a_disk_that_is_only_read_has_a_claim_of_its_own() {
+        let folder = std::env::temp_dir().join(format!("caisson-raw-claims-{}", std::process::id()));
+        let (disk, claim) =
+            (folder.join("disk"), |channel: u16| folder.join("claims").join(channel.to_string()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&disk, [7; 4096]).unwrap();
+        let one = Raw::open(&disk, true, 4, &claim(33)).unwrap();
+        let other = Raw::open(&disk, true, 4, &claim(65));
+        assert!(other.is_ok(), "another disk, of the same file");
+        let again = Raw::open(&disk, true, 4, &claim(33)).err().unwrap();
+        assert_eq!(again.kind(), io::ErrorKind::ResourceBusy);
+        drop(one);
+        let mut next = Raw::open(&disk, true, 4, &claim(33));
+        while next.is_err() {
+            next = Raw::open(&disk, true, 4, &claim(33));
+        }
+        drop((next, other));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

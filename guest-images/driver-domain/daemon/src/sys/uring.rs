@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use io_uring::{IoUring, opcode, types};
 
@@ -79,6 +79,16 @@ impl Uring {
             free: (0..slots).collect(),
             unsubmitted: false,
         })
+    }
+
+    /// Keeps `claim` open until all work has ended, also that which outlives this process for a moment when it is killed: the kernel
+    /// keeps it with the work, and lets it go afterwards.
+    ///
+    /// # Errors
+    /// The kernel's.
+    #[expect(clippy::needless_pass_by_value, reason = "it is the kernel's from now on")]
+    pub fn keep(&self, claim: OwnedFd) -> io::Result<()> {
+        self.ring.submitter().register_files(&[claim.as_raw_fd()])
     }
 
     /// The file.
@@ -231,6 +241,28 @@ mod tests {
         check.read_to_end(&mut all).unwrap();
         assert_eq!(all.len(), 16384);
         assert_eq!(all[12288], 4);
+    }
+
+    #[test]
+    fn a_claim_lasts_as_long_as_the_ring() {
+        use rustix::fs::{FlockOperation, flock};
+        let path = std::env::temp_dir().join(format!("caisson-uring-claim-{}", std::process::id()));
+        let open = || OwnedFd::from(File::create(&path).unwrap());
+        let (claim, other) = (open(), open());
+        let lock = |file: &OwnedFd| flock(file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        assert!(lock(&claim));
+        let mut ring = Uring::new(crate::testing::file(4096), 2).unwrap();
+        ring.keep(claim).unwrap();
+        assert!(!lock(&other));
+        ring.start(1, Work::Flush, None).unwrap();
+        assert!(finish(&mut ring)[0].result.is_ok());
+        assert!(!lock(&other));
+        drop(ring);
+        // The kernel takes a ring apart by itself, soon.
+        while !lock(&other) {
+            std::thread::yield_now();
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]
