@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use caisson_protocol::PORTS;
 use rustix::event::{PollFd, PollFlags};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -31,8 +32,6 @@ const PIECE: usize = 4096;
 const BATCH: usize = 64;
 /// Bytes of the configuration, all 0: neither a size nor more ports are offered.
 const CONFIG: usize = 12;
-/// Where the sockets are.
-const FOLDER: &str = "/run/caisson/console";
 
 /// A console port.
 pub struct Port {
@@ -59,7 +58,7 @@ impl Port {
         if !plain(name) || !plain(guest) {
             return Err(format!("{guest:?} and {name:?} cannot be the names of a folder and a socket").into());
         }
-        let path = Path::new(FOLDER).join(guest).join(name);
+        let path = Path::new(PORTS).join(guest).join(name);
         Ok(Self::at(path.clone()).map_err(|error| format!("{}: {error}", path.display()))?)
     }
 

@@ -19,6 +19,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Where the daemon listens.
 pub const SOCKET: &str = "/run/caisson/backend.sock";
+/// Where the sockets of guests' console ports are: `GUEST/NAME`.
+pub const PORTS: &str = "/run/caisson/console";
 /// The longest line of either side, in bytes.
 pub const MAX_LINE: u64 = 256 << 10;
 /// The most bytes that are typed by one question.

@@ -78,8 +78,11 @@ pub enum Command {
         /// Which.
         domain: String,
         /// Print what has been kept of its output, and end.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "port")]
         dump: bool,
+        /// Its console port of this name, which this domain serves, instead.
+        #[arg(long, value_name = "NAME")]
+        port: Option<String>,
     },
     /// Show where the time goes.
     Top {

@@ -12,16 +12,16 @@ use serde_json::json;
 use crate::{Client, Error};
 
 /// What leaves the console: Ctrl-].
-const LEAVE: u8 = 0x1d;
+pub(crate) const LEAVE: u8 = 0x1d;
 /// How often it is looked for output while nothing is typed.
-const LOOK: Duration = Duration::from_millis(25);
+pub(crate) const LOOK: Duration = Duration::from_millis(25);
 
 /// One's own terminal as it was; it is so again when this is dropped.
-struct Terminal(Option<Termios>);
+pub(crate) struct Terminal(Option<Termios>);
 
 impl Terminal {
     /// Every byte goes through as it is typed, if there is a terminal.
-    fn raw() -> Self {
+    pub(crate) fn raw() -> Self {
         let stdin = io::stdin();
         let before = stdin.is_terminal().then(|| tcgetattr(&stdin).ok()).flatten();
         if let Some(before) = &before {
@@ -79,7 +79,7 @@ pub(crate) fn attach(
 }
 
 /// What is typed, by a thread, which ends with the program.
-fn typed() -> Receiver<Vec<u8>> {
+pub(crate) fn typed() -> Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = [0; 256];

@@ -8,6 +8,7 @@
 //! | `show.rs` | tables and lines for people |
 //! | `top.rs` | where the time goes, from one look to the next |
 //! | `console.rs` | a domain's console at one's own terminal |
+//! | `port.rs` | the same of a console port that this domain serves |
 //!
 //! Every command prints JSON with `--json`. It ends with 0 when it has done what was asked, 1 when that could not be done, 2 for
 //! a command line that cannot be understood, 3 when the daemon cannot be reached.
@@ -17,10 +18,12 @@
 mod cli;
 mod client;
 mod console;
+mod port;
 mod show;
 mod top;
 
 use std::io::Write;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,7 +73,10 @@ pub fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
         Command::Resume { domain } => {
             act(&mut client, cli, (Action::Resume, "resumed"), domain, None::<&Wanted>, out)
         }
-        Command::Console { domain, dump } => {
+        Command::Console { domain, port: Some(port), .. } => {
+            port::attach(Path::new(caisson_protocol::PORTS), domain, port, out)
+        }
+        Command::Console { domain, dump, port: None } => {
             let domain = client.find(domain)?;
             console::attach(&mut client, &domain, *dump, cli.json, out)
         }
