@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `receive.rs` | frames from the TAP interface into the guest's buffers |
 //! | `transmit.rs` | frames from the guest to the TAP interface |
-//! | `filter.rs` | whose frames they may be |
+//! | `filter.rs`, `neighbours.rs` | whose frames they may be, and what they may tell neighbours |
 //! | `control.rs` | the control queue: how many pairs of queues are in use |
 //!
 //! A card's other end is a TAP interface in a bridge of the driver domain's. Headers of TAP and of virtqueues are the same, so
@@ -14,6 +14,7 @@
 
 mod control;
 mod filter;
+mod neighbours;
 mod receive;
 #[cfg(test)]
 mod tests;

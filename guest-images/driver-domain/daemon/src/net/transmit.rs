@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use super::HEADER;
-use super::filter::{Filter, LEAST, LOOKED_AT};
+use super::filter::{Filter, LEAST, LONGEST, LOOKED_AT};
 use crate::device::{Fault, Progress};
 use crate::ring::{Ring, RingError};
 use crate::statistics::Counters;
@@ -11,6 +11,12 @@ use crate::sys::{Buffers, Tap};
 
 /// Frames at a time, so that the other direction has its turn.
 const BATCH: usize = 128;
+
+/// The beginning of a frame, with its header.
+fn copied<'a>(frame: &Buffers, into: &'a mut [u8]) -> &'a [u8] {
+    let count = frame.read(0, into);
+    into.get(..count).unwrap_or_default()
+}
 
 /// Sends what is in the ring.
 ///
@@ -34,11 +40,13 @@ pub(super) fn work(
         if frame.bytes() < HEADER {
             return Err(Fault::Request("a frame has no header"));
         }
-        let mut start = [0; HEADER + LOOKED_AT];
-        let count = frame.read(0, &mut start);
-        let start = start.get(..count).unwrap_or_default();
+        let (mut short, mut long) = ([0; HEADER + LOOKED_AT], None);
+        let mut start = copied(&frame, &mut short);
+        if filter.reads_on(start) {
+            start = copied(&frame, long.insert([0; HEADER + LONGEST]));
+        }
         let bytes = frame.bytes() - HEADER;
-        frame.skip(count);
+        frame.skip(start.len());
         if !filter.allows(start) {
             counters.refused.add(1);
         } else if bytes < LEAST || frame.write_to(start, tap.as_fd()).is_err() {
