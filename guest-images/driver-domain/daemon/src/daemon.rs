@@ -252,7 +252,7 @@ impl Daemon {
         });
         match self.stages(record, &mut entry) {
             Ok(()) if matches!(entry.stage, Stage::Opening | Stage::Failed(_)) => {}
-            Ok(()) => entry.complaint.clear(),
+            Ok(()) => content(&mut entry),
             Err(error) if is_passing(error.as_ref()) => self.retry = Some(Instant::now() + SOON),
             Err(error) => self.complain(&mut entry, error.to_string()),
         }
@@ -272,7 +272,10 @@ impl Daemon {
     fn opened(&mut self, Opened { channel, result }: Opened) {
         let Some(mut entry) = self.entries.remove(&channel) else { return };
         match result {
-            Ok(device) => entry.stage = Stage::Open { device, described: false },
+            Ok(device) => {
+                entry.stage = Stage::Open { device, described: false };
+                content(&mut entry);
+            }
             Err(complaint) => {
                 entry.stage = Stage::Failed(Instant::now() + RETRY);
                 self.complain(&mut entry, complaint);
@@ -487,6 +490,13 @@ fn is_passing(error: &(dyn std::error::Error + 'static)) -> bool {
         refusal.call == Number::ChannelAttach
             && matches!(refusal.error, CallError::Busy | CallError::NoSuchDomain)
     })
+}
+
+/// Says that nothing is wrong with a device any more, if something was.
+fn content(entry: &mut Entry) {
+    if !std::mem::take(&mut entry.complaint).is_empty() {
+        entry.voice.say(format_args!("works now"));
+    }
 }
 
 /// How a device is called in the log: `web disk 1`.

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `session.rs` | a vhost-user backend for one life of the device: its process, its socket, its queues |
+//! | `words.rs` | what its process says |
 //!
 //! The backend gets the guest's memory and the queues' places (vhost-user), and works on the rings itself. What is left here: a
 //! notification of the guest's becomes a write to a queue's kick descriptor, and what the backend writes to its call descriptor
@@ -14,6 +15,7 @@
 mod session;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};

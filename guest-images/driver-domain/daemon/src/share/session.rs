@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::words;
 use crate::ring::QueueSetup;
 use crate::sys::{Memory, event_fd};
 
@@ -36,40 +37,50 @@ pub(super) struct Virtiofsd {
 
 impl Launcher for Virtiofsd {
     fn launch(&self, queues: usize) -> io::Result<Session> {
-        let program = PROGRAMS.iter().find(|program| std::path::Path::new(program).exists());
+        let program = PROGRAMS.iter().map(Path::new).find(|program| program.exists());
         let missing =
             || io::Error::new(io::ErrorKind::NotFound, "there is no virtiofsd in this driver domain");
+        self.run(program.ok_or_else(missing)?, queues)
+    }
+}
+
+impl Virtiofsd {
+    /// Starts the program. Errors are the same as long as what is wrong is the same, so that it is told once.
+    pub(super) fn run(&self, program: &Path, queues: usize) -> io::Result<Session> {
         let _ = std::fs::remove_file(&self.socket);
         if let Some(folder) = self.socket.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let option = |key: &str, value: &std::path::Path| {
+        let option = |key: &str, value: &Path| {
             let mut option = std::ffi::OsString::from(key);
             option.push(value);
             option
         };
         // The words that both the old program, QEMU's, and the new one understand. A RAM disk has no root to pivot from.
-        let mut process = Command::new(program.ok_or_else(missing)?)
+        let mut process = Command::new(program)
             .arg(option("--socket-path=", &self.socket))
             .arg("-o")
             .arg(option("source=", &self.directory))
             .args(["-o", "sandbox=chroot"])
             .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()?;
+        let said = words::listen(process.stderr.take(), &self.directory);
         let start = Instant::now();
         let stream = loop {
-            match UnixStream::connect(&self.socket) {
-                Ok(stream) => break stream,
-                Err(error) => {
-                    if process.try_wait()?.is_some() || start.elapsed() > PATIENCE {
-                        let _ = process.kill();
-                        let _ = process.wait();
-                        return Err(io::Error::new(
-                            error.kind(),
-                            format!("virtiofsd does not listen: {error}"),
-                        ));
-                    }
-                }
+            if let Ok(stream) = UnixStream::connect(&self.socket) {
+                break stream;
+            }
+            let ended = process.try_wait()?.is_some();
+            if ended || start.elapsed() > PATIENCE {
+                let _ = process.kill();
+                let _ = process.wait();
+                let what = if ended { "virtiofsd has ended" } else { "virtiofsd does not listen" };
+                return Err(io::Error::other(match words::last(&said) {
+                    Some(line) => format!("{what}: {line}"),
+                    None => what.to_owned(),
+                }));
             }
             std::thread::sleep(Duration::from_millis(10));
         };

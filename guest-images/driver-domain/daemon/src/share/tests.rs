@@ -230,3 +230,21 @@ fn tags_are_checked() {
     let parameters = Parameters::parse("tag=a\npath=/dev/null\n").unwrap();
     assert!(Share::open(33, &parameters).err().unwrap().to_string().contains("not a directory"));
 }
+
+/// A program that cannot start says so each time in other words, of which the daemon is to make the same.
+#[test]
+fn why_a_program_ends_is_told_alike() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = std::env::temp_dir().join(format!("caisson-virtiofsd-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (program, directory) = (folder.join("virtiofsd"), folder.clone());
+    std::fs::write(&program, "#!/bin/sh\necho \"[$$ ERROR virtiofsd] no room\" >&2\nexit 1\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let virtiofsd = Virtiofsd { directory, socket: folder.join("socket") };
+    for _ in 0..2 {
+        let error = virtiofsd.run(&program, QUEUES).err().unwrap();
+        assert_eq!(error.to_string(), "virtiofsd has ended: no room");
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
