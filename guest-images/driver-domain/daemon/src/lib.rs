@@ -27,6 +27,7 @@
 //! | [`control`] | the socket at which the daemon answers questions |
 //! | [`domains`] | questions about domains, and what is to be done to them |
 //! | [`guests`] | files that say which devices have a guest |
+//! | [`claims`] | files that are locked while anything of a device is under way |
 //! | [`parameters`], [`kinds`] | what the configuration says of a device, and what comes of it |
 //! | [`bell`], [`statistics`], [`log`] | threads that tell each other to look; counters; lines on the console |
 //!
@@ -41,6 +42,7 @@
 
 pub mod bell;
 pub mod block;
+pub mod claims;
 pub mod control;
 pub mod daemon;
 pub mod device;

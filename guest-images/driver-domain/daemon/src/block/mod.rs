@@ -22,7 +22,6 @@ mod storage;
 mod tests;
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -34,6 +33,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::claims;
 use crate::device::{Description, Device, Fault, Progress};
 use crate::parameters::Parameters;
 use crate::ring::{QueueSetup, Ring};
@@ -55,8 +55,6 @@ pub const MAX_RANGE_SECTORS: u32 = 1 << 21;
 const BUSY: usize = 8;
 const ANSWERS: u16 = 4;
 const DELAY: Duration = Duration::from_micros(200);
-/// Where files stand for disks that are only read, each by its channel.
-const CLAIMS: &str = "/run/caisson/claims";
 /// The bytes of a disk's serial number.
 const SERIAL: usize = 20;
 
@@ -110,7 +108,7 @@ impl Block {
         let read_only = parameters.flag("read_only", false)?;
         let storage: Box<dyn Storage> = match parameters.get("format").unwrap_or("raw") {
             "raw" => {
-                let claim = Path::new(CLAIMS).join(channel.to_string());
+                let claim = claims::path_of(channel);
                 Box::new(Raw::open(path.as_ref(), read_only, usize::from(QUEUE), &claim)?)
             }
             "qcow2" => Box::new(Image::open(path.as_ref(), read_only)?),

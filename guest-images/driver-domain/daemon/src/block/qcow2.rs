@@ -17,10 +17,11 @@ use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate, StorageOpenOptions};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
 
 use super::{Done, Geometry, SECTOR, Storage, Transfer};
 use crate::bell::Bell;
+use crate::claims;
 use crate::sys::Buffers;
 
 /// How many transfers are worked on at a time.
@@ -77,8 +78,7 @@ impl Image {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        flock(claim.as_fd(), kind)
-            .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "somebody else uses it"))?;
+        claims::lock(claim.as_fd(), kind)?;
         let with = |direct| {
             let options = StorageOpenOptions::new().direct(direct);
             let builder = Qcow2::<File>::builder_path(path).write(!read_only).storage_open_options(options);

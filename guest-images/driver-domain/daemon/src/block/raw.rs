@@ -18,13 +18,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock, ioctl_blksszget};
+use rustix::fs::{FlockOperation, ioctl_blksszget};
 
 use super::{Done, Geometry, SECTOR, Storage, Transfer};
+use crate::claims;
 use crate::sys::{Buffers, Completion, Pages, Uring, Work};
 
 /// The most bytes of a transfer that go through the daemon's own pages at a time, and the most such transfers.
@@ -92,13 +93,11 @@ impl Raw {
     /// # Errors
     /// The kernel's; `ResourceBusy` while somebody else, perhaps a daemon that is about to end, uses it.
     pub fn open(path: &Path, read_only: bool, depth: usize, claim: &Path) -> io::Result<Self> {
-        let named = |path: &Path, error: io::Error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        };
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         // First: what was under way has ended then.
-        let claim = read_only.then(|| take_claim(claim).map_err(|error| named(claim, error))).transpose()?;
+        let claim = read_only.then(|| claims::take(claim)).transpose()?;
         let new = |(file, direct)| Self::new(file, direct, read_only, depth);
-        let raw = open(path, read_only).and_then(new).map_err(|error| named(path, error))?;
+        let raw = open(path, read_only).and_then(new).map_err(named)?;
         claim.map_or(Ok(()), |claim| raw.ring.keep(claim))?;
         Ok(raw)
     }
@@ -322,20 +321,6 @@ impl Storage for Raw {
     }
 }
 
-/// Claims a file that stands for a disk.
-fn take_claim(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    lock(file.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
-    Ok(file.into())
-}
-
-fn lock(file: BorrowedFd<'_>, kind: FlockOperation) -> io::Result<()> {
-    flock(file, kind).map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "somebody else uses it"))
-}
-
 /// Opens and claims the file: whether transfers go past the page cache.
 fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
     let kind = std::fs::metadata(path)?.file_type();
@@ -355,7 +340,7 @@ fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        lock(file.as_fd(), kind)?;
+        claims::lock(file.as_fd(), kind)?;
     }
     Ok((file, direct))
 }

@@ -25,6 +25,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::bell::queue_bit;
+use crate::claims;
 use crate::device::{Description, Device, Fault, Progress};
 use crate::kinds::OpenError;
 use crate::parameters::Parameters;
@@ -64,7 +65,8 @@ impl Share {
             return Err(format!("{}: it is not a directory", directory.display()).into());
         }
         let socket = Path::new("/run/caisson").join(format!("share-{channel}.sock"));
-        Self::new(parameters.text("tag")?, Box::new(Virtiofsd { directory, socket }))
+        let claim = claims::path_of(channel);
+        Self::new(parameters.text("tag")?, Box::new(Virtiofsd { directory, socket, claim }))
     }
 
     fn new(tag: &str, launcher: Box<dyn Launcher>) -> Result<Self, OpenError> {

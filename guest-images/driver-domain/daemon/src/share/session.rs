@@ -1,7 +1,7 @@
 //! A vhost-user backend, for one life of a device (the protocol: QEMU's `docs/interop/vhost-user.rst`).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::words;
+use crate::claims;
 use crate::ring::QueueSetup;
 use crate::sys::{Memory, event_fd};
 
@@ -33,6 +34,8 @@ pub(super) trait Launcher: Send {
 pub(super) struct Virtiofsd {
     pub(super) directory: PathBuf,
     pub(super) socket: PathBuf,
+    /// The process has it: one whose daemon was killed has ended before the next begins.
+    pub(super) claim: PathBuf,
 }
 
 impl Launcher for Virtiofsd {
@@ -47,6 +50,7 @@ impl Launcher for Virtiofsd {
 impl Virtiofsd {
     /// Starts the program. Errors are the same as long as what is wrong is the same, so that it is told once.
     pub(super) fn run(&self, program: &Path, queues: usize) -> io::Result<Session> {
+        let claim = take_patiently(&self.claim)?;
         let _ = std::fs::remove_file(&self.socket);
         if let Some(folder) = self.socket.parent() {
             std::fs::create_dir_all(folder)?;
@@ -62,7 +66,7 @@ impl Virtiofsd {
             .arg("-o")
             .arg(option("source=", &self.directory))
             .args(["-o", "sandbox=chroot"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(claim))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
@@ -86,6 +90,19 @@ impl Virtiofsd {
         };
         let _ = std::fs::remove_file(&self.socket);
         Session::new(stream, Some(process), queues)
+    }
+}
+
+/// A backend of a daemon before this one ends soon, when it finds its socket closed.
+fn take_patiently(claim: &Path) -> io::Result<OwnedFd> {
+    let start = Instant::now();
+    loop {
+        match claims::take(claim) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 

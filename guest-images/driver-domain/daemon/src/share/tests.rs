@@ -241,7 +241,7 @@ fn why_a_program_ends_is_told_alike() {
     let (program, directory) = (folder.join("virtiofsd"), folder.clone());
     std::fs::write(&program, "#!/bin/sh\necho \"[$$ ERROR virtiofsd] no room\" >&2\nexit 1\n").unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let virtiofsd = Virtiofsd { directory, socket: folder.join("socket") };
+    let virtiofsd = Virtiofsd { directory, socket: folder.join("socket"), claim: folder.join("claims/33") };
     for _ in 0..2 {
         let error = virtiofsd.run(&program, QUEUES).err().unwrap();
         assert_eq!(error.to_string(), "virtiofsd has ended: no room");
