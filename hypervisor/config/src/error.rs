@@ -88,6 +88,20 @@ pub enum Field {
     Payload(usize, &'static str),
 }
 
+#[cfg(feature = "build")]
+impl Field {
+    /// The same field of another domain, where it is a domain's.
+    pub(crate) fn of_domain(self, index: usize) -> Self {
+        match self {
+            Self::WholeDomain(_) => Self::WholeDomain(index),
+            Self::Domain(_, name) => Self::Domain(index, name),
+            Self::Module(_, module, name) => Self::Module(index, module, name),
+            Self::Device(_, kind, device, name) => Self::Device(index, kind, device, name),
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

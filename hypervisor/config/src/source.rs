@@ -81,6 +81,7 @@ use core::fmt;
 
 use caisson_abi::Privileges;
 
+use crate::blob::DeviceBackend;
 use crate::error::{BlobError, Field, Reason};
 use crate::pools::{ContractValues, Contracts, DEFAULT_POOL, PoolValues, QUANTUM};
 use crate::rules::{self, DomainValues, MachineLimits};
@@ -112,6 +113,8 @@ pub struct ConfigText {
     pub domains: Vec<DomainText>,
     positions: BTreeMap<Field, Position>,
     origins: BTreeMap<Field, String>,
+    /// Where in the text the only domain is, the others having been left out.
+    only: Option<usize>,
 }
 
 /// The text's `[machine]` table.
@@ -297,6 +300,30 @@ impl ConfigText {
         self.origins.insert(field, origin.to_string());
     }
 
+    /// Leaves out all domains but the one of that name; its devices are served by those that would have served them. `false`, and
+    /// nothing is changed, where there is none of that name. Only for [`Purpose::Later`].
+    pub fn keep_only(&mut self, name: &str) -> bool {
+        let Some(index) = self.domains.iter().position(|domain| domain.name == name) else { return false };
+        let Some(mut domain) = self.domains.get(index).cloned() else { return false };
+        let backends: Vec<_> = domain
+            .virtio_devices
+            .iter()
+            .map(|device| match self.backend_of(index, device) {
+                Ok(DeviceBackend::Domain(backend)) => {
+                    self.domains.get(backend).map(|backend| backend.name.clone())
+                }
+                Ok(DeviceBackend::Named(name)) => Some(name.to_string()),
+                Err(_) => device.backend.clone(),
+            })
+            .collect();
+        for (device, backend) in domain.virtio_devices.iter_mut().zip(backends) {
+            device.backend = backend;
+        }
+        self.domains = alloc::vec![domain];
+        self.only = Some(index);
+        true
+    }
+
     /// The refusal of a kernel, which is known only where it can be read: the domain's index, and what is wrong.
     #[must_use]
     pub fn kernel_error(&self, domain: usize, reason: &str) -> SourceError {
@@ -425,6 +452,7 @@ impl ConfigText {
     }
 
     pub(crate) fn error_at(&self, field: Field, reason: String) -> SourceError {
+        let field = self.only.map_or(field, |index| field.of_domain(index));
         if let Some(origin) = self.origins.get(&field) {
             let (file, field) = (origin.clone(), String::new());
             return SourceError { file, position: None, field, reason };

@@ -3,11 +3,11 @@
 //! | question | answer |
 //! |---|---|
 //! | `{"ask":"devices"}` | `{"devices":[{"channel":33,"name":"web disk 1","stage":"attached","complaint":"","counters":{"requests":7,…}},…]}` |
-//! | [`Question`](caisson_protocol::Question)s about domains | [`Answer`](caisson_protocol::Answer)s |
+//! | [`Question`](caisson_protocol::Question)s about domains, and those with which new ones are made (`uploads.rs`) | [`Answer`](caisson_protocol::Answer)s |
 //! | anything else | `{"error":"…"}`, in which is said what could have been asked |
 //!
 //! Who may connect is a matter of the socket's place and mode: root. A thread serves each client, [`MAX_CLIENTS`] at a
-//! time; each line has at most [`MAX_LINE`] bytes.
+//! time; each line has at most [`MAX_LINE`](caisson_protocol::MAX_LINE) bytes.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,14 +19,14 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
+use caisson_protocol::MAX_LINE;
 use serde_json::{Map, Value, json};
 
 use crate::bell::{Bell, CHANGED};
 use crate::daemon::Status;
 use crate::host::Caisson;
+use crate::uploads::{Upload, Uploads};
 
-/// The longest question, in bytes.
-pub const MAX_LINE: u64 = 4096;
 /// Clients that are served at a time; others wait.
 pub const MAX_CLIENTS: usize = 16;
 /// How long a client may take for a line.
@@ -66,18 +66,20 @@ pub struct Desk {
     questions: Sender<Question>,
     bell: Arc<Bell>,
     caisson: Caisson,
+    uploads: Arc<Uploads>,
 }
 
 impl Desk {
     /// Questions about devices go to `questions`, and `bell` says that there are some; those about domains to Caisson.
     #[must_use]
-    pub const fn new(questions: Sender<Question>, bell: Arc<Bell>, caisson: Caisson) -> Self {
-        Self { questions, bell, caisson }
+    pub fn new(questions: Sender<Question>, bell: Arc<Bell>, caisson: Caisson) -> Self {
+        let uploads = Arc::new(Uploads::new(caisson.clone()));
+        Self { questions, bell, caisson, uploads }
     }
 
-    /// The answer to a line.
+    /// The answer to a line of the client that may have that upload.
     #[must_use]
-    pub fn ask(&self, line: &str) -> String {
+    pub fn ask(&self, upload: &mut Upload, line: &str) -> String {
         let error = |text: String| json!({ "error": text }).to_string();
         match serde_json::from_str::<Value>(line) {
             Ok(value) if value["ask"] == "devices" => {
@@ -89,7 +91,7 @@ impl Desk {
             }
             Ok(value) => match serde_json::from_value::<caisson_protocol::Question>(value) {
                 Ok(question) => {
-                    let answer = self.caisson.answer(&question);
+                    let answer = upload.answer(&question).unwrap_or_else(|| self.caisson.answer(&question));
                     serde_json::to_string(&answer).unwrap_or_else(|why| error(why.to_string()))
                 }
                 Err(why) => error(format!("that is no question: {why}")),
@@ -141,13 +143,14 @@ fn serve(client: &UnixStream, desk: &Desk) -> io::Result<()> {
     client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
     let mut lines = BufReader::new(client);
+    let mut upload = Uploads::client(&desk.uploads);
     loop {
         let mut line = String::new();
         if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
         let mut client = client;
-        writeln!(client, "{}", desk.ask(&line))?;
+        writeln!(client, "{}", desk.ask(&mut upload, &line))?;
         if !line.ends_with('\n') {
             return Ok(());
         }

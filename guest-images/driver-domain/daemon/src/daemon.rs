@@ -62,6 +62,8 @@ pub struct Daemon {
 struct Entry {
     voice: Arc<Voice>,
     stage: Stage,
+    /// What it was opened with last: its virtio type and parameters.
+    wanted: Wanted,
     /// What was said of it last, so that it is not said again.
     complaint: String,
 }
@@ -92,9 +94,13 @@ struct Ended {
     end: End,
 }
 
+/// A device's virtio type, and what the configuration says of it.
+type Wanted = (u32, String);
+
 /// A device that has been opened, or why not.
 struct Opened {
     channel: u16,
+    wanted: Wanted,
     result: Result<Box<dyn Device>, String>,
 }
 
@@ -248,8 +254,14 @@ impl Daemon {
         let mut entry = self.entries.remove(&record.channel).unwrap_or_else(|| Entry {
             voice: Arc::new(Voice::new(name_of(record))),
             stage: Stage::Listed,
+            wanted: Wanted::default(),
             complaint: String::new(),
         });
+        // The number of a domain that was forgotten may be another's.
+        let name = name_of(record);
+        if entry.voice.name() != name {
+            entry.voice = Arc::new(Voice::new(name));
+        }
         match self.stages(record, &mut entry) {
             Ok(()) if matches!(entry.stage, Stage::Opening | Stage::Failed(_)) => {}
             Ok(()) => content(&mut entry),
@@ -269,9 +281,11 @@ impl Daemon {
     }
 
     /// A thread has opened a device, or could not.
-    fn opened(&mut self, Opened { channel, result }: Opened) {
+    fn opened(&mut self, Opened { channel, wanted, result }: Opened) {
         let Some(mut entry) = self.entries.remove(&channel) else { return };
         match result {
+            // Of a domain that was forgotten meanwhile, and its number is another's: that one's is on its way.
+            _ if entry.wanted != wanted || !matches!(entry.stage, Stage::Opening) => {}
             Ok(device) => {
                 entry.stage = Stage::Open { device, described: false };
                 content(&mut entry);
@@ -285,16 +299,20 @@ impl Daemon {
     }
 
     /// Has a thread open a device: that may take its time, and events of others do not wait for it.
-    fn open(&self, record: &ChannelRecord, parameters: String) -> Result<(), OpenError> {
+    fn open(&self, record: &ChannelRecord, wanted: Wanted) -> Result<(), OpenError> {
         let (sender, bell, record) = (self.opened.0.clone(), Arc::clone(&self.bell), *record);
         let run = move || {
-            let result = open_patiently(&record, &parameters).map_err(|error| error.to_string());
+            let result = open_patiently(&record, &wanted.1).map_err(|error| error.to_string());
             // The daemon is gone where nobody receives it.
-            let _ = sender.send(Opened { channel: record.channel, result });
+            let _ = sender.send(Opened { channel: record.channel, wanted, result });
             bell.ring(CHANGED);
         };
         thread::Builder::new().name(format!("open {}", record.channel)).spawn(run)?;
         Ok(())
+    }
+
+    fn wanted(&self, record: &ChannelRecord) -> Result<Wanted, OpenError> {
+        Ok((record.kind, self.caisson.parameters(record.channel, record.parameters)?))
     }
 
     fn stages(&mut self, record: &ChannelRecord, entry: &mut Entry) -> Result<(), OpenError> {
@@ -305,9 +323,19 @@ impl Daemon {
                 return Ok(());
             }
             Stage::Listed | Stage::Failed(_) => {
-                let text = self.caisson.parameters(channel, record.parameters)?;
-                self.open(record, text)?;
+                entry.wanted = self.wanted(record)?;
+                self.open(record, entry.wanted.clone())?;
                 entry.stage = Stage::Opening;
+            }
+            // Another domain may have the number of one that was forgotten: this is not its device then.
+            Stage::Open { .. } if record.state & record::DESCRIBED == 0 => {
+                let wanted = self.wanted(record)?;
+                if entry.wanted != wanted {
+                    // The file of the old one is let go of first.
+                    entry.stage = Stage::Listed;
+                    self.open(record, wanted.clone())?;
+                    (entry.wanted, entry.stage) = (wanted, Stage::Opening);
+                }
             }
             _ => {}
         }

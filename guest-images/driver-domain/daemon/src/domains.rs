@@ -26,6 +26,9 @@ impl Caisson {
     fn try_answer(&self, question: &Question) -> Result<Answer, Refusal> {
         Ok(match question {
             Question::Devices => Answer::Error("devices are the daemon's own".into()),
+            Question::Begin { .. } | Question::Piece { .. } | Question::Create { .. } | Question::End => {
+                Answer::Error("blobs are a connection's own".into())
+            }
             Question::Machine => {
                 let (_, data) = self.written(Number::MachineInfo, &[], size_of::<MachineRecord>())?;
                 let record = MachineRecord::read_from_prefix(&data)
@@ -76,6 +79,7 @@ impl Caisson {
             Action::Destroy => Number::DomainDestroy,
             Action::Pause => Number::DomainPause,
             Action::Resume => Number::DomainResume,
+            Action::Forget => Number::DomainForget,
         };
         let start = Instant::now();
         loop {
@@ -130,6 +134,10 @@ mod tests {
         let Answer::Error(error) = act(Action::Pause, 9) else { panic!("nobody paused") };
         assert_eq!(error, "domain_pause: no domain with this number is alive");
         assert_eq!(ended::DESTROYED, 5);
+        assert_eq!(act(Action::Forget, 2), Answer::Done(true));
+        assert_eq!(states(), [State::Running]);
+        let Answer::Error(error) = act(Action::Forget, 2) else { panic!("nobody was forgotten") };
+        assert_eq!(error, "domain_forget: no domain with this number is alive");
     }
 
     #[test]

@@ -26,6 +26,7 @@
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`control`] | the socket at which the daemon answers questions |
 //! | [`domains`] | questions about domains, and what is to be done to them |
+//! | [`uploads`] | blobs of new domains, on their way to Caisson |
 //! | [`guests`] | files that say which devices have a guest |
 //! | [`claims`] | files that are locked while anything of a device is under way |
 //! | [`parameters`], [`kinds`] | what the configuration says of a device, and what comes of it |
@@ -61,3 +62,4 @@ pub mod statistics;
 pub mod sys;
 #[cfg(test)]
 mod testing;
+pub mod uploads;

@@ -8,6 +8,16 @@
 //! {"ask":"read","domain":2,"position":0}             {"output":{"first":0,"end":12,"bytes":"aGVsbG8gd29ybGQh"}}
 //! ```
 //!
+//! New domains are made of a configuration blob, which goes to Caisson piece by piece. One connection at a time has a blob under
+//! way; it is let go of with `end`, and when the connection closes:
+//!
+//! ```text
+//! {"ask":"begin","bytes":8192}                       {"done":true}
+//! {"ask":"piece","offset":0,"bytes":"Q0FJU1NPTho…"}  {"done":true}
+//! {"ask":"create","index":0}                         {"created":3}
+//! {"ask":"end"}                                      {"done":true}
+//! ```
+//!
 //! Names of fields are stable: programs read them, from the tool's `--json` as well. Times are nanoseconds, sizes bytes.
 
 #![forbid(unsafe_code)]
@@ -25,6 +35,8 @@ pub const PORTS: &str = "/run/caisson/console";
 pub const MAX_LINE: u64 = 256 << 10;
 /// The most bytes that are typed by one question.
 pub const MAX_TYPED: usize = 2048;
+/// The most bytes of a blob in one question: as Base64 they are a third more.
+pub const MAX_PIECE: usize = 128 << 10;
 
 /// A question.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -62,6 +74,25 @@ pub enum Question {
         /// What: at most [`MAX_TYPED`].
         bytes: Bytes,
     },
+    /// A blob is to come.
+    Begin {
+        /// How many bytes it has.
+        bytes: u64,
+    },
+    /// A piece of the blob.
+    Piece {
+        /// Where in the blob.
+        offset: u64,
+        /// What: at most [`MAX_PIECE`].
+        bytes: Bytes,
+    },
+    /// A domain is to be made of the blob, which has come whole.
+    Create {
+        /// Its number in the blob, from 0.
+        index: u32,
+    },
+    /// No more domains are made of the blob.
+    End,
 }
 
 /// What can be done to a domain.
@@ -75,6 +106,7 @@ pub enum Action {
     Destroy,
     Pause,
     Resume,
+    Forget,
 }
 
 /// An answer.
@@ -87,12 +119,14 @@ pub enum Answer {
     Domains(Vec<Domain>),
     /// To [`Question::Vcpus`].
     Vcpus(Vec<Vcpu>),
-    /// To [`Question::Act`].
+    /// To [`Question::Act`], [`Question::Begin`], [`Question::Piece`] and [`Question::End`].
     Done(bool),
     /// To [`Question::Read`].
     Output(Output),
     /// To [`Question::Write`]: how many bytes there was room for.
     Written(u64),
+    /// To [`Question::Create`]: the domain's number.
+    Created(u16),
     /// Why there is no other answer.
     Error(String),
 }
@@ -367,12 +401,20 @@ mod tests {
                 Question::Write { domain: 2, bytes: Bytes(b"hello".to_vec()) },
                 r#"{"ask":"write","domain":2,"bytes":"aGVsbG8="}"#,
             ),
+            (Question::Begin { bytes: 8192 }, r#"{"ask":"begin","bytes":8192}"#),
+            (
+                Question::Piece { offset: 3, bytes: Bytes(b"hello".to_vec()) },
+                r#"{"ask":"piece","offset":3,"bytes":"aGVsbG8="}"#,
+            ),
+            (Question::Create { index: 1 }, r#"{"ask":"create","index":1}"#),
+            (Question::End, r#"{"ask":"end"}"#),
         ] {
             assert_eq!(serde_json::to_string(&question).unwrap(), line);
             assert_eq!(serde_json::from_str::<Question>(line).unwrap(), question);
         }
         for (answer, line) in [
             (Answer::Done(true), r#"{"done":true}"#),
+            (Answer::Created(3), r#"{"created":3}"#),
             (Answer::Error("no".into()), r#"{"error":"no"}"#),
             (
                 Answer::Output(Output { first: 0, end: 3, bytes: Bytes(vec![0xff, 0, 1]) }),
@@ -388,6 +430,12 @@ mod tests {
         assert!(
             serde_json::from_str::<Question>(r#"{"ask":"act","action":"pause","domain":65536}"#).is_err()
         );
+    }
+
+    #[test]
+    fn a_piece_fits_a_line() {
+        let piece = Question::Piece { offset: u64::MAX, bytes: Bytes(vec![0xff; MAX_PIECE]) };
+        assert!((serde_json::to_string(&piece).unwrap().len() as u64) < MAX_LINE);
     }
 
     #[test]

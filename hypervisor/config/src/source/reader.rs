@@ -45,6 +45,7 @@ pub(super) fn read(text: &str, file: &str, purpose: Purpose) -> Result<ConfigTex
         domains,
         positions: reader.positions,
         origins: BTreeMap::new(),
+        only: None,
     })
 }
 

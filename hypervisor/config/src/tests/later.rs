@@ -193,3 +193,24 @@ fn tables_of_later_domains_have_a_limit() {
     );
     assert!(build(&parse_toml(&many(32), "t").unwrap(), resolver).is_ok(), "a machine's have none");
 }
+
+/// Where one of several is made, its devices are served by whom they would be, and its mistakes are where they are.
+#[test]
+fn one_domain_of_a_text_is_kept() {
+    let text = LATER.replace("[\"events\"]", "[\"io-backend\"]").replace("backend = \"\"", "");
+    let text = text.replace("[[domain.disk]]\npath = \"/srv/store\"\n", "");
+    let text = text + "[[domain.network]]\nbridge = \"br0\"\nbackend = \"driver\"\n";
+    let mut config = parse_later(&text.replace("pool = \"rt\"", "initrd = \"missing\""), "t").unwrap();
+    let before = config.clone();
+    assert!(!config.keep_only("nobody") && config == before);
+    assert!(config.keep_only("web"));
+    let error = build(&config, resolver).unwrap_err().to_string();
+    assert_eq!(error, "t:24:10: domain[1].modules[0].file: \"missing\": no such file; and no hint");
+    let mut config = parse_later(&text, "t").unwrap();
+    assert!(config.keep_only("web"));
+    let bytes = build(&config, resolver).unwrap();
+    let blob = Blob::parse(&bytes).unwrap();
+    assert_eq!(blob.domains().len(), 1);
+    let backends: Vec<_> = blob.domain(0).unwrap().virtio_devices().map(|device| device.backend).collect();
+    assert_eq!(backends, ["driver", "store"].map(DeviceBackend::Named), "a network, and a port");
+}

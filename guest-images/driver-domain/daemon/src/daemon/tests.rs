@@ -247,3 +247,18 @@ fn a_guest_has_its_file_while_daemons_come_and_go() {
     until(&mut daemon, |_| !path.exists());
     std::fs::remove_dir(&folder).unwrap();
 }
+
+/// The domain with a disk is forgotten, and another one gets its number before the daemon looks again.
+#[test]
+fn a_number_that_is_anothers_has_anothers_device() {
+    let mut machine = Machine::new();
+    let other = file(2 << 20);
+    let fake = Arc::clone(&machine.fake);
+    fake.add(DISK, BLOCK, "next", &parameters(&other));
+    until(&mut machine.daemon, |_| fake.record(DISK).state & record::DESCRIBED != 0);
+    assert_eq!(machine.daemon.status()[0].name, "next disk 1");
+    let (guest, mut driver) = machine.start();
+    write(&guest, &mut driver, 1, 5);
+    until(&mut machine.daemon, |_| driver.used_index() == 1);
+    assert_eq!((sector(&other, 1), sector(&machine.disk, 1)), (5, 0));
+}

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use caisson_abi::control::{ConsoleHeader, DomainRecord, MachineRecord, ended, flag, state};
+use caisson_abi::control::{ConsoleHeader, DomainRecord, MAX_BLOB, MachineRecord, ended, flag, state};
 use caisson_abi::events::{ANY, PAGE_WORDS, PENDING, Source};
 use caisson_abi::io::{
     CHANGES, ChannelDescription, ChannelRecord, MemoryRange, QueueState, device_of, record,
@@ -39,6 +39,8 @@ struct Inner {
     devices: BTreeMap<u16, FakeDevice>,
     ports: Vec<Option<Source>>,
     domains: Vec<FakeDomain>,
+    /// The blob that has been begun, and whether a domain has been made of it.
+    blob: Option<(Vec<u8>, bool)>,
 }
 
 /// A domain that can be controlled.
@@ -228,8 +230,74 @@ impl Fake {
         self.inner().domains.iter().find(|domain| domain.record.id == id).unwrap().typed.clone()
     }
 
+    /// The blob that has been begun.
+    pub fn blob(&self) -> Option<Vec<u8>> {
+        self.inner().blob.as_ref().map(|(bytes, _)| bytes.clone())
+    }
+
+    /// A call about a blob, of which domains with small numbers can be made; `None` where it is about something else.
+    fn making(inner: &mut Inner, call: &mut Call) -> Option<CallResult> {
+        let [first, _, third, _] = call.arguments;
+        Some(match (call.number, &mut inner.blob) {
+            (Number::BlobBegin, blob) => {
+                *blob = None;
+                match first {
+                    0 => Err(CallError::Invalid),
+                    1..=MAX_BLOB => {
+                        *blob = Some((vec![0; first as usize], false));
+                        Ok(0)
+                    }
+                    _ => Err(CallError::TooBig),
+                }
+            }
+            (Number::BlobWrite | Number::BlobEnd | Number::DomainCreate, None) => {
+                Err(CallError::NotConnected)
+            }
+            (Number::BlobWrite, Some((_, true))) => Err(CallError::Busy),
+            (Number::BlobWrite, Some((blob, _))) => {
+                let end = first.checked_add(third).filter(|&end| end <= blob.len() as u64);
+                end.ok_or(CallError::Invalid).map(|end| {
+                    blob[first as usize..end as usize].copy_from_slice(&call.data[..third as usize]);
+                    0
+                })
+            }
+            (Number::BlobEnd, blob) => {
+                *blob = None;
+                Ok(0)
+            }
+            (Number::DomainCreate, Some(_)) if first > 7 => {
+                let line = format!("domain[{first}].memory: there is too little left\0");
+                call.data.iter_mut().zip(line.bytes()).for_each(|(to, from)| *to = from);
+                Err(CallError::Refused)
+            }
+            (Number::DomainCreate, Some((_, made))) => {
+                *made = true;
+                let id = inner.domains.len() as u16 + 1;
+                let record = DomainRecord { id, state: state::WAITING, ..DomainRecord::default() };
+                inner.domains.push(FakeDomain { record, written: Vec::new(), typed: Vec::new(), busy: 0 });
+                Ok(id.into())
+            }
+            (Number::DomainForget, _) => {
+                let is = |domain: &FakeDomain| u64::from(domain.record.id) == first;
+                let at = inner.domains.iter().position(is);
+                match at.map(|at| (at, inner.domains[at].record.state)) {
+                    None => Err(CallError::NoSuchDomain),
+                    Some((at, state::GONE)) => {
+                        inner.domains.remove(at);
+                        Ok(0)
+                    }
+                    Some(_) => Err(CallError::Busy),
+                }
+            }
+            _ => return None,
+        })
+    }
+
     /// A call about domains.
     fn control(inner: &mut Inner, call: &mut Call) -> CallResult {
+        if let Some(result) = Self::making(inner, call) {
+            return result;
+        }
         let [first, second, third, _] = call.arguments;
         let data = &mut call.data;
         let mut put = |bytes: &[u8]| data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
