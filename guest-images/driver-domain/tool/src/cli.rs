@@ -34,6 +34,23 @@ pub enum Command {
         /// Which.
         domain: String,
     },
+    /// Make domains from a TOML text or from a blob, in their order, and start them.
+    Create {
+        /// The text, whose files are looked for from its own folder, or the blob.
+        file: PathBuf,
+        /// The only one of its domains that is made.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+        /// Wait until they run.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Forget a domain that is gone: its name and its number are free, and it cannot be started again.
+    #[command(alias = "undefine")]
+    Forget {
+        /// Which.
+        domain: String,
+    },
     /// Start a domain that is gone, from its record in the configuration.
     Start {
         /// Which.

@@ -67,6 +67,10 @@ impl From<io::Error> for Error {
 }
 
 impl Error {
+    fn no_such(name: &str, there: Vec<Domain>) -> Self {
+        Self::NoSuchDomain(name.to_owned(), there.into_iter().map(|domain| domain.name).collect())
+    }
+
     /// What the program ends with.
     #[must_use]
     pub fn code(&self) -> ExitCode {
@@ -157,6 +161,18 @@ impl Client {
         }
     }
 
+    /// The domain with this number.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDomain`], or as [`Client::ask_value`].
+    pub fn numbered(&mut self, id: u16) -> Result<Domain, Error> {
+        let mut domains = self.domains()?;
+        match domains.iter().position(|domain| domain.id == id) {
+            Some(index) => Ok(domains.swap_remove(index)),
+            None => Err(Error::no_such(&id.to_string(), domains)),
+        }
+    }
+
     /// The domain with this name, or else this number.
     ///
     /// # Errors
@@ -167,10 +183,7 @@ impl Client {
         let number = name.parse().ok();
         match by_name.or_else(|| domains.iter().position(|domain| Some(domain.id) == number)) {
             Some(index) => Ok(domains.swap_remove(index)),
-            None => {
-                let there = domains.into_iter().map(|domain| domain.name).collect();
-                Err(Error::NoSuchDomain(name.to_owned(), there))
-            }
+            None => Err(Error::no_such(name, domains)),
         }
     }
 }

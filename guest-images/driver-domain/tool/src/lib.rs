@@ -1,10 +1,11 @@
-//! The control tool `caisson` of the driver domain: lists, watches, starts and ends the machine's domains. It asks the backend
+//! The control tool `caisson` of the driver domain: makes, lists, watches, starts and ends the machine's domains. It asks the backend
 //! daemon at its socket, which makes the calls ([`caisson_protocol`]).
 //!
 //! | file | what |
 //! |---|---|
 //! | `cli.rs` | the command line |
 //! | `client.rs` | questions and answers at the socket; what can go wrong |
+//! | `create.rs` | domains are made of a text or a blob |
 //! | `show.rs` | tables and lines for people |
 //! | `top.rs` | where the time goes, from one look to the next |
 //! | `console.rs` | a domain's console at one's own terminal |
@@ -18,6 +19,7 @@
 mod cli;
 mod client;
 mod console;
+mod create;
 mod port;
 mod show;
 mod top;
@@ -42,16 +44,21 @@ const LOOK: Duration = Duration::from_millis(100);
 /// # Errors
 /// Why it could not be done.
 pub fn run(cli: &Cli, out: &mut impl Write) -> Result<(), Error> {
+    if let Command::Create { file, only, wait } = &cli.command {
+        return create::run(cli, file, only.as_deref(), *wait, out);
+    }
     let mut client = Client::connect(&cli.socket)?;
     match &cli.command {
+        // Done above: the daemon does not wait for files to be read.
+        Command::Create { .. } => Ok(()),
+        Command::Forget { domain } => forget(&mut client, cli, domain, out),
         Command::List => {
             let domains = client.domains()?;
             if cli.json { print(out, &domains) } else { Ok(show::list(out, &domains)?) }
         }
         Command::Info { domain } => info(&mut client, cli, domain, out),
         Command::Start { domain, wait } => {
-            let up = |domain: &Domain| matches!(domain.state, State::Running | State::Blocked);
-            act(&mut client, cli, (Action::Start, "started"), domain, wait.then_some(&up), out)
+            act(&mut client, cli, (Action::Start, "started"), domain, wait.then_some(&is_up), out)
         }
         Command::Shutdown { domain, wait } => act(
             &mut client,
@@ -120,6 +127,46 @@ fn is_gone(domain: &Domain) -> bool {
     domain.state == State::Gone
 }
 
+fn is_up(domain: &Domain) -> bool {
+    matches!(domain.state, State::Running | State::Blocked)
+}
+
+/// Waits until a domain is as `wanted`.
+fn wait<W: Fn(&Domain) -> bool + ?Sized>(
+    client: &mut Client,
+    cli: &Cli,
+    domain: u16,
+    wanted: &W,
+) -> Result<Domain, Error> {
+    let limit = Duration::from_secs(cli.patience);
+    let start = Instant::now();
+    loop {
+        let now = client.numbered(domain)?;
+        if wanted(&now) {
+            return Ok(now);
+        }
+        if start.elapsed() > limit {
+            return Err(Error::Patience(now.name, cli.patience));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Forgets a domain, which is then told as it was.
+fn forget(client: &mut Client, cli: &Cli, name: &str, out: &mut impl Write) -> Result<(), Error> {
+    let domain = client.find(name)?;
+    match client.ask(&Question::Act { action: Action::Forget, domain: domain.id }) {
+        Ok(Answer::Done(_)) => {}
+        Ok(_) => return Err(Error::Nonsense),
+        Err(error) => return Err(show::explain(error, Action::Forget, &domain)),
+    }
+    if cli.json {
+        print(out, &json!({ "domain": domain }))
+    } else {
+        Ok(writeln!(out, "{}: forgotten", domain.name)?)
+    }
+}
+
 /// Has something done to a domain, and waits until it is as `wanted`.
 fn act<W: Fn(&Domain) -> bool + ?Sized>(
     client: &mut Client,
@@ -136,17 +183,10 @@ fn act<W: Fn(&Domain) -> bool + ?Sized>(
         Err(error) => return Err(show::explain(error, action, &domain)),
     }
     if let Some(wanted) = wanted {
-        let limit = Duration::from_secs(cli.patience);
-        let start = Instant::now();
-        while !wanted(&client.find(&domain.id.to_string())?) {
-            if start.elapsed() > limit {
-                return Err(Error::Patience(domain.name, cli.patience));
-            }
-            thread::sleep(LOOK);
-        }
+        wait(client, cli, domain.id, wanted)?;
     }
     if cli.json {
-        let now = client.find(&domain.id.to_string())?;
+        let now = client.numbered(domain.id)?;
         return print(out, &json!({ "domain": now }));
     }
     Ok(writeln!(out, "{}: {done}", domain.name)?)
@@ -160,10 +200,13 @@ fn events(client: &mut Client, cli: &Cli, times: Option<u64>, out: &mut impl Wri
         thread::sleep(LOOK);
         let machine = client.machine()?;
         let now = client.domains()?;
-        for domain in &now {
-            let Some(event) = show::event(before.iter().find(|old| old.id == domain.id), domain) else {
-                continue;
-            };
+        let forgotten = before.iter().filter(|old| now.iter().all(|domain| domain.id != old.id));
+        let forgotten = forgotten.map(|domain| (domain, "forgotten".to_owned()));
+        let news = now.iter().filter_map(|domain| {
+            let old = before.iter().find(|old| old.id == domain.id);
+            show::event(old, domain).map(|event| (domain, event))
+        });
+        for (domain, event) in forgotten.chain(news) {
             if cli.json {
                 let (id, name, ended) = (domain.id, &domain.name, domain.ended);
                 print(

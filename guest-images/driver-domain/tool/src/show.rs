@@ -125,7 +125,9 @@ pub(crate) fn devices(out: &mut impl Write, devices: &Value) -> io::Result<()> {
 
 /// What has become of a domain from one look to the next, where that is worth a word.
 pub(crate) fn event(before: Option<&Domain>, now: &Domain) -> Option<String> {
-    let before = before?;
+    let Some(before) = before.filter(|before| before.name == now.name) else {
+        return Some("created".to_owned());
+    };
     let ended = || match now.ended {
         Ended::Never => String::new(),
         ended => format!(", {}", ended.words()),
@@ -163,6 +165,10 @@ pub(crate) fn explain(error: Error, action: Action, domain: &Domain) -> Error {
         Action::Start if domain.state != State::Gone => {
             format!("{name} is not gone, but {}: it cannot be started", domain.state.name())
         }
+        Action::Forget if domain.state != State::Gone => {
+            format!("{name} is not gone, but {}: end it first", domain.state.name())
+        }
+        Action::Forget => format!("{name}: {why}"),
         _ if domain.state == State::Gone => format!("{name} is gone: start it first"),
         _ => format!("{name}: {why}"),
     };
@@ -182,6 +188,9 @@ mod tests {
         let event = |before: (State, u32), now: (State, u32)| {
             event(Some(&domain(before.0, before.1)), &domain(now.0, now.1))
         };
+        assert_eq!(super::event(None, &domain(State::Waiting, 0)).as_deref(), Some("created"));
+        let other = Domain { name: "old".into(), ..domain(State::Gone, 1) };
+        assert_eq!(super::event(Some(&other), &domain(State::Waiting, 0)).as_deref(), Some("created"));
         assert_eq!(event((State::Running, 1), (State::Blocked, 1)), None);
         assert_eq!(event((State::Running, 1), (State::Paused, 1)).as_deref(), Some("paused"));
         assert_eq!(event((State::Paused, 1), (State::Blocked, 1)).as_deref(), Some("resumed"));

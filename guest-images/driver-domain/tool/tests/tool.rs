@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use caisson_config::source::{parse_later, parse_toml};
+use caisson_config::{Blob, build};
 use caisson_protocol::{Action, Answer, Bytes, Domain, Ended, Machine, Output, Question, State, Vcpu};
 use caisson_tool::{Cli, Error, run};
 use clap::Parser as _;
@@ -20,6 +22,8 @@ use serde_json::Value;
 struct Daemon {
     domains: Vec<Domain>,
     now: u64,
+    /// The blob that has come.
+    blob: Vec<u8>,
 }
 
 impl Daemon {
@@ -37,10 +41,43 @@ impl Daemon {
             Question::Vcpus { .. } => {
                 Answer::Vcpus(vec![Vcpu { exits: 77, activity: "running".into(), ..Vcpu::default() }])
             }
+            Question::Begin { bytes } => {
+                self.blob = vec![0; bytes as usize];
+                Answer::Done(true)
+            }
+            Question::Piece { offset, bytes } => {
+                let start = offset as usize;
+                self.blob[start..start + bytes.0.len()].copy_from_slice(&bytes.0);
+                Answer::Done(true)
+            }
+            Question::Create { index } => {
+                let blob = Blob::parse(&self.blob).unwrap();
+                let record = blob.domain(index as usize).unwrap();
+                let name = record.name().to_owned();
+                if self.domains.iter().any(|domain| domain.name == name) {
+                    let why = "is the name of a domain already; choose another name";
+                    return Answer::Error(format!("domain[{index}].name: {name:?} {why}"));
+                }
+                let id = self.domains.len() as u16 + 1;
+                let (state, ended) = match record.cmdline() {
+                    "fails" => (State::Gone, Ended::Failed),
+                    "short" => (State::Gone, Ended::Poweroff),
+                    _ => (State::Running, Ended::Never),
+                };
+                self.domains.push(Domain { id, name, state, ended, life: 1, ..Domain::default() });
+                Answer::Created(id)
+            }
+            Question::End => {
+                self.blob.clear();
+                Answer::Done(true)
+            }
             Question::Act { domain: 1, .. } => Answer::Error("domain_x: out of range".into()),
             Question::Act { action, domain } => {
-                let domain = &mut self.domains[usize::from(domain) - 1];
+                let index = usize::from(domain) - 1;
+                let domain = &mut self.domains[index];
                 match action {
+                    Action::Forget if domain.state != State::Gone => return Answer::Error("busy".into()),
+                    Action::Forget => drop(self.domains.remove(index)),
                     Action::Start if domain.state != State::Gone => return Answer::Error("busy".into()),
                     Action::Start => domain.state = State::Running,
                     _ if domain.state == State::Gone => return Answer::Error("nobody".into()),
@@ -94,7 +131,8 @@ impl Fake {
             vcpus: 1,
             ..Domain::default()
         };
-        let daemon = Daemon { domains: vec![domain(1, "driver"), domain(2, "web")], now: 0 };
+        let daemon =
+            Daemon { domains: vec![domain(1, "driver"), domain(2, "web")], now: 0, blob: Vec::new() };
         let daemon = Arc::new(Mutex::new(daemon));
         let listener = UnixListener::bind(&path).unwrap();
         let shared = Arc::clone(&daemon);
@@ -221,4 +259,142 @@ fn events_are_followed() {
     assert_eq!(events.len(), 2);
     assert!(events.iter().all(|event| event["name"] == "web" && event["time_ns"].as_u64() > Some(0)));
     assert!(events.iter().any(|event| event["event"] == "paused"), "{text}");
+}
+
+/// A folder with files, which goes when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("caisson-tool-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        let folder = Self(path);
+        folder.put("kernel", &kernel());
+        folder
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The smallest multiboot1 kernel (Multiboot 0.6.96, section 3.1): its header says where it is loaded.
+fn kernel() -> Vec<u8> {
+    const MAGIC: u32 = 0x1bad_b002;
+    const ADDRESSES: u32 = 1 << 16;
+    let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(ADDRESSES);
+    let header = [MAGIC, ADDRESSES, checksum, 0x10_0000, 0x10_0000, 0, 0, 0x10_0020];
+    let mut image: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    image.resize(64, 0xf4);
+    image
+}
+
+fn domain(name: &str, more: &str) -> String {
+    format!("[[domain]]\nname = \"{name}\"\nmemory = \"4M\"\nkernel = \"kernel\"\n{more}\n")
+}
+
+#[test]
+fn domains_are_made_in_their_order() {
+    let (fake, folder) = (Fake::new(), Folder::new("made"));
+    // More than one piece, and later ones are served by earlier ones.
+    folder.put("data", &vec![7; 300_000]);
+    let store = domain("store", "modules = [\"data\"]\nprivileges = [\"io-backend\"]");
+    let user = domain("user", "cmdline = \"short\"\n[[domain.disk]]\npath = \"/a\"");
+    let file = folder.put("two.toml", (store + &user).as_bytes());
+    assert_eq!(fake.run(&format!("create {file} --wait")).unwrap(), "store: created\nuser: created\n");
+    assert_eq!(fake.json("info user")["domain"]["ended"], "poweroff");
+    assert!(fake.1.lock().unwrap().blob.is_empty(), "it has been let go of");
+    let again = fake.error(&format!("create {file}"));
+    assert!(again.ends_with(
+        "two.toml: domain[0].name: \"store\" is the name of a domain already; choose another name"
+    ));
+    // The other way: forgotten, and made alone.
+    assert_eq!(fake.error("forget store"), "store is not gone, but running: end it first");
+    assert_eq!(fake.run("undefine user").unwrap(), "user: forgotten\n");
+    assert_eq!(fake.error("info user"), "no domain is called \"user\"; there are driver, web, store");
+    assert_eq!(fake.json(&format!("create {file} --only user"))["domain"]["name"], "user");
+    let again = fake.error(&format!("create {file} --only user"));
+    assert!(again.contains("two.toml: domain[1].name: \"user\" is the name"), "{again}");
+    assert_eq!(fake.json("forget user")["domain"]["id"], 4);
+}
+
+#[test]
+fn a_blob_makes_domains_as_its_text_does() {
+    let (fake, folder) = (Fake::new(), Folder::new("blob"));
+    let read = |name: &str| fs::read(folder.0.join(name)).map_err(|error| error.to_string());
+    let later = parse_later(&(domain("a", "") + &domain("b", "pool = \"rt\"")), "t").unwrap();
+    let file = folder.put("later.blob", &build(&later, read).unwrap());
+    assert_eq!(fake.run(&format!("create {file} --only b")).unwrap(), "b: created\n");
+    assert_eq!(fake.run(&format!("create {file} --only a")).unwrap(), "a: created\n");
+    // A machine's, but not what only a machine has from its start.
+    let machine =
+        domain("first", "privileges = [\"io-backend\"]") + &domain("guest", "disk = [{ path = \"/a\" }]");
+    let blob = build(&parse_toml(&machine, "t").unwrap(), read).unwrap();
+    let file = folder.put("machine.blob", &blob);
+    assert_eq!(fake.run(&format!("create {file} --only guest")).unwrap(), "guest: created\n");
+    let error = fake.error(&format!("create {file}"));
+    assert!(error.contains("machine.blob: domain[0].devices: PCI functions belong to domains"), "{error}");
+    let mut damaged = blob;
+    let at = damaged.len() - 4096 + 40;
+    damaged[at] ^= 1;
+    let file = folder.put("damaged.blob", &damaged);
+    let error = fake.error(&format!("create {file} --only guest"));
+    assert!(
+        error.contains("kernel \"kernel\" of domain \"first\" (payload[0].sha256): the SHA-256 does not"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_cannot_be_made_is_told_before_anything_is_sent() {
+    let (fake, folder) = (Fake::new(), Folder::new("wrong"));
+    folder.put("text", b"this is no kernel");
+    let error = |name: &str, text: &str| {
+        let file = folder.put(name, text.as_bytes());
+        let error = fake.error(&format!("create {file}"));
+        assert!(!error.contains('\n') && error.starts_with(&file), "{error}");
+        error[file.len()..].to_owned()
+    };
+    let good = domain("new", "");
+    for (text, expected) in [
+        (good.replace("4M", "12Q"), ":3:10: domain[0].memory: \"12Q\" is not a size; write e.g. \"512M\""),
+        (
+            good.replace("\"kernel\"", "\"missing\""),
+            ":4:10: domain[0].kernel: \"missing\": No such file or directory",
+        ),
+        (
+            good.replace("\"kernel\"", "\"@linux\""),
+            ":4:10: domain[0].kernel: \"@linux\": images of cargo xtask are not here;",
+        ),
+        (
+            good.replace("\"kernel\"", "\"text\""),
+            ":4:10: domain[0].kernel: \"text\": no Linux bzImage, PVH ELF or multiboot1",
+        ),
+        (good.replace("\"kernel\"", "\".\""), ":4:10: domain[0].kernel: \".\": Is a directory"),
+        (domain("new", "devices = \"all\""), ":5:11: domain[0].devices: PCI functions belong to domains"),
+        ("memory".to_owned(), ":1:7: not TOML: "),
+        (String::new(), ": domain: there is none;"),
+    ] {
+        let found = error("wrong.toml", &text);
+        assert!(found.starts_with(expected), "{found}");
+    }
+    let file = folder.put("latin.toml", b"\xe4");
+    assert!(fake.error(&format!("create {file}")).ends_with(": neither UTF-8 text nor a config blob"));
+    let file = folder.put("good.toml", good.as_bytes());
+    let nobody = fake.error(&format!("create {file} --only nobody"));
+    assert!(nobody.ends_with("good.toml: it describes no domain \"nobody\"; there are new"), "{nobody}");
+    assert!(fake.error("create /nowhere.toml").starts_with("cannot read /nowhere.toml: No such file"));
+    assert!(fake.1.lock().unwrap().blob.is_empty(), "nothing has been sent");
+    // It can be tried only.
+    let file = folder.put("fails.toml", domain("new", "cmdline = \"fails\"").as_bytes());
+    let failed = fake.error(&format!("create {file} --wait"));
+    assert_eq!(failed, "new could not be made: Caisson's log says why");
 }
