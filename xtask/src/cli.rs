@@ -205,6 +205,9 @@ pub enum ConfigCommand {
         /// Where to leave the blob [default: target/caisson/configs/NAME.blob]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// For `caisson create` in a driver domain: of domains that are made later, while the machine runs
+        #[arg(long)]
+        later: bool,
     },
     /// Check a config or a blob
     Check {
@@ -216,6 +219,9 @@ pub enum ConfigCommand {
         /// CPUs that pools and reservations must fit
         #[arg(long, value_name = "N")]
         machine_cpus: Option<u32>,
+        /// As one of domains that are made later, while the machine runs
+        #[arg(long)]
+        later: bool,
     },
     /// Show what a blob holds, or what a config compiles to
     Show {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use caisson_config::{
-    Blob, Field, MAGIC, show,
-    source::{ConfigText, ModuleText, parse_toml},
+    Blob, Field, MAGIC, Purpose, show,
+    source::{ConfigText, ModuleText, parse_later, parse_toml},
 };
 
 use crate::{
@@ -62,14 +62,27 @@ pub fn find(workspace: &Workspace, name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When there is none, or with the field that is at fault.
 pub fn load(workspace: &Workspace, name: &str) -> Result<Loaded> {
+    load_for(workspace, name, Purpose::Machine)
+}
+
+fn load_for(workspace: &Workspace, name: &str, purpose: Purpose) -> Result<Loaded> {
     let path = find(workspace, name)?;
     let text = fs::read_to_string(&path).cannot(|| format!("read {}", path.display()))?;
     let folder = path.parent().map_or_else(PathBuf::new, PathBuf::from);
-    Ok(Loaded { text: parse(&text, &path)?, folder })
+    Ok(Loaded { text: parse(&text, &path, purpose)?, folder })
 }
 
-fn parse(text: &str, path: &Path) -> Result<ConfigText> {
-    parse_toml(text, &path.to_string_lossy()).map_err(|error| Error::Usage(error.to_string()))
+fn parse(text: &str, path: &Path, purpose: Purpose) -> Result<ConfigText> {
+    let parse = match purpose {
+        Purpose::Machine => parse_toml,
+        Purpose::Later => parse_later,
+    };
+    parse(text, &path.to_string_lossy()).map_err(|error| Error::Usage(error.to_string()))
+}
+
+/// What a config is for, where `--later` may have been given.
+fn purpose(later: bool) -> Purpose {
+    if later { Purpose::Later } else { Purpose::Machine }
 }
 
 impl Loaded {
@@ -194,8 +207,8 @@ pub fn without_a_person(config: &mut ConfigText) {
 pub fn command(workspace: &Workspace, command: &ConfigCommand) -> Result<()> {
     let images = Images::new(workspace.clone());
     match command {
-        ConfigCommand::Build { config, output } => {
-            let blob = load(workspace, config)?.blob(&images)?;
+        ConfigCommand::Build { config, output, later } => {
+            let blob = load_for(workspace, config, purpose(*later))?.blob(&images)?;
             let output = match output {
                 Some(output) => output.clone(),
                 None => {
@@ -207,14 +220,14 @@ pub fn command(workspace: &Workspace, command: &ConfigCommand) -> Result<()> {
             println!("{}: {} bytes", output.display(), blob.len());
             Ok(())
         }
-        ConfigCommand::Check { config, machine_memory, machine_cpus } => {
+        ConfigCommand::Check { config, machine_memory, machine_cpus, later } => {
             let path = find(workspace, config)?;
             let limits = machine_memory.map(|memory| caisson_config::MachineLimits {
                 memory: memory.0,
                 max_vcpus: u32::MAX,
                 address_bits: 52,
             });
-            check(&path, limits.as_ref(), *machine_cpus)?;
+            check(&path, limits.as_ref(), *machine_cpus, purpose(*later))?;
             println!("{}: good", path.display());
             Ok(())
         }
@@ -235,20 +248,31 @@ fn parse_blob<'a>(bytes: &'a [u8], path: &Path) -> Result<Blob<'a>> {
 }
 
 /// Checks a text or a blob, and that the files a text names are there; nothing is fetched or built.
-fn check(path: &Path, limits: Option<&caisson_config::MachineLimits>, cpus: Option<u32>) -> Result<()> {
+fn check(
+    path: &Path,
+    limits: Option<&caisson_config::MachineLimits>,
+    cpus: Option<u32>,
+    purpose: Purpose,
+) -> Result<()> {
     let bytes = images::read(path)?;
     if bytes.starts_with(&MAGIC) {
         let blob = parse_blob(&bytes, path)?;
         images::check_blob_kernels(&blob)
             .map_err(|reason| Error::Usage(format!("{}: {reason}", path.display())))?;
-        let fits = limits.map_or(Ok(()), |limits| blob.check_machine(limits));
-        return fits
+        let suits = match purpose {
+            Purpose::Machine => blob.check_complete(),
+            Purpose::Later => (0..blob.domains().len())
+                .try_for_each(|index| blob.check_later(index))
+                .and_then(|()| Blob::parse_unhashed(&bytes).map(|_| ())),
+        };
+        return suits
+            .and_then(|()| limits.map_or(Ok(()), |limits| blob.check_machine(limits)))
             .and_then(|()| cpus.map_or(Ok(()), |cpus| blob.check_cpus(cpus)))
             .map_err(|error| Error::Usage(format!("{}: {error}", path.display())));
     }
     let text = String::from_utf8(bytes)
         .map_err(|_| Error::Usage(format!("{}: neither UTF-8 text nor a config blob", path.display())))?;
-    let config = parse(&text, path)?;
+    let config = parse(&text, path, purpose)?;
     if let Some(limits) = limits {
         config.check_machine(limits).map_err(|error| Error::Usage(error.to_string()))?;
     }
@@ -294,7 +318,34 @@ kernel = "@memtest"
 "#;
 
     fn loaded() -> Loaded {
-        Loaded { text: parse(TEXT, Path::new("t.toml")).unwrap(), folder: PathBuf::new() }
+        let text = parse(TEXT, Path::new("t.toml"), Purpose::Machine).unwrap();
+        Loaded { text, folder: PathBuf::new() }
+    }
+
+    /// As text and as blob; each is refused where the other belongs.
+    #[test]
+    fn configs_of_later_domains_are_checked_as_such() {
+        let folder = std::env::temp_dir().join(format!("caisson-config-later-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("later.toml");
+        let text = format!("{TEXT}pool = \"batch\"\ndisk = [{{ path = \"/a\", backend = \"driver\" }}]\n");
+        fs::write(&path, &text).unwrap();
+        check(&path, None, Some(1), Purpose::Later).unwrap();
+        let error = check(&path, None, None, Purpose::Machine).unwrap_err().to_string();
+        assert!(error.ends_with("domain[1].disk[0].backend: \"driver\" is no domain's name; write that of the domain which serves the device"), "{error}");
+        // The smallest kernel that there is: a multiboot1 header.
+        let config = parse(&text, &path, Purpose::Later).unwrap();
+        let kernel = |_: &str| {
+            let words = [0x1bad_b002, 1 << 16, 0xe451_4ffe, 0x10_0000, 0x10_0000, 0, 0, 0x10_0010];
+            Ok(words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect())
+        };
+        let blob = caisson_config::build(&config, kernel).unwrap();
+        let path = folder.join("later.blob");
+        fs::write(&path, blob).unwrap();
+        check(&path, None, None, Purpose::Later).unwrap();
+        let error = check(&path, None, None, Purpose::Machine).unwrap_err().to_string();
+        assert!(error.contains("blob: made for `caisson create`, not for a machine's start;"), "{error}");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
@@ -345,7 +396,7 @@ kernel = "@memtest"
             let toml = format!(
                 "[[domain]]\nname = \"a\"\nmemory = \"64M\"\nkernel = \"k\"\ninitrd = \"{initrd}\"\ncmdline = \"{cmdline}\"\n"
             );
-            let mut text = parse(&toml, Path::new("t.toml")).unwrap();
+            let mut text = parse(&toml, Path::new("t.toml"), Purpose::Machine).unwrap();
             without_a_person(&mut text);
             text.domains[0].cmdline.clone()
         };

@@ -25,10 +25,16 @@ pub const WEB: &str = "@web-disk";
 /// A disk with nothing on it.
 pub const EMPTY: &str = "@empty-disk";
 
+/// A disk with what guests are made of while the machine runs.
+pub const GUESTS: &str = "@guests-disk";
+
 /// Bytes of [`WEB`].
 const WEB_BYTES: u64 = 32 * MIB;
 /// Bytes of [`EMPTY`].
 const EMPTY_BYTES: u64 = 64 * MIB;
+/// Bytes of [`GUESTS`], and of the disk in it that its guest gets.
+const GUESTS_BYTES: u64 = 96 * MIB;
+const GUEST_BYTES: u64 = 16 * MIB;
 
 /// The image behind a name that configs use for disks.
 ///
@@ -37,8 +43,11 @@ const EMPTY_BYTES: u64 = 64 * MIB;
 pub fn provide(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     match name {
         WEB => web(workspace),
+        GUESTS => guests(workspace),
         EMPTY => empty(workspace),
-        _ => Err(Error::Usage(format!("{name} is not provided as a disk; there are {WEB} and {EMPTY}"))),
+        _ => Err(Error::Usage(format!(
+            "{name} is not provided as a disk; there are {WEB}, {GUESTS} and {EMPTY}"
+        ))),
     }
 }
 
@@ -104,29 +113,69 @@ fn web(workspace: &Workspace) -> Result<PathBuf> {
     let program = fs::read(&busybox).cannot(|| format!("read {}", busybox.display()))?;
     let mut files = Vec::new();
     files_below(&workspace.source("guest-images/web"), "", &mut files)?;
-    let images = workspace.dir("images")?;
-    let output = images.join("web-disk.img");
     let ingredients = files.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes.as_slice()]);
-    let key = stamp::key([b"web disk 1".as_slice(), &program].into_iter().chain(ingredients));
-    let _lock = workspace.lock("web-disk")?;
-    if stamp::is_fresh(&output, &key) {
-        return Ok(output);
-    }
-    tools::ensure([&tools::MKE2FS])?;
-    let step = Step::start("make the web server's disk");
-    let root = images.join("web-disk.root");
-    if root.exists() {
+    let key = stamp::key([b"web disk 2".as_slice(), &program].into_iter().chain(ingredients));
+    let made = Made { name: "web-disk", what: "make the web server's disk", bytes: WEB_BYTES, key: &key };
+    let applets = initrd::applets(&busybox)?;
+    made.provide(workspace, |root| lay_out(root, &program, &applets, &files))
+}
+
+/// Makes the disk of later guests when what it is made of has changed: the kernel and the RAM disk of guests, and what is in the
+/// source tree.
+fn guests(workspace: &Workspace) -> Result<PathBuf> {
+    let read = |path: PathBuf| fs::read(&path).cannot(|| format!("read {}", path.display()));
+    let kernel = read(packages::linux(workspace)?)?;
+    let initrd = read(initrd::linux(workspace, None)?)?;
+    let mut files = vec![("vmlinuz".to_owned(), kernel), ("initrd.img".to_owned(), initrd)];
+    files_below(&workspace.source("guest-images/later"), "", &mut files)?;
+    let ingredients = files.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes.as_slice()]);
+    let key = stamp::key(std::iter::once(b"guests disk 1".as_slice()).chain(ingredients));
+    let made = Made { name: "guests-disk", what: "make a disk with guests", bytes: GUESTS_BYTES, key: &key };
+    made.provide(workspace, |root| {
+        fs::create_dir_all(root)?;
+        fs::File::create(root.join("guest.img"))?.set_len(GUEST_BYTES)?;
+        files.iter().try_for_each(|(name, bytes)| fs::write(root.join(name), bytes))
+    })
+}
+
+/// An image that is made of files.
+struct Made<'a> {
+    name: &'a str,
+    what: &'a str,
+    bytes: u64,
+    /// Of all that it is made of.
+    key: &'a str,
+}
+
+impl Made<'_> {
+    /// The image, made where it is not fresh of what `fill` puts into a folder.
+    fn provide(
+        &self,
+        workspace: &Workspace,
+        fill: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<PathBuf> {
+        let Self { name, what, bytes, key } = *self;
+        let images = workspace.dir("images")?;
+        let output = images.join(format!("{name}.img"));
+        let _lock = workspace.lock(name)?;
+        if stamp::is_fresh(&output, key) {
+            return Ok(output);
+        }
+        tools::ensure([&tools::MKE2FS])?;
+        let step = Step::start(what);
+        let root = images.join(format!("{name}.root"));
+        if root.exists() {
+            fs::remove_dir_all(&root).cannot(|| format!("remove {}", root.display()))?;
+        }
+        fill(&root).cannot(|| format!("write below {}", root.display()))?;
+        let scratch = images.join(format!("{name}.part"));
+        file_system(&root, &scratch, bytes, &step)?;
+        fs::rename(&scratch, &output).cannot(|| format!("write {}", output.display()))?;
         fs::remove_dir_all(&root).cannot(|| format!("remove {}", root.display()))?;
+        stamp::set(&output, key)?;
+        step.done("");
+        Ok(output)
     }
-    lay_out(&root, &program, &initrd::applets(&busybox)?, &files)
-        .cannot(|| format!("write below {}", root.display()))?;
-    let scratch = images.join("web-disk.part");
-    file_system(&root, &scratch, WEB_BYTES, &step)?;
-    fs::rename(&scratch, &output).cannot(|| format!("write {}", output.display()))?;
-    fs::remove_dir_all(&root).cannot(|| format!("remove {}", root.display()))?;
-    stamp::set(&output, &key)?;
-    step.done("");
-    Ok(output)
 }
 
 fn lay_out(
@@ -164,7 +213,7 @@ fn file_system(root: &Path, output: &Path, bytes: u64, step: &Step) -> Result<()
         Command::new(tools::MKE2FS_PATH.iter().find(|path| Path::new(path).is_file()).unwrap_or(&"mke2fs"));
     let identity = "cafe1550-0000-4000-8000-000000000001";
     command
-        .args(["-q", "-t", "ext4", "-F", "-L", "caisson-web", "-U", identity])
+        .args(["-q", "-t", "ext4", "-F", "-L", "caisson", "-U", identity])
         .args(["-E", &format!("hash_seed={identity},root_owner=0:0"), "-d"])
         .arg(root)
         .arg(output)
@@ -208,6 +257,9 @@ mod tests {
     #[test]
     fn only_the_disks_that_there_are_are_provided() {
         let error = provide(&Workspace::find(), "@dsik").unwrap_err().to_string();
-        assert_eq!(error, "@dsik is not provided as a disk; there are @web-disk and @empty-disk");
+        assert_eq!(
+            error,
+            "@dsik is not provided as a disk; there are @web-disk, @guests-disk and @empty-disk"
+        );
     }
 }
