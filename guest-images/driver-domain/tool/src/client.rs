@@ -85,7 +85,9 @@ impl Error {
 pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
-    asked: Instant,
+    /// When the last answer came.
+    answered: Instant,
+    keeps: bool,
 }
 
 impl Client {
@@ -94,7 +96,7 @@ impl Client {
     /// # Errors
     /// [`Error::Unreachable`].
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        Ok(Self { path: path.to_owned(), stream: Self::open(path)?, asked: Instant::now() })
+        Ok(Self { path: path.to_owned(), stream: Self::open(path)?, answered: Instant::now(), keeps: false })
     }
 
     fn open(path: &Path) -> Result<BufReader<UnixStream>, Error> {
@@ -107,6 +109,11 @@ impl Client {
         connect().map(BufReader::new).map_err(|error| Error::Unreachable(path.to_owned(), error))
     }
 
+    /// Has what follows asked by this very connection: what the daemon has begun for it goes with it.
+    pub fn keep(&mut self) {
+        self.keeps = true;
+    }
+
     /// Asks, and reads a line of JSON.
     ///
     /// # Errors
@@ -114,16 +121,16 @@ impl Client {
     pub fn ask_value(&mut self, question: &Question) -> Result<Value, Error> {
         let mut line = serde_json::to_string(question).map_err(|_| Error::Nonsense)?;
         line.push('\n');
-        if self.asked.elapsed() > IDLE {
+        if !self.keeps && self.answered.elapsed() > IDLE {
             self.stream = Self::open(&self.path)?;
         }
-        self.asked = Instant::now();
         self.stream.get_mut().write_all(line.as_bytes()).map_err(Error::Lost)?;
         line.clear();
         let read = self.stream.by_ref().take(MAX_LINE).read_line(&mut line).map_err(Error::Lost)?;
         if read == 0 {
             return Err(Error::Lost(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.answered = Instant::now();
         let value: Value = serde_json::from_str(&line).map_err(|_| Error::Nonsense)?;
         match value.get("error").and_then(Value::as_str) {
             Some(error) => Err(Error::Refused(error.to_owned())),

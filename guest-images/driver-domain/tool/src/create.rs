@@ -38,6 +38,7 @@ pub(crate) fn run(
 ) -> Result<(), Error> {
     let plan = plan(file, only).map_err(Error::Refused)?;
     let mut client = Client::connect(&cli.socket)?;
+    client.keep();
     upload(&mut client, &plan.blob)?;
     for planned in &plan.domains {
         let number = match client.ask(&Question::Create { index: planned.index }) {
