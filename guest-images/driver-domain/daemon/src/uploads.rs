@@ -26,9 +26,11 @@ struct State {
 }
 
 impl Uploads {
-    /// Nobody's.
+    /// Nobody's: what a daemon before this one had begun is let go of, with the memory that it takes.
     #[must_use]
     pub fn new(caisson: Caisson) -> Self {
+        // Refused where there is none.
+        let _ = caisson.call(Call::new(Number::BlobEnd, &[]));
         Self { caisson, state: Mutex::default() }
     }
 
@@ -230,5 +232,9 @@ mod tests {
         assert_eq!(other.answer(&Question::Begin { bytes: 5 }), DONE);
         drop(Uploads::client(&uploads));
         assert_eq!(fake.blob().unwrap().len(), 5);
+        // The daemon dies, and the next one comes.
+        std::mem::forget(other);
+        drop(Uploads::new(Caisson::new(fake.clone())));
+        assert_eq!(fake.blob(), None);
     }
 }
