@@ -33,6 +33,10 @@ impl FrameBlock {
         Self { start: Hpa::new(block.pfn << FRAME_SHIFT), order: block.order, owner }
     }
 
+    pub(crate) const fn block(&self) -> Block {
+        Block { pfn: self.start.as_u64() >> FRAME_SHIFT, order: self.order }
+    }
+
     /// The first byte's address, a multiple of [`bytes`](Self::bytes).
     #[must_use]
     pub const fn start(&self) -> Hpa {

@@ -89,18 +89,56 @@ impl<'m> FrameAllocator<'m> {
                 let _ = self.free_range(chain);
                 return None;
             };
-            let index = self.index_of(block);
-            self.set_meta(index, self.meta(index).with_chained());
-            if last == NIL {
-                chain.first = index;
-            } else {
-                self.set_meta(last, self.meta(last).with_next(index));
-            }
-            last = index;
-            chain.blocks += 1;
-            chain.frames += block.frames();
+            last = self.append(&mut chain, last, block);
         }
         Some(chain)
+    }
+
+    /// Allocates `bytes` (rounded up to whole frames) in one piece: the blocks of the chain follow each other. All or nothing.
+    ///
+    /// `None` as with [`allocate_range`](Self::allocate_range), or where no free block is as large; none is larger than 1 GiB.
+    pub fn allocate_piece(&mut self, bytes: u64, owner: Owner) -> Option<FrameChain> {
+        let frames = bytes.div_ceil(PAGE_SIZE);
+        let order = frames.checked_next_power_of_two().filter(|_| frames != 0)?.ilog2();
+        let mut rest = self.allocate(u8::try_from(order).ok()?, owner)?;
+        let mut chain = FrameChain { first: NIL, blocks: 0, frames: 0, owner };
+        let mut last = NIL;
+        // What is too much of the block is given back, half by half.
+        while rest.bytes() >> FRAME_SHIFT > frames - chain.frames {
+            let Ok((lower, upper)) = self.split(rest) else { return self.give_up(chain) };
+            if lower.bytes() >> FRAME_SHIFT >= frames - chain.frames {
+                if self.free(upper).is_err() {
+                    return self.give_up(chain);
+                }
+                rest = lower;
+            } else {
+                last = self.append(&mut chain, last, lower.block());
+                rest = upper;
+            }
+        }
+        self.append(&mut chain, last, rest.block());
+        Some(chain)
+    }
+
+    /// Not reached while the records are right: gives back what there is.
+    #[cold]
+    fn give_up(&mut self, chain: FrameChain) -> Option<FrameChain> {
+        let _ = self.free_range(chain);
+        None
+    }
+
+    /// Puts a block of the owner's behind the last of a chain; answers where its record is.
+    fn append(&mut self, chain: &mut FrameChain, last: u32, block: Block) -> u32 {
+        let index = self.index_of(block);
+        self.set_meta(index, self.meta(index).with_chained());
+        if last == NIL {
+            chain.first = index;
+        } else {
+            self.set_meta(last, self.meta(last).with_next(index));
+        }
+        chain.blocks += 1;
+        chain.frames += block.frames();
+        index
     }
 
     /// Takes the first, largest block out of `chain`; `None` when the chain is empty or not of this

@@ -176,6 +176,9 @@ fn what_cannot_be_given_changes_nothing() {
         assert_eq!(frames.allocate_range(0, A), None);
         assert_eq!(frames.allocate_range(frames.free_frames() << 12, A), None);
         assert_eq!(frames.allocate_range(u64::MAX, A), None);
+        for bytes in [0, GIB + 1, u64::MAX] {
+            assert_eq!(frames.allocate_piece(bytes, A), None);
+        }
         assert_eq!(frames.release_owner(Owner::Free, |_, _| {}), 0);
         let overlap = frames.add_region(Hpa::new(3 * MIB), MIB);
         assert_eq!(overlap, Err(RegionError::Overlap(Hpa::new(3 * MIB))));
@@ -248,6 +251,7 @@ enum Op {
     Below(u64, u8, u8),
     At(u64, u8, u8),
     Range(u64, u8),
+    Piece(u64, u8),
     Reserve(u64, u64),
     Free(prop::sample::Index),
     Pop(prop::sample::Index),
@@ -267,6 +271,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (address(), 0..4u8, 0..4u8).prop_map(|(at, order, owner)| Op::Below(at, order, owner)),
         2 => (address(), 0..10u8, 0..4u8).prop_map(|(at, order, owner)| Op::At(at, order, owner)),
         2 => (1..8 * MIB, 0..4u8).prop_map(|(bytes, owner)| Op::Range(bytes, owner)),
+        2 => (0..8 * MIB, 0..4u8).prop_map(|(bytes, owner)| Op::Piece(bytes, owner)),
         1 => (address(), 0..MIB).prop_map(|(at, len)| Op::Reserve(at, len)),
         6 => any::<prop::sample::Index>().prop_map(Op::Free),
         2 => any::<prop::sample::Index>().prop_map(Op::Pop),
@@ -354,6 +359,27 @@ impl Model {
                     assert!(blocks.windows(2).all(|pair| pair[0].1 >= pair[1].1));
                     for (start, bytes) in blocks {
                         assert!(start.as_u64().is_multiple_of(bytes) && start.as_u64() >= MIB);
+                        self.set(start, bytes, Owner::Free, chain.owner());
+                    }
+                    self.chains.push(chain);
+                }
+            }
+            Op::Piece(bytes, who) => {
+                let order = bytes.div_ceil(4096).next_power_of_two().ilog2();
+                let possible =
+                    |&pfn: &u64| pfn >= 0x100 && pfn % (1 << order) == 0 && self.is_free(pfn, 1 << order);
+                let expected = bytes > 0 && self.frames.keys().any(possible);
+                let chain = frames.allocate_piece(bytes, owner(who));
+                assert_eq!(chain.is_some(), expected);
+                if let Some(chain) = chain {
+                    assert_eq!(chain.bytes(), bytes.next_multiple_of(4096));
+                    let blocks: Vec<_> = frames.blocks_of(&chain).collect();
+                    assert_eq!(blocks.len(), chain.blocks() as usize);
+                    assert!(
+                        blocks.windows(2).all(|pair| pair[0].0.as_u64() + pair[0].1 == pair[1].0.as_u64())
+                    );
+                    assert!(blocks.windows(2).all(|pair| pair[0].1 > pair[1].1));
+                    for (start, bytes) in blocks {
                         self.set(start, bytes, Owner::Free, chain.owner());
                     }
                     self.chains.push(chain);

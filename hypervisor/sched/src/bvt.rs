@@ -20,7 +20,7 @@
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use crate::heap::IndexHeap;
+use crate::heap::{IndexHeap, grow};
 use crate::pool::Join;
 use crate::{Key, NEVER, Parameters, Settings};
 
@@ -167,6 +167,14 @@ impl Bvt {
             offset: 0,
             count: 0,
         }
+    }
+
+    /// Room for `capacity` entities, if that is more. Allocates.
+    pub(crate) fn grow(&mut self, capacity: usize) {
+        grow(&mut self.entities, capacity, Entity::ABSENT);
+        self.actual.grow(capacity);
+        self.warped.grow(capacity);
+        self.weights.grow(capacity);
     }
 
     /// Takes an entity in, not queued yet.

@@ -18,7 +18,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::heap::IndexHeap;
+use crate::heap::{IndexHeap, grow};
 use crate::{MAX_PERIOD, NEVER, ParameterError};
 
 /// A group of entities that share a cap: the index of a domain.
@@ -195,6 +195,12 @@ impl Groups {
     pub(crate) fn new(count: usize) -> Self {
         let group = Group { account: None, parked: NOBODY };
         Self { groups: alloc::vec![group; count], timers: IndexHeap::new(count), held: None }
+    }
+
+    /// Room for `count` groups, if that is more. Allocates.
+    pub(crate) fn grow(&mut self, count: usize) {
+        grow(&mut self.groups, count, Group { account: None, parked: NOBODY });
+        self.timers.grow(count);
     }
 
     pub(crate) fn contains(&self, group: GroupId) -> bool {

@@ -20,7 +20,7 @@
 
 use alloc::vec::Vec;
 
-use crate::heap::IndexHeap;
+use crate::heap::{IndexHeap, grow};
 use crate::{MAX_PERIOD, NEVER, ParameterError, Reservation};
 
 /// Bits of the fraction of utilisations.
@@ -148,6 +148,13 @@ impl Edf {
             timers: IndexHeap::new(capacity),
             count: 0,
         }
+    }
+
+    /// Room for `capacity` entities, if that is more. Allocates.
+    pub(crate) fn grow(&mut self, capacity: usize) {
+        grow(&mut self.entities, capacity, Entity::ABSENT);
+        self.deadlines.grow(capacity);
+        self.timers.grow(capacity);
     }
 
     /// The reserved part of the CPU, in millionths, rounded up.

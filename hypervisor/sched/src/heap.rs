@@ -9,10 +9,17 @@ pub(crate) const VISITED: usize = 32;
 /// The place of an index that is not in the heap.
 const ABSENT: u32 = u32::MAX;
 
+/// Makes a table one of `count` entries, if that is more, the new ones `blank`. Takes no more memory than that needs.
+pub(crate) fn grow<T: Clone>(table: &mut Vec<T>, count: usize, blank: T) {
+    let more = count.saturating_sub(table.len());
+    table.reserve_exact(more);
+    table.extend(core::iter::repeat_n(blank, more));
+}
+
 /// A min-heap over the indices `0..capacity`, each at most once, ordered by a key.
 ///
 /// Invariants: `place[nodes[p].1] == p` for every `p`, all other places are marked absent; no node's key is less than its
-/// parent's. It never allocates after [`IndexHeap::new`].
+/// parent's. It allocates in [`IndexHeap::new`] and [`IndexHeap::grow`] only.
 pub struct IndexHeap<K> {
     nodes: Vec<(K, u32)>,
     place: Vec<u32>,
@@ -31,6 +38,12 @@ impl<K: Ord + Copy> IndexHeap<K> {
             #[cfg(test)]
             comparisons: core::cell::Cell::new(0),
         }
+    }
+
+    /// Makes it one over `0..capacity`, if that is more. Allocates.
+    pub fn grow(&mut self, capacity: usize) {
+        self.nodes.reserve_exact(capacity.saturating_sub(self.nodes.len()));
+        grow(&mut self.place, capacity, ABSENT);
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use crate::bvt::{Bvt, DEFAULT_WEIGHT, Share};
 use crate::edf::{Due, Edf, Turn};
+use crate::heap::grow;
 use crate::pool::Join;
 use crate::{NEVER, ParameterError};
 
@@ -143,6 +144,13 @@ impl Policies {
             shares: Bvt::new(capacity, settings),
             reservations: Edf::new(capacity, settings.reservable),
         }
+    }
+
+    /// Room for `capacity` entities, if that is more. Allocates.
+    pub(crate) fn grow(&mut self, capacity: usize) {
+        grow(&mut self.parameters, capacity, Parameters::default());
+        self.shares.grow(capacity);
+        self.reservations.grow(capacity);
     }
 
     pub(crate) fn kind(&self) -> PolicyKind {

@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 pub use self::moving::Parcel;
 use crate::cap::{CapAccount, Claim, GroupId, Groups, NOBODY};
 use crate::contention::Contention;
+use crate::heap::grow;
 use crate::policy::Policies;
 use crate::pool::{Join, Shown};
 use crate::{AddError, Key, NEVER, ParameterError, Parameters, PolicyKind, Pool, Settings};
@@ -101,7 +102,7 @@ pub struct CpuQueue {
 
 impl CpuQueue {
     /// The queue of `cpu`, one of the pool's members, for up to `capacity` entities in groups below `groups`. All memory
-    /// is taken here. All queues of a pool have the same settings.
+    /// is taken here and in [`CpuQueue::grow`]. All queues of a pool have the same settings.
     #[must_use]
     pub fn new(
         pool: Arc<Pool>,
@@ -136,6 +137,26 @@ impl CpuQueue {
             },
             shown: Shown::NOTHING,
             now: 0,
+        }
+    }
+
+    /// Makes room for up to `capacity` entities in groups below `groups`, where it has less. All memory for that is taken
+    /// here; nothing else changes.
+    pub fn grow(&mut self, capacity: usize, groups: usize) {
+        let capacity = capacity.min(NOBODY as usize - 1);
+        self.policies.grow(capacity);
+        self.groups.grow(groups);
+        let have = self.entities.len();
+        let free = Entity {
+            state: State::Free,
+            group: GroupId(0),
+            next: NOBODY,
+            blocked: Blocked { at: 0, contention: 0 },
+        };
+        grow(&mut self.entities, capacity, free);
+        // Those that were free come after the new ones.
+        for index in (have..capacity).rev() {
+            self.entities[index].next = core::mem::replace(&mut self.free, index as u32);
         }
     }
 

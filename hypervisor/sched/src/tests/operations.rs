@@ -90,6 +90,57 @@ fn a_full_queue_says_so_and_places_come_back() {
     assert_eq!(queue.set(id, none, 0), Err(ParameterError::Weight));
 }
 
+/// A queue that grows with each entity decides as one that had the room from the start, whoever runs, is capped or has a
+/// reservation meanwhile.
+#[test]
+fn a_queue_that_grows_is_like_one_that_was_made_so() {
+    for kind in [PolicyKind::Bvt, PolicyKind::Sedf] {
+        let new = |capacity, groups| CpuQueue::new(Pool::new(&[0]), 0, kind, &SETTINGS, capacity, groups);
+        let (mut large, mut growing) = (new(40, 40), new(0, 0));
+        assert_eq!(
+            growing.add(GroupId(0), Parameters::default(), 0),
+            Err(AddError::Parameters(ParameterError::Unknown))
+        );
+        let mut now = 0;
+        // The same entity may have another number.
+        let mut ids = [std::vec![], std::vec![]];
+        for index in 0..40u32 {
+            let place = index as usize + 1;
+            growing.grow(place, place);
+            // To less it does not change.
+            growing.grow(place / 2, place / 2);
+            let group = GroupId(index);
+            let parameters = match index % 3 {
+                0 => reserve(1000, 20, true),
+                part => Parameters::with_weight(256 * part),
+            };
+            for (queue, ids) in [&mut large, &mut growing].into_iter().zip(&mut ids) {
+                let id = queue.add(group, parameters, now).unwrap();
+                if index % 4 == 1 {
+                    let account = CapAccount::new(Cap { quota: 300, window: 2000 }, 1, 1000, 0).unwrap();
+                    queue.set_cap(group, Some(account), now).unwrap();
+                }
+                queue.wake(id, now);
+                if index % 7 == 6 {
+                    queue.remove(id);
+                }
+                ids.push(id);
+            }
+            for _ in 0..20 {
+                let [left, right] = [&mut large, &mut growing].map(|queue| queue.pick(now));
+                assert_eq!(left.map(|d| d.until), right.map(|d| d.until), "{kind:?}, {index}, {now}");
+                let (Some(left), Some(right)) = (left, right) else { break };
+                let last = |ids: &[EntityId], who| ids.iter().rposition(|id| *id == who);
+                assert_eq!(last(&ids[0], left.who), last(&ids[1], right.who), "{kind:?}, {index}, {now}");
+                let ran = (left.until - now).min(777);
+                now += ran;
+                large.charge(left.who, ran, now);
+                growing.charge(right.who, ran, now);
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_change_while_they_run() {
     let mut queue = bvt(2);
