@@ -47,6 +47,7 @@ pub enum Shown {
 pub(crate) struct Guest {
     pub(crate) id: DomainId,
     pub(crate) name: String,
+    colour: u8,
     pub(crate) ring: Arc<Ring>,
     pub(crate) line: Vec<u8>,
     filter: Filter,
@@ -120,6 +121,7 @@ impl Mux {
         self.guests.push(Guest {
             id,
             name: name.into(),
+            colour: COLOURS[self.guests.len() % COLOURS.len()],
             ring: Arc::new(Ring::new()),
             ends: false,
             line: Vec::with_capacity(LINE_BYTES),
@@ -129,6 +131,23 @@ impl Mux {
             refused: false,
             news: false,
         });
+    }
+
+    /// Takes away the console of a guest that has ended and does not come again. What it wrote last is shown as far as there is
+    /// room.
+    pub fn remove_guest(&mut self, id: DomainId) {
+        self.end_guest(id);
+        self.guests.retain(|guest| guest.id != id);
+        self.turn = 0;
+        if self.shown == Shown::Guest(id) {
+            self.shown = Shown::All;
+            if !self.table {
+                if core::mem::take(&mut self.mid_line) {
+                    self.push(b"\r\n");
+                }
+                self.announce();
+            }
+        }
     }
 
     /// Shows something else, without a word.
@@ -237,10 +256,9 @@ impl Mux {
     }
 
     fn flush_line(&mut self, index: usize) {
-        let colour = COLOURS[index % COLOURS.len()];
         let Self { guests, output, .. } = self;
         let guest = &mut guests[index];
-        prefix(colour, &guest.name, |bytes| push(output, bytes));
+        prefix(guest.colour, &guest.name, |bytes| push(output, bytes));
         push(output, &guest.line);
         if guest.line.contains(&0x1b) {
             push(output, PLAIN);
@@ -278,9 +296,9 @@ impl Mux {
         guests.find_map(|(place, guest)| Some((place, guest.id, *guest.input.front()?)))
     }
 
-    /// The guest at `place` has taken its first byte.
-    pub fn input_taken(&mut self, place: usize) {
-        if let Some(guest) = self.guests.get_mut(place) {
+    /// The guest `id` at `place` has taken its first byte, if it is still there.
+    pub fn input_taken(&mut self, place: usize, id: DomainId) {
+        if let Some(guest) = self.guests.get_mut(place).filter(|guest| guest.id == id) {
             guest.input.pop_front();
             if guest.input.is_empty() && core::mem::take(&mut guest.refused) {
                 guest.news = true;

@@ -32,7 +32,8 @@ fn output(mux: &mut Mux) -> String {
 
 fn write(mux: &mut Mux, id: DomainId, text: &str) {
     for byte in text.bytes() {
-        mux.guest_byte(usize::from(id.0) - 1, byte);
+        let index = mux.guests.iter().position(|guest| guest.id == id).unwrap();
+        mux.guest_byte(index, byte);
     }
 }
 
@@ -42,7 +43,7 @@ fn input(mux: &mut Mux, id: DomainId) -> Vec<u8> {
     while let Some((place, to, byte)) = mux.peek_input(from) {
         if to == id {
             got.push(byte);
-            mux.input_taken(place);
+            mux.input_taken(place, to);
         } else {
             from = place + 1;
         }
@@ -172,6 +173,31 @@ fn an_end_without_room_loses_nothing() {
         }
     }
     assert_eq!(seen, said);
+}
+
+#[test]
+fn a_guest_that_is_forgotten_leaves_what_it_said_and_no_more() {
+    let mut mux = two();
+    mux.show(Shown::Guest(RED));
+    write(&mut mux, BLUE, "hidden");
+    write(&mut mux, RED, "the end");
+    output(&mut mux);
+    mux.ring(RED).unwrap().put(b'!');
+    mux.remove_guest(RED);
+    let text = output(&mut mux);
+    assert!(text.starts_with("!\r\n") && text.contains("showing all consoles"), "{text:?}");
+    assert!(mux.ring(RED).is_none() && mux.read(RED, 0, &mut [0; 8]).is_none());
+    assert_eq!(mux.write(RED, b"x"), None);
+    // Input that was offered to it meanwhile is nobody else's.
+    assert_eq!(mux.write(BLUE, b"y"), Some(1));
+    mux.input_taken(0, RED);
+    assert_eq!(mux.peek_input(0), Some((0, BLUE, b'y')));
+    write(&mut mux, BLUE, " line\n");
+    let text = output(&mut mux);
+    assert!(text.contains("[blue]") && text.contains("hidden line"), "{text:?}");
+    mux.remove_guest(RED);
+    mux.remove_guest(BLUE);
+    assert_eq!((mux.take_output(), mux.has_output()), (0, false));
 }
 
 #[test]

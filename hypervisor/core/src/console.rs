@@ -74,6 +74,11 @@ pub(crate) fn add_guest(id: DomainId, name: &str) {
     with(|mux| mux.add_guest(id, name));
 }
 
+/// Takes away the console of a guest that does not come again.
+pub(crate) fn remove_guest(id: DomainId) {
+    with(|mux| mux.remove_guest(id));
+}
+
 /// Shows what the configuration asks for.
 pub(crate) fn show(shown: Shown) {
     with(|mux| mux.show(shown));
@@ -195,7 +200,7 @@ pub(crate) fn deliver_input(mut take: impl FnMut(DomainId, u8) -> bool) {
     let mut from = 0;
     while let Some((place, id, byte)) = peek_input(from) {
         if take(id, byte) {
-            with(|mux| mux.input_taken(place));
+            with(|mux| mux.input_taken(place, id));
         } else {
             from = place + 1;
         }
