@@ -29,8 +29,8 @@ use caisson_types::{DomainId, GuestMemory, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
 use crate::console;
+use crate::domains::Entry;
 use crate::guests::{Guest, Live};
-use crate::io::index_of;
 use crate::life::Phase;
 use crate::scheduler::{Machine, System};
 
@@ -88,21 +88,26 @@ impl<B: Backend, F: Format> System<B, F> {
         match call {
             ControlCall::Machine { into } => self.machine_info(caller, into),
             ControlCall::List { into } => self.list(records(into)),
-            ControlCall::Vcpus { domain, into } => self.vcpus(self.find(domain)?, records(into)),
+            ControlCall::Vcpus { domain, into } => self.vcpus(&*self.find(domain)?, records(into)),
             ControlCall::Do { domain, .. } if domain == caller.domain.id => Err(CallError::Invalid),
-            ControlCall::Do { action, domain } => self.act(action, self.find(domain)?),
+            ControlCall::Do { action, domain } => self.act(action, &self.find(domain)?),
             ControlCall::Read { domain, position, into } => self.read(caller, domain, position, into),
             ControlCall::Write { domain, from } => self.write(caller, domain, from),
-            ControlCall::BlobBegin { .. }
-            | ControlCall::BlobWrite { .. }
-            | ControlCall::BlobEnd
-            | ControlCall::Create { .. } => Err(CallError::NoSuchCall),
+            ControlCall::BlobBegin { size } => self.blob_begin(caller, size),
+            ControlCall::BlobWrite { offset, from } => caller.blob_write(offset, from),
+            ControlCall::BlobEnd => self.blob_end(caller),
+            ControlCall::Create { index, into } => self.create(caller, index, into),
         }
     }
 
-    /// The number in the configuration of a domain that there is.
-    fn find(&self, domain: DomainId) -> Result<usize, CallError> {
-        index_of(domain).filter(|index| *index < self.guests.len()).ok_or(CallError::NoSuchDomain)
+    /// A domain that there is.
+    fn find(&self, domain: DomainId) -> Result<Arc<Entry<B, F>>, CallError> {
+        self.domains.get(domain).ok_or(CallError::NoSuchDomain)
+    }
+
+    /// Whether a domain is gone for good, or was never there.
+    pub(crate) fn is_gone(&self, domain: DomainId) -> bool {
+        self.domains.get(domain).is_none_or(|entry| entry.guest.lock().is_gone())
     }
 
     /// Ticks of the TSC in nanoseconds.
@@ -119,7 +124,7 @@ impl<B: Backend, F: Format> System<B, F> {
             free_memory: memory::frames().free_frames() * PAGE_SIZE,
             tsc_khz: self.clock.tsc_hz / 1000,
             cpus: self.cpus.len() as u32,
-            domains: self.guests.len() as u32,
+            domains: self.domains.iter().count() as u32,
             caller: caller.domain.id.0.into(),
             ..MachineRecord::default()
         };
@@ -136,10 +141,10 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     fn list(&self, mut records: Records<'_, B, F>) -> CallResult {
-        for guest in &self.guests {
+        for entry in self.domains.iter() {
             let (mut record, live) = {
-                let guest = guest.lock();
-                (record_of(&guest), guest.live.clone())
+                let guest = entry.guest.lock();
+                (record_of(&entry, &guest), guest.live.clone())
             };
             if record.id == records.caller.domain.id.0 {
                 record.flags |= flag::CALLER;
@@ -170,8 +175,8 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    fn vcpus(&self, guest: usize, mut records: Records<'_, B, F>) -> CallResult {
-        let live = self.guests[guest].lock().live.clone();
+    fn vcpus(&self, guest: &Entry<B, F>, mut records: Records<'_, B, F>) -> CallResult {
+        let live = guest.guest.lock().live.clone();
         let Some(live) = live else { return Ok(0) };
         let now = cpu::tsc();
         for (index, task) in live.tasks.iter().enumerate() {
@@ -203,55 +208,50 @@ impl<B: Backend, F: Format> System<B, F> {
 
     // ---- What is done to a domain.
 
-    fn act(&self, action: Action, guest: usize) -> CallResult {
+    fn act(&self, action: Action, guest: &Arc<Entry<B, F>>) -> CallResult {
         match action {
             Action::Start => self.start_again(guest)?,
             Action::Shutdown => {
-                let live = self.lives(guest)?;
+                let live = lives(guest)?;
                 if let Some(live) = live {
                     live.domain.press_power_button(&mut Machine::outside(self, &live));
                 }
             }
             Action::Reset => {
-                if let Some(live) = self.lives(guest)? {
+                if let Some(live) = lives(guest)? {
                     self.end(&live, Ended::Reset, None);
                 }
             }
             Action::Destroy => self.destroy(guest)?,
             Action::Pause => self.pause(guest)?,
             Action::Resume => self.resume(guest)?,
-            Action::Forget => return Err(CallError::NoSuchCall),
+            Action::Forget => self.forget(guest)?,
         }
         Ok(0)
     }
 
-    /// What there is of a guest that is not gone: nothing while it is on its way into life or out of it.
-    fn lives(&self, guest: usize) -> Result<Option<Arc<Live<B, F>>>, CallError> {
-        let guest = self.guests[guest].lock();
-        if guest.is_gone() {
-            return Err(CallError::NoSuchDomain);
-        }
-        Ok(guest.live.clone().filter(|live| !live.is_ending()))
-    }
-
-    fn start_again(&self, index: usize) -> Result<(), CallError> {
-        let mut guest = self.guests[index].lock();
+    fn start_again(&self, entry: &Arc<Entry<B, F>>) -> Result<(), CallError> {
+        let mut guest = entry.guest.lock();
         if !guest.is_gone() {
             return Err(CallError::Busy);
+        }
+        if guest.definition.is_none() {
+            // It has just been forgotten.
+            return Err(CallError::NoSuchDomain);
         }
         // The caller lives, so that the last guest has not gone.
         self.expect_another();
         guest.begin_anew();
-        log::info!("guest {}: told to start", guest.name());
+        log::info!("guest {}: told to start", entry.name());
         drop(guest);
-        self.io.returns(self, index);
-        self.enrol_chores(index);
+        self.io.returns(self, entry);
+        self.enrol_chores(entry);
         Ok(())
     }
 
-    fn destroy(&self, index: usize) -> Result<(), CallError> {
+    fn destroy(&self, entry: &Entry<B, F>) -> Result<(), CallError> {
         let live = {
-            let mut guest = self.guests[index].lock();
+            let mut guest = entry.guest.lock();
             if guest.is_gone() {
                 return Err(CallError::NoSuchDomain);
             }
@@ -261,13 +261,13 @@ impl<B: Backend, F: Format> System<B, F> {
         match live {
             Some(live) => self.end(&live, Ended::Destroyed, None),
             // Its chores see what is wanted before they make it, and after.
-            None => self.wake(&self.chores[index]),
+            None => self.wake(&entry.chores),
         }
         Ok(())
     }
 
-    fn pause(&self, index: usize) -> Result<(), CallError> {
-        let guest = self.guests[index].lock();
+    fn pause(&self, entry: &Entry<B, F>) -> Result<(), CallError> {
+        let guest = entry.guest.lock();
         if guest.is_gone() {
             return Err(CallError::NoSuchDomain);
         }
@@ -280,12 +280,12 @@ impl<B: Backend, F: Format> System<B, F> {
             smp::interrupt(self, &task.place);
         }
         drop(guest);
-        self.io.tell_state(self, index);
+        self.io.tell_state(self, entry);
         Ok(())
     }
 
-    fn resume(&self, index: usize) -> Result<(), CallError> {
-        let guest = self.guests[index].lock();
+    fn resume(&self, entry: &Entry<B, F>) -> Result<(), CallError> {
+        let guest = entry.guest.lock();
         if guest.is_gone() {
             return Err(CallError::NoSuchDomain);
         }
@@ -299,7 +299,7 @@ impl<B: Backend, F: Format> System<B, F> {
             self.wake(&task.place);
         }
         drop(guest);
-        self.io.tell_state(self, index);
+        self.io.tell_state(self, entry);
         Ok(())
     }
 
@@ -338,17 +338,26 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Tells who listens that guests have written something. On the serial line's CPU, with no lock held.
     pub(crate) fn tell_consoles(&self) {
         while let Some(domain) = console::take_news() {
-            if let Some(index) = index_of(domain) {
-                self.io.tell_console(self, index);
+            if let Some(entry) = self.domains.get(domain) {
+                self.io.tell_console(self, &entry);
             }
         }
     }
 }
 
+/// What there is of a guest that is not gone: nothing while it is on its way into life or out of it.
+fn lives<B: Backend, F: Format>(entry: &Entry<B, F>) -> Result<Option<Arc<Live<B, F>>>, CallError> {
+    let guest = entry.guest.lock();
+    if guest.is_gone() {
+        return Err(CallError::NoSuchDomain);
+    }
+    Ok(guest.live.clone().filter(|live| !live.is_ending()))
+}
+
 /// What a guest's record says; what its vCPUs do is added afterwards.
-fn record_of<B: Backend, F: Format>(guest: &Guest<B, F>) -> DomainRecord {
+fn record_of<B: Backend, F: Format>(entry: &Entry<B, F>, guest: &Guest<B, F>) -> DomainRecord {
     let mut record = DomainRecord {
-        id: guest.id.0,
+        id: entry.id.0,
         state: state_of(guest),
         ended: match guest.ended() {
             _ if guest.is_unmade => ended::FAILED,
@@ -359,20 +368,20 @@ fn record_of<B: Backend, F: Format>(guest: &Guest<B, F>) -> DomainRecord {
             Some(Ended::Killed(_)) => ended::KILLED,
             Some(Ended::Destroyed) => ended::DESTROYED,
         },
-        vcpus: guest.record.vcpus(),
-        memory: guest.record.memory(),
+        vcpus: entry.facts.vcpus,
+        memory: entry.facts.memory,
         restarts: guest.restarts(),
         life: guest.life,
-        privileges: guest.record.privileges().bits(),
+        privileges: entry.facts.privileges.bits(),
         ..DomainRecord::default()
     };
-    if guest.record.console() == caisson_config::Console::Serial {
+    if entry.facts.has_console {
         record.flags |= flag::CONSOLE;
     }
-    if guest.record.owns_devices() {
+    if entry.facts.owns_devices {
         record.flags |= flag::DEVICES;
     }
-    record.name.iter_mut().zip(guest.name().bytes()).for_each(|(to, from)| *to = from);
+    record.name.iter_mut().zip(entry.name().bytes()).for_each(|(to, from)| *to = from);
     record
 }
 

@@ -389,7 +389,7 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     fn say_untracked(&self, live: &Live<B, F>, error: &Error) {
-        let name = self.guests[live.guest].lock().name();
+        let name = live.entry.name();
         log::warn!(
             "guest {name}: what it writes cannot be told: {error}: give it less memory, or the machine more"
         );
@@ -397,7 +397,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// Tells what a harvest has found.
     fn tell(&self, live: &Live<B, F>, ticks: u64, meter: &Meter) {
-        let name = self.guests[live.guest].lock().name();
+        let name = live.entry.name();
         let Some(log) = live.domain.memory.log() else { return };
         let (mut bytes, mut runs, mut list) = (0, 0, String::new());
         for chunk in 0..log.chunks() {

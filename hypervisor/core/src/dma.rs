@@ -345,9 +345,8 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn tell_faults(&self) {
         let Some((told, more)) = self.maker.dma.and_then(Dma::take_faults) else { return };
         for (fault, owner) in told {
-            let guest = owner.and_then(|id| self.guests.get(usize::from(id.0).checked_sub(1)?));
-            match guest.map(|guest| guest.lock().name()) {
-                Some(name) => log::warn!("guest {name}: {fault}"),
+            match owner.and_then(|id| self.domains.get(id)) {
+                Some(entry) => log::warn!("guest {}: {fault}", entry.name()),
                 None => log::warn!("{fault}"),
             }
         }

@@ -20,6 +20,7 @@ use caisson_types::Instant;
 
 use crate::dirty::Progress;
 use crate::dma::DmaDomain;
+use crate::domains::{Definition, Entry};
 use crate::guests::Live;
 use crate::scheduler::{System, serve_between_steps};
 
@@ -61,8 +62,8 @@ impl<B: Backend, F: Format> System<B, F> {
             // Another vCPU was faster, or somebody else.
             return;
         }
-        self.guests[live.guest].lock().end(ended, vcpu);
-        self.io.ended(self, live.guest);
+        live.entry.guest.lock().end(&live.entry, ended, vcpu);
+        self.io.ended(self, &live.entry);
         let here = vcpu.map(VirtualCpu::index);
         for (index, task) in live.tasks.iter().enumerate().filter(|(index, _)| Some(*index) != here) {
             if self.withdraw(&task.place) {
@@ -84,21 +85,21 @@ impl<B: Backend, F: Format> System<B, F> {
             self.unload_from(cpu);
         }
         if live.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.guests[live.guest].lock().phase = Phase::Ended;
-            self.wake(&self.chores[live.guest]);
+            live.entry.guest.lock().phase = Phase::Ended;
+            self.wake(&live.entry.chores);
         }
     }
 
     /// Works on a guest's chores until the TSC is at `until`, or something else wants this CPU.
-    pub(crate) fn chore(&self, index: usize, until: u64) -> Chore {
-        let mut guest = self.guests[index].lock();
+    pub(crate) fn chore(&self, entry: &Arc<Entry<B, F>>, until: u64) -> Chore {
+        let mut guest = entry.guest.lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
             Phase::Awaited | Phase::Unmade | Phase::Restart(_) if guest.unwanted => Chore::Gone(true),
             Phase::Unmade => Chore::Gone(false),
             Phase::Awaited => {
                 guest.phase = Phase::Awaited;
                 drop(guest);
-                self.await_backend(index)
+                self.await_backend(entry)
             }
             Phase::Living => {
                 let live = guest.live.clone();
@@ -106,18 +107,21 @@ impl<B: Backend, F: Format> System<B, F> {
                 if let Some(live) = &live {
                     self.io.revoke(self, live);
                 }
+                if !self.scrub_blobs(until) {
+                    return Chore::More;
+                }
                 match live.map_or(Progress::Rest(u64::MAX), |live| self.watch_writes(&live, until)) {
                     Progress::More => Chore::More,
                     Progress::Rest(deadline) => {
                         // It may have ended meanwhile; who says so wakes the chores afterwards.
-                        let guest = self.guests[index].lock();
+                        let guest = entry.guest.lock();
                         if matches!(guest.phase, Phase::Living) {
                             self.block_chore(deadline);
                         }
                         drop(guest);
                         // Who detaches between the two wakes in vain.
-                        if self.io.has_revocations(index) {
-                            self.wake(&self.chores[index]);
+                        if entry.io.has_revocations() {
+                            self.wake(&entry.chores);
                         }
                         Chore::More
                     }
@@ -125,24 +129,28 @@ impl<B: Backend, F: Format> System<B, F> {
             }
             Phase::Ended => {
                 guest.phase = Phase::Ended;
-                let id = guest.id;
+                let id = entry.id;
+                let live = guest.live.clone();
                 drop(guest);
                 self.io.disconnect(self, id);
-                if !self.io.let_go(index, || self.block_chore(u64::MAX)) {
+                if let Some(live) = live {
+                    self.give_up_blob(&live);
+                }
+                if !entry.io.let_go(|| self.block_chore(u64::MAX)) {
                     return Chore::More;
                 }
-                let mut guest = self.guests[index].lock();
+                let mut guest = entry.guest.lock();
                 let Some(live) = guest.live.take() else { return Chore::More };
                 match Arc::try_unwrap(live) {
                     Ok(mut live) => {
-                        self.say_exits(&live, guest.name());
+                        self.say_exits(&live, entry.name());
                         let reset = self.quiesce(&live);
                         let stopped = live.dma.as_mut().map_or(Ok(()), DmaDomain::end);
                         let memory = guest.take_apart(live);
                         if let Err(error) = stopped {
                             log::error!(
                                 "guest {}: its devices cannot be kept out of its memory, which is lost: {error}",
-                                guest.name()
+                                entry.name()
                             );
                             core::mem::forget(memory);
                             return Chore::Gone(false);
@@ -166,14 +174,14 @@ impl<B: Backend, F: Format> System<B, F> {
                 guest.phase = Phase::Ended;
                 drop(guest);
                 let step = reset.step(&mut Configuration, self.host_time());
-                let mut guest = self.guests[index].lock();
+                let mut guest = entry.guest.lock();
                 match step {
                     Step::Wait(until) => {
                         guest.phase = Phase::Resets(memory, reset);
                         self.block_chore(self.host_tsc(until));
                     }
                     Step::Done(tally) => {
-                        tell_resets(guest.name(), &reset, tally);
+                        tell_resets(entry.name(), &reset, tally);
                         guest.phase = Phase::Burial(memory);
                     }
                 }
@@ -190,7 +198,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 while !done && !is_wanted() {
                     done = memory.scrub_step();
                 }
-                let mut guest = self.guests[index].lock();
+                let mut guest = entry.guest.lock();
                 if !done {
                     guest.phase = Phase::Burial(memory);
                     return Chore::More;
@@ -213,10 +221,10 @@ impl<B: Backend, F: Format> System<B, F> {
                     self.block_chore(at);
                     return Chore::More;
                 }
-                let (record, id) = (guest.record, guest.id);
+                let definition = guest.definition.clone();
                 guest.phase = Phase::Restart(at);
                 drop(guest);
-                self.restart(index, &record, id)
+                self.restart(entry, definition)
             }
         }
     }
@@ -234,49 +242,45 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// The chores of a guest whose devices have to be described before it can be made.
-    fn await_backend(&self, index: usize) -> Chore {
+    fn await_backend(&self, entry: &Entry<B, F>) -> Chore {
         // First: who describes the last device, or is gone, wakes it from here on.
         self.block_chore(u64::MAX);
-        let backend = self.io.awaited(index);
-        let is_gone = backend.is_some_and(|backend| self.guests[backend].lock().is_gone());
-        let mut guest = self.guests[index].lock();
+        let backend = entry.io.awaited();
+        let is_gone = backend.is_some_and(|backend| self.is_gone(backend));
+        let mut guest = entry.guest.lock();
         // Another CPU may have been woken for it meanwhile.
         if !matches!(guest.phase, Phase::Awaited) {
             return Chore::More;
         }
         if backend.is_none() {
             guest.phase = Phase::Restart(0);
-            self.wake(&self.chores[index]);
+            self.wake(&entry.chores);
         } else if is_gone {
             // What is asleep may be another CPU's already: it is taken out of its queue when it runs.
             guest.phase = Phase::Unmade;
             guest.is_unmade = true;
-            let name = guest.name();
+            let name = entry.name();
             log::error!("guest {name}: cannot be started: the domain that serves its devices is gone");
-            self.wake(&self.chores[index]);
+            self.wake(&entry.chores);
         }
         Chore::More
     }
 
-    fn restart(
-        &self,
-        index: usize,
-        record: &caisson_config::Domain<'static>,
-        id: caisson_types::DomainId,
-    ) -> Chore {
+    fn restart(&self, entry: &Arc<Entry<B, F>>, definition: Option<Definition>) -> Chore {
         let start = cpu::tsc();
-        let made = self.maker.make(self.backend, record, id, index, self.io.described(index));
-        match made {
+        // Who forgets a domain has seen that it is gone.
+        let Some(record) = definition.as_ref().and_then(Definition::record) else { return Chore::Gone(false) };
+        match self.maker.make(self.backend, entry, &record, entry.io.described()) {
             Ok(live) => {
                 let live = Arc::new(live);
                 // Before it can be ended.
                 self.io.started(self, &live);
-                let mut guest = self.guests[index].lock();
+                let mut guest = entry.guest.lock();
                 guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
-                guest.say_start();
+                guest.say_start(&entry.facts);
                 let unwanted = guest.unwanted;
                 drop(guest);
-                self.io.tell_state(self, index);
+                self.io.tell_state(self, entry);
                 self.enrol_vcpus(&live);
                 if unwanted {
                     // That was said while it was being made.
@@ -285,9 +289,8 @@ impl<B: Backend, F: Format> System<B, F> {
                 Chore::More
             }
             Err(error) => {
-                let mut guest = self.guests[index].lock();
-                guest.is_unmade = true;
-                log::error!("guest {}: cannot be started: {error}", guest.name());
+                entry.guest.lock().is_unmade = true;
+                log::error!("guest {}: cannot be started: {error}", entry.name());
                 Chore::Gone(false)
             }
         }

@@ -1,7 +1,7 @@
 //! Caisson: a type-1 hypervisor for x86-64.
 //!
 //! This crate ties the others together: it starts the machine ([`start`]), makes domains from the configuration blob
-//! ([`guests`]), brings up all processors ([`cpus`]) and runs the guests' vCPUs on them ([`scheduler`]) until they end
+//! ([`domains`], [`maker`]), brings up all processors ([`cpus`]) and runs the guests' vCPUs on them ([`scheduler`]) until they end
 //! ([`life`]), with one serial line for all consoles ([`console`]);
 //! [`drill`] crashes it on demand. It holds no `unsafe` but what hands the boot-time promises of the machine crates on,
 //! in [`start`], and the fault of that drill.
@@ -13,15 +13,23 @@ extern crate alloc;
 
 #[cfg(any(target_os = "none", doc))]
 mod console;
+#[cfg(any(target_os = "none", doc))]
 mod control;
+#[cfg(any(target_os = "none", doc))]
+mod create;
 #[cfg(any(target_os = "none", doc))]
 mod cpus;
 #[cfg(any(target_os = "none", doc))]
 mod dirty;
+#[cfg(any(target_os = "none", doc))]
 mod dma;
+#[cfg(any(target_os = "none", doc))]
+mod domains;
+#[cfg(any(target_os = "none", doc))]
 mod drill;
 #[cfg(any(target_os = "none", doc))]
 mod functions;
+#[cfg(any(target_os = "none", doc))]
 mod guests;
 #[cfg(any(target_os = "none", doc))]
 mod io;
@@ -29,6 +37,8 @@ mod io;
 mod life;
 #[cfg(any(target_os = "none", doc))]
 mod logger;
+#[cfg(any(target_os = "none", doc))]
+mod maker;
 #[cfg(any(target_os = "none", doc))]
 mod scheduler;
 #[cfg(any(target_os = "none", doc))]

@@ -31,7 +31,7 @@ use crate::dirty::Meter;
 use crate::dma::{Dma, InterruptSender};
 use crate::drill::Drill;
 use crate::functions::Devices;
-use crate::guests::Maker;
+use crate::maker::Maker;
 use crate::logger;
 use crate::scheduler::System;
 use crate::trace;

@@ -1,19 +1,20 @@
 //! Where the time goes, shown to a person: the table on the console (`Ctrl-A t`), and a line at the end of a run.
 
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
 use caisson_accounts::CpuTimes;
 use caisson_console::{DomainSnapshot, Snapshot, VcpuSnapshot};
 use caisson_hwvirt::{Backend, ExitClass};
-use caisson_locks::Mutex;
 use caisson_machine::{cpu, memory};
 use caisson_stage2::Format;
 use caisson_types::PAGE_SIZE;
 
 use crate::console;
-use crate::guests::{Guest, Live};
+use crate::domains::Entry;
+use crate::guests::Live;
 use crate::scheduler::System;
 use crate::trace::DomainName;
 
@@ -26,17 +27,14 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// All accounts as they are now.
     fn snapshot(&self) -> Snapshot {
-        let domain = |guest: &Mutex<Guest<B, F>>| {
-            let (record, id, live) = {
-                let guest = guest.lock();
-                (guest.record, guest.id, guest.live.clone())
-            };
+        let domain = |entry: Arc<Entry<B, F>>| {
+            let live = entry.guest.lock().live.clone();
             let now = cpu::tsc();
             let vcpus = live.iter().flat_map(|live| live.tasks.iter());
             let vcpus = vcpus.filter_map(|task| VcpuSnapshot::of(&task.account, now)).collect();
-            DomainSnapshot { id, name: record.name().to_string(), memory: record.memory(), vcpus }
+            DomainSnapshot { id: entry.id, name: entry.name().to_string(), memory: entry.facts.memory, vcpus }
         };
-        let domains = self.guests.iter().map(domain).collect();
+        let domains = self.domains.iter().map(domain).collect();
         let now = cpu::tsc();
         Snapshot {
             now,
@@ -92,10 +90,11 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// The guests by name, for the trace.
     pub(crate) fn names(&self) -> Vec<DomainName> {
-        let name = |guest: &Mutex<Guest<B, F>>| {
-            let guest = guest.lock();
-            DomainName { id: guest.id, vcpus: guest.record.vcpus() as u16, name: guest.name().to_string() }
+        let name = |entry: Arc<Entry<B, F>>| DomainName {
+            id: entry.id,
+            vcpus: entry.facts.vcpus as u16,
+            name: entry.name().to_string(),
         };
-        self.guests.iter().map(name).collect()
+        self.domains.iter().map(name).collect()
     }
 }

@@ -38,6 +38,12 @@ ranks! {
     /// A vCPU's registers and control block.
     /// The CPU that runs it, for a whole turn, with no lock held: all that an exit does is done inside.
     Vcpu,
+    /// The blob that a domain makes others of.
+    /// A vCPU of its own that puts something there or makes one, inside `Vcpu`; the domain's chores at its end.
+    Upload,
+    /// What making another domain needs, and what is left of blobs.
+    /// Who makes or forgets a domain, inside `Vcpu`; who scrubs a blob, with no lock held.
+    Creation,
     /// A guest's record: what exists of it, how it ended, what is to be done for it.
     /// Who makes, ends, restarts or looks the guest up; at the guest's end inside `Vcpu`, for its name inside `Tracking`.
     Guest,
@@ -77,6 +83,9 @@ ranks! {
     /// That a domain's event ports come or go.
     /// Who makes or ends a guest, inside `Guest`; it waits for events that are under way, which wake their receiver.
     Ports,
+    /// One place among the domains: whether there is one, and which.
+    /// Who looks a domain up, comes or goes, inside anything above; nothing is taken inside.
+    Domains,
     /// A CPU's run queue, for one decision.
     /// Who wakes, blocks, moves or picks; for a wake-up inside `Vcpu` and `Chipset`, for chores inside `Guest`.
     Queue,

@@ -10,7 +10,7 @@ use caisson_types::GuestMemory;
 use caisson_virtio::{Channel, Interrupt};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{Io, domain_of};
+use super::Io;
 use crate::guests::Live;
 use crate::scheduler::System;
 
@@ -65,7 +65,7 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
         channel: u16,
         what: impl FnOnce(&alloc::sync::Arc<Live<B, F>>, usize, &Channel) -> CallResult,
     ) -> CallResult {
-        let (live, slot) = self.io.attached(self.live.domain.id, channel)?;
+        let (live, slot) = self.io.attached(self.system, self.live.domain.id, channel)?;
         let channel = live.domain.served_channel(slot).ok_or(CallError::Refused)?;
         what(&live, slot, channel)
     }
@@ -79,22 +79,22 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
 
     fn list(&self, into: Buffer) -> CallResult {
         let mut count = 0;
-        for index in 0..self.io.guests.len() {
-            let Some(guest) = self.io.guest(index) else { break };
+        for entry in self.system.domains.iter() {
+            let guest = entry.io.guest.lock();
             let devices = guest.served.devices().iter().zip(&guest.parameters);
             let records: Vec<ChannelRecord> = devices
                 .filter(|(device, _)| device.backend == self.live.domain.id)
                 .map(|(device, parameters)| {
                     let mut record = ChannelRecord {
-                        channel: channel_of(domain_of(index), device.slot).unwrap_or(u16::MAX),
-                        domain: domain_of(index).0,
+                        channel: channel_of(entry.id, device.slot).unwrap_or(u16::MAX),
+                        domain: entry.id.0,
                         kind: device.kind,
                         life: guest.served.life(),
                         state: guest.served.record_state(device),
                         parameters: parameters.len() as u32,
                         ..ChannelRecord::default()
                     };
-                    record.name.iter_mut().zip(guest.name.bytes()).for_each(|(to, from)| *to = from);
+                    record.name.iter_mut().zip(entry.name().bytes()).for_each(|(to, from)| *to = from);
                     record
                 })
                 .collect();
@@ -112,8 +112,8 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
     }
 
     fn parameters(&self, channel: u16, into: Buffer) -> CallResult {
-        let (guest, device) = self.io.find(self.live.domain.id, channel)?;
-        let text = self.io.guest(guest).and_then(|guest| guest.parameters.get(device).copied()).unwrap_or("");
+        let (entry, device) = self.io.find(self.system, self.live.domain.id, channel)?;
+        let text = entry.io.guest.lock().parameters.get(device).cloned().unwrap_or_default();
         self.write(into, text.as_bytes())?;
         Ok(text.len() as u64)
     }
@@ -143,7 +143,7 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
     }
 
     fn state(&self, channel: u16, into: Buffer) -> CallResult {
-        let (live, slot) = self.io.attached(self.live.domain.id, channel)?;
+        let (live, slot) = self.io.attached(self.system, self.live.domain.id, channel)?;
         if live.is_ending() {
             return Err(CallError::PeerClosed);
         }

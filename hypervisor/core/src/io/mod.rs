@@ -21,26 +21,31 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicBool;
 
 use caisson_abi::io::channel_of;
-use caisson_config::{Blob, DeviceBackend};
+use caisson_config::{Domain as Record, VirtioDevice};
 use caisson_events::Registry;
+use caisson_frames::MAX_DOMAINS;
 use caisson_hwvirt::Backend;
-use caisson_locks::{Mutex, MutexGuard, Rank};
+use caisson_locks::{Mutex, Rank};
 use caisson_served::{Device, Served};
 use caisson_stage2::Format;
 use caisson_types::DomainId;
 
 use crate::guests::Live;
-use ports::{Endpoint, Sources};
+use ports::{Endpoint, GuestPorts};
 
-/// What there is of split I/O.
+/// What all domains have of split I/O together.
 pub(crate) struct Io<B: Backend, F: Format> {
     registry: Registry<Endpoint<B, F>>,
-    /// The ports that sources of Caisson's lead to.
-    sources: Sources,
-    /// Each guest's devices that others serve.
-    guests: Box<[Mutex<Guest<B, F>>]>,
-    /// By the number of a backend: something is granted to it that it does not use any more.
-    revocations: Box<[AtomicBool]>,
+}
+
+/// What one domain has of it, from life to life.
+pub(crate) struct Side<B: Backend, F: Format> {
+    /// Its devices that others serve.
+    guest: Mutex<Guest<B, F>>,
+    /// The ports that its sources lead to.
+    ports: GuestPorts,
+    /// Something is granted to it as a backend that it does not use any more.
+    has_revocations: AtomicBool,
 }
 
 /// A guest's devices that others serve.
@@ -49,58 +54,34 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     /// The guest, while it lives.
     live: Option<Arc<Live<B, F>>>,
     /// What the configuration says of each device for its backend.
-    parameters: Vec<&'static str>,
-    name: &'static str,
-}
-
-/// A guest's number in the configuration.
-pub(crate) fn index_of(domain: DomainId) -> Option<usize> {
-    usize::from(domain.0).checked_sub(1)
-}
-
-/// The domain of the guest with a number in the configuration.
-pub(crate) fn domain_of(guest: usize) -> DomainId {
-    DomainId(u16::try_from(guest + 1).unwrap_or(u16::MAX))
+    parameters: Vec<Box<str>>,
 }
 
 impl<B: Backend, F: Format> Io<B, F> {
-    /// For the guests of the configuration, none of which lives. `own` says how many devices a guest has that Caisson serves
-    /// itself, which come first.
-    pub(crate) fn new(blob: &Blob<'static>, own: impl Fn(&caisson_config::Domain<'static>) -> u16) -> Self {
-        let mut most = 1;
-        let guests: Box<[_]> = blob
-            .domains()
-            .enumerate()
-            .map(|(index, record)| {
-                let first = own(&record);
-                let devices: Vec<_> = (first..)
-                    .zip(record.virtio_devices())
-                    .filter(|(slot, _)| channel_of(domain_of(index), *slot).is_some())
-                    .map(|(slot, device)| {
-                        // `check_complete` has seen that no device is served by a domain which is not here.
-                        let backend = match device.backend {
-                            DeviceBackend::Domain(backend) => domain_of(backend),
-                            DeviceBackend::Named(_) => domain_of(usize::MAX - 1),
-                        };
-                        Device::new(slot, u32::from(device.kind.code()), backend)
-                    })
-                    .collect();
-                most = index + 2;
-                let parameters = record.virtio_devices().map(|device| device.parameters).collect();
-                let guest =
-                    Guest { served: Served::new(devices), live: None, parameters, name: record.name() };
-                Mutex::new(Rank::Served, guest)
-            })
-            .collect();
-        let slots = guests.iter().map(|guest| guest.lock().served.devices().len());
-        let sources = Sources::new(slots);
-        let revocations = guests.iter().map(|_| AtomicBool::new(false)).collect();
-        Self { registry: Registry::new(most), sources, guests, revocations }
+    /// Nobody has any of it.
+    pub(crate) fn new() -> Self {
+        // Numbers begin with 1.
+        Self { registry: Registry::new(MAX_DOMAINS + 1) }
     }
+}
 
-    /// A guest's devices, by its number in the configuration.
-    #[cfg_attr(debug_assertions, track_caller)]
-    fn guest(&self, index: usize) -> Option<MutexGuard<'_, Guest<B, F>>> {
-        self.guests.get(index).map(Mutex::lock)
+impl<B: Backend, F: Format> Side<B, F> {
+    /// For the domain `id` with a record, which does not live. `own` of its devices, the first ones, are Caisson's; `backend`
+    /// tells who serves the others.
+    pub(crate) fn new(
+        record: &Record<'_>,
+        id: DomainId,
+        own: u16,
+        backend: impl Fn(&VirtioDevice<'_>) -> DomainId,
+    ) -> Self {
+        let devices: Vec<_> = (own..)
+            .zip(record.virtio_devices())
+            .filter(|(slot, _)| channel_of(id, *slot).is_some())
+            .map(|(slot, device)| Device::new(slot, u32::from(device.kind.code()), backend(&device)))
+            .collect();
+        let parameters = record.virtio_devices().map(|device| device.parameters.into()).collect();
+        let ports = GuestPorts::new(devices.len());
+        let guest = Guest { served: Served::new(devices), live: None, parameters };
+        Self { guest: Mutex::new(Rank::Served, guest), ports, has_revocations: AtomicBool::new(false) }
     }
 }

@@ -13,7 +13,8 @@ use caisson_irqchip::InterruptMessage;
 use caisson_stage2::Format;
 use caisson_types::{DomainId, Gpa, GuestMemory, PAGE_SIZE};
 
-use super::{Io, index_of};
+use super::Io;
+use crate::domains::Entry;
 use crate::guests::Live;
 use crate::scheduler::{Machine, System};
 
@@ -95,8 +96,8 @@ impl DevicePorts {
     }
 }
 
-/// The ports of one guest's sources, and its own as a backend.
-struct GuestPorts {
+/// The ports of one guest's sources, and its own as a backend: those that were bound last. Read without a lock.
+pub(super) struct GuestPorts {
     /// Its devices that others serve.
     devices: Box<[DevicePorts]>,
     /// The guest is a backend, and its list has changed.
@@ -107,25 +108,21 @@ struct GuestPorts {
     console: Port,
 }
 
-/// The port that each of Caisson's sources leads to: the one that was bound last. Read without a lock.
-pub(super) struct Sources(Box<[GuestPorts]>);
-
-impl Sources {
-    /// For guests with so many devices each that others serve.
-    pub(super) fn new(devices: impl Iterator<Item = usize>) -> Self {
+impl GuestPorts {
+    /// For a guest with so many devices that others serve.
+    pub(super) fn new(devices: usize) -> Self {
         let ports = |_| DevicePorts([const { Port::new() }; MAX_QUEUES + 1]);
-        let guest = |count| GuestPorts {
-            devices: (0..count).map(ports).collect(),
+        Self {
+            devices: (0..devices).map(ports).collect(),
             backend: Port::new(),
             state: Port::new(),
             console: Port::new(),
-        };
-        Self(devices.map(guest).collect())
+        }
     }
 
     /// The port of a device's queue, or of its changes; `device` counts those that others serve.
-    fn queue(&self, guest: usize, device: usize, queue: u16) -> Option<&Port> {
-        self.0.get(guest)?.devices.get(device)?.of(queue)
+    fn queue(&self, device: usize, queue: u16) -> Option<&Port> {
+        self.devices.get(device)?.of(queue)
     }
 }
 
@@ -162,24 +159,22 @@ impl<B: Backend, F: Format> Io<B, F> {
         call: caisson_abi::EventCall,
     ) -> CallResult {
         let interrupt = |endpoint: &Endpoint<B, F>| endpoint.interrupt(system);
-        self.registry.perform(caller, call, interrupt, |source| self.bind_source(caller, source))
+        self.registry.perform(caller, call, interrupt, |source| self.bind_source(system, caller, source))
     }
 
-    fn bind_source(&self, caller: DomainId, source: Source) -> CallResult {
+    fn bind_source(&self, system: &System<B, F>, caller: DomainId, source: Source) -> CallResult {
+        let of = |domain| system.domains.get(domain).ok_or(CallError::NoSuchDomain);
+        let (entry, device) = match source {
+            Source::Backend => (of(caller)?, 0),
+            Source::Channel { channel, .. } => self.find(system, caller, channel)?,
+            Source::DomainState { domain } | Source::Console { domain } => (of(domain)?, 0),
+        };
+        let ports = &entry.io.ports;
         let port = match source {
-            Source::Backend => index_of(caller).and_then(|guest| Some(&self.sources.0.get(guest)?.backend)),
-            Source::Channel { channel, queue } => {
-                let (guest, device) = self.find(caller, channel)?;
-                self.sources.queue(guest, device, queue)
-            }
-            Source::DomainState { domain } => {
-                let guest = index_of(domain).and_then(|guest| self.sources.0.get(guest));
-                Some(&guest.ok_or(CallError::NoSuchDomain)?.state)
-            }
-            Source::Console { domain } => {
-                let guest = index_of(domain).and_then(|guest| self.sources.0.get(guest));
-                Some(&guest.ok_or(CallError::NoSuchDomain)?.console)
-            }
+            Source::Backend => Some(&ports.backend),
+            Source::Channel { queue, .. } => ports.queue(device, queue),
+            Source::DomainState { .. } => Some(&ports.state),
+            Source::Console { .. } => Some(&ports.console),
         };
         let port = port.ok_or(CallError::Refused)?;
         let name = self.registry.bind_source(caller, source)?;
@@ -195,32 +190,39 @@ impl<B: Backend, F: Format> Io<B, F> {
     }
 
     /// A guest has notified queues of a device, a bit each.
-    pub(super) fn tell_queues(&self, system: &System<B, F>, guest: usize, device: usize, mut queues: u64) {
+    pub(super) fn tell_queues(
+        &self,
+        system: &System<B, F>,
+        guest: &Entry<B, F>,
+        device: usize,
+        mut queues: u64,
+    ) {
         while queues != 0 {
             let queue = queues.trailing_zeros() as u16;
             queues &= queues - 1;
-            self.notify(system, self.sources.queue(guest, device, queue));
+            self.notify(system, guest.io.ports.queue(device, queue));
         }
     }
 
     /// A device's state has changed.
-    pub(super) fn tell_change(&self, system: &System<B, F>, guest: usize, device: usize) {
-        self.notify(system, self.sources.queue(guest, device, CHANGES));
+    pub(super) fn tell_change(&self, system: &System<B, F>, guest: &Entry<B, F>, device: usize) {
+        self.notify(system, guest.io.ports.queue(device, CHANGES));
     }
 
     /// The list of what a backend serves has changed.
     pub(super) fn tell_backend(&self, system: &System<B, F>, backend: DomainId) {
-        let ports = index_of(backend).and_then(|guest| self.sources.0.get(guest));
-        self.notify(system, ports.map(|ports| &ports.backend));
+        if let Some(entry) = system.domains.get(backend) {
+            self.notify(system, Some(&entry.io.ports.backend));
+        }
     }
 
     /// A guest's console has output, or room for input.
-    pub(crate) fn tell_console(&self, system: &System<B, F>, guest: usize) {
-        self.notify(system, self.sources.0.get(guest).map(|ports| &ports.console));
+    pub(crate) fn tell_console(&self, system: &System<B, F>, guest: &Entry<B, F>) {
+        self.notify(system, Some(&guest.io.ports.console));
     }
 
     /// A guest has come, ended, or changed its state otherwise.
-    pub(crate) fn tell_state(&self, system: &System<B, F>, guest: usize) {
-        self.notify(system, self.sources.0.get(guest).map(|ports| &ports.state));
+    pub(crate) fn tell_state(&self, system: &System<B, F>, guest: &Entry<B, F>) {
+        self.notify(system, Some(&guest.io.ports.state));
     }
 }

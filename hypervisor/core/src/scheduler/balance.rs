@@ -36,7 +36,7 @@ impl<B: Backend, F: Format> System<B, F> {
     fn steal_from(&self, this: &Cpu<B, F>, other: &Cpu<B, F>, before: Key, at_home: bool) -> bool {
         let pool = &self.pools[this.pool];
         let allowed = |work: &Work<B, F>| {
-            let share = &self.shares[work.guest()];
+            let share = &work.entry().share;
             // The other queue may not have taken over yet what the pool's policy is now.
             let stays = matches!(work, Work::Vcpu(..)) && share.is_reserved(pool);
             share.allows(this.index) && (!at_home || share.prefers(this.index)) && !stays && work.can_move()
@@ -46,8 +46,8 @@ impl<B: Backend, F: Format> System<B, F> {
             other.index,
             this.index,
             |queue| queue.steal(before, allowed, cpu::tsc()),
-            |stolen| self.place_of(&stolen.work).leave(this.index),
-            |queue, stolen| self.put(queue, stolen),
+            |stolen| stolen.work.place().leave(this.index),
+            Self::put,
         )
     }
 
@@ -62,7 +62,7 @@ impl<B: Backend, F: Format> System<B, F> {
         place.leave(to.index);
         drop(queue);
         // Where it was claimed by another meanwhile, it hands on what it does not run.
-        smp::put_to_wake(self, to.index, beacon, place, |queue| self.put(queue, stolen))
+        smp::put_to_wake(self, to.index, beacon, place, |queue| Self::put(queue, stolen))
     }
 
     /// The idle CPU on which a blocked vCPU should wake, if its home is busy or liked less.
@@ -71,7 +71,7 @@ impl<B: Backend, F: Format> System<B, F> {
             return None;
         }
         let shown = self.shown(home.pool);
-        let share = &self.shares[queue.guest_of(place)?];
+        let share = &queue.guest_of(place)?.share;
         let home_idles = shown.is_idle(home.index);
         if (home_idles && share.prefers(home.index)) || share.is_reserved(&self.pools[home.pool]) {
             return None;
@@ -87,7 +87,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let this = self.this();
         let Some((home, mut queue)) = place.find(|cpu| self.lock(cpu)) else { return };
         let Some(home) = self.cpus.get(home as usize) else { return };
-        let Some(share) = queue.guest_of(place).map(|guest| &self.shares[guest]) else { return };
+        let Some(share) = queue.guest_of(place).map(|entry| &entry.share) else { return };
         let there = home.index == this.index || home.pool != this.pool;
         if there || !share.allows(this.index) || share.is_reserved(&self.pools[this.pool]) {
             return;
@@ -98,20 +98,12 @@ impl<B: Backend, F: Format> System<B, F> {
         let Some(stolen) = queue.give(place, cpu::tsc()) else { return };
         place.leave(this.index);
         drop(queue);
-        self.put(&mut this.lock(), stolen);
+        Self::put(&mut this.lock(), stolen);
     }
 
-    fn put(&self, queue: &mut Queue<B, F>, stolen: Stolen<B, F>) {
-        let work = stolen.work.clone();
-        let room = queue.put(stolen, self.place_of(&work), cpu::tsc());
-        assert!(room, "the queues have room for every vCPU and chore of the configuration");
-    }
-
-    fn place_of<'a>(&'a self, work: &'a Work<B, F>) -> &'a Place {
-        match work {
-            Work::Vcpu(live, index) => &live.tasks[*index].place,
-            Work::Chore(guest) => &self.chores[*guest],
-        }
+    fn put(queue: &mut Queue<B, F>, stolen: Stolen<B, F>) {
+        let room = queue.put(stolen, cpu::tsc());
+        assert!(room, "the queues have room for every vCPU and chore that there is");
     }
 
     /// Somebody waits here after a turn: an idle CPU takes them over, or one that runs a single vCPU without an end shares.

@@ -12,6 +12,7 @@
 
 mod balance;
 mod contract;
+mod grow;
 mod queue;
 mod run;
 mod shoot;
@@ -24,7 +25,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use caisson_accounts::CpuAccount;
-use caisson_config::Blob;
+use caisson_config::{Blob, VirtioDevice};
 use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_locks::{Mutex, MutexGuard, Rank};
@@ -39,14 +40,18 @@ use caisson_types::{DomainId, PAGE_SIZE};
 use spin::Once;
 
 use crate::console;
+use crate::create::Creation;
 use crate::dirty::Meter;
+use crate::domains::{Definition, Domains, Entry, Facts, id_at};
 use crate::drill::Drill;
 use crate::functions::Routes;
-use crate::guests::{Guest, Live, Maker};
-use crate::io::{Io, domain_of};
+use crate::guests::{Guest, Live};
+use crate::io::{Io, Side};
 use crate::life::Phase;
+use crate::maker::Maker;
 use crate::trace;
-use contract::{Pool, Share};
+use contract::Pool;
+pub(crate) use contract::{Share, ShareError, Turns};
 use queue::Queue;
 pub(crate) use queue::Work;
 pub(crate) use run::Machine;
@@ -64,9 +69,9 @@ pub(crate) struct Cpu<B: Backend, F: Format> {
 
 impl<B: Backend, F: Format> Cpu<B, F> {
     /// `None` for a CPU of no pool, of which there are none.
-    fn new(index: u32, pools: &[Pool], shares: &[Share], entities: usize) -> Option<Self> {
+    fn new(index: u32, pools: &[Pool]) -> Option<Self> {
         let pool = pools.iter().position(|pool| pool.shared.members().contains(&index))?;
-        let queue = Queue::new(&pools[pool], index, entities, shares);
+        let queue = Queue::new(&pools[pool], index);
         Some(Self { index, pool, queue: Mutex::new(Rank::Queue, queue), account: CpuAccount::new() })
     }
 
@@ -84,15 +89,16 @@ pub(crate) struct System<B: Backend, F: Format> {
     pub(crate) cpus: Box<[Cpu<B, F>]>,
     /// The CPUs that share work.
     pools: Box<[Pool]>,
-    /// What each guest gets.
-    shares: Box<[Share]>,
-    pub(crate) guests: Box<[Mutex<Guest<B, F>>]>,
+    /// The domains that there are.
+    pub(crate) domains: Domains<B, F>,
+    /// What making another one needs.
+    pub(crate) creation: Mutex<Creation>,
     /// Where functions' interrupts go.
     pub(crate) routes: Routes,
     /// Devices of guests that other domains serve, and event ports.
     pub(crate) io: Io<B, F>,
-    /// Where each guest's chores are.
-    pub(crate) chores: Box<[Place]>,
+    /// What can be in the queues: every vCPU, and a chore for each guest.
+    entities: AtomicUsize,
     /// Guests that live, or will.
     living: AtomicUsize,
     /// Some guest ended as it should not.
@@ -121,29 +127,25 @@ impl<B: Backend, F: Format> System<B, F> {
         let clock = clock::get();
         let count = percpu::count();
         let pools = Pool::all(blob, count, clock);
-        let shares = Share::all(blob, &pools, count, clock, cpu::tsc());
-        let guests: Box<[_]> = blob
-            .domains()
-            .enumerate()
-            .map(|(index, record)| Mutex::new(Rank::Guest, Guest::new(record, DomainId(index as u16 + 1))))
-            .collect();
-        // Every vCPU, and a chore for each guest.
+        let mut turns = Turns::new(&pools);
+        let shares = Share::all(blob, &pools, &mut turns, count, clock, cpu::tsc());
+        let cpus: Box<[Cpu<B, F>]> = (0..count).filter_map(|index| Cpu::new(index, &pools)).collect();
+        // At once, so that the queues' memory is taken once.
         let entities = blob.domains().map(|record| record.vcpus() as usize + 1).sum();
-        let io = Io::new(blob, |record| maker.own_devices(record));
-        let cpus = (0..count).filter_map(|index| Cpu::new(index, &pools, &shares, entities)).collect();
-        let routes = Routes::new(maker.devices.as_ref(), maker.dma, domain_of);
-        Self {
+        cpus.iter().for_each(|cpu| cpu.lock().grow(entities, shares.len()));
+        let routes = Routes::new(maker.devices.as_ref(), maker.dma, id_at);
+        let system = Self {
             backend,
             maker,
             clock,
             cpus,
             pools,
-            shares,
-            living: AtomicUsize::new(guests.len()),
+            entities: AtomicUsize::new(0),
+            living: AtomicUsize::new(shares.len()),
             routes,
-            io,
-            chores: guests.iter().map(|_| Place::new(0)).collect(),
-            guests,
+            io: Io::new(),
+            domains: Domains::new(),
+            creation: Mutex::new(Rank::Creation, Creation::new(turns, id_at(shares.len().wrapping_sub(1)))),
             failed: AtomicBool::new(false),
             drill: Once::new(),
             meter: Once::new(),
@@ -151,38 +153,54 @@ impl<B: Backend, F: Format> System<B, F> {
             free_before: AtomicU64::new(0),
             top: Mutex::new(Rank::Table, Top::new()),
             heap_before,
+        };
+        for ((index, record), share) in blob.domains().enumerate().zip(shares) {
+            let definition = Definition::at_start(*blob, index);
+            let backends = |device: &VirtioDevice<'_>| id_at(device.backend);
+            let io = Side::new(&record, id_at(index), system.maker.own_devices(&record), backends);
+            system.welcome(Entry {
+                id: id_at(index),
+                facts: Facts::of(&record),
+                guest: Mutex::new(Rank::Guest, Guest::new(definition, Phase::Living)),
+                share,
+                chores: Place::new(0),
+                io,
+            });
         }
+        system
     }
 
     /// Makes every guest, and puts their vCPUs into the queues. `Err` has said which could not be made.
     pub(crate) fn start(&self) -> Result<(), ()> {
         self.free_before.store(free_kib(), Ordering::Relaxed);
-        for (index, guest) in self.guests.iter().enumerate() {
-            let mut guest = guest.lock();
-            if self.io.is_awaited(index) {
-                log::info!("guest {}: waits for the domain that serves its devices", guest.name());
+        for entry in self.domains.iter() {
+            let mut guest = entry.guest.lock();
+            if entry.io.is_awaited() {
+                log::info!("guest {}: waits for the domain that serves its devices", entry.name());
                 guest.phase = Phase::Awaited;
                 continue;
             }
-            match self.maker.make(self.backend, &guest.record, guest.id, index, Vec::new()) {
+            let Some(record) = guest.definition.as_ref().and_then(Definition::record) else { continue };
+            match self.maker.make(self.backend, &entry, &record, Vec::new()) {
                 Ok(live) => guest.started(Arc::new(live), 0),
                 Err(error) => {
-                    log::error!("cannot start: config: domain[{index}] ({}): {error}", guest.name());
+                    let index = entry.index();
+                    log::error!("cannot start: config: domain[{index}] ({}): {error}", entry.name());
                     return Err(());
                 }
             }
-            guest.say_start();
+            guest.say_start(&entry.facts);
         }
         self.say_cost();
-        for index in 0..self.guests.len() {
-            self.enrol_guest(index);
+        for entry in self.domains.iter() {
+            self.enrol_guest(&entry);
         }
         Ok(())
     }
 
     /// Says what the guests take of memory beside their RAM, as they are made.
     fn say_cost(&self) {
-        let made = || self.guests.iter().filter_map(|guest| guest.lock().live.clone());
+        let made = || self.domains.iter().filter_map(|entry| entry.guest.lock().live.clone());
         let guests = made().count() as u64;
         let ram: u64 = made().map(|live| live.domain.memory.bytes() >> 10).sum();
         let frames = self.free_before.load(Ordering::Relaxed) - free_kib();
@@ -205,7 +223,7 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn tell_writes(&self, meter: Option<Meter>) {
         if let Some(meter) = meter {
             self.meter.call_once(|| meter);
-            self.chores.iter().for_each(|place| self.wake(place));
+            self.domains.iter().for_each(|entry| self.wake(&entry.chores));
         }
     }
 
@@ -261,12 +279,12 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// A guest is gone for good. After the last one the machine is turned off.
-    pub(crate) fn gone(&self, guest: usize, well: bool) {
+    pub(crate) fn gone(&self, entry: &Entry<B, F>, well: bool) {
         // In this order: once it is gone, it can be told to start.
-        self.io.gone(self, guest);
-        self.guests[guest].lock().phase = Phase::Gone;
-        self.io.tell_state(self, guest);
-        self.io.disappoint(self, guest);
+        self.io.gone(self, entry);
+        entry.guest.lock().phase = Phase::Gone;
+        self.io.tell_state(self, entry);
+        self.io.disappoint(self, entry.id);
         self.failed.fetch_or(!well, Ordering::Relaxed);
         if self.living.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.account();
@@ -281,7 +299,8 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// Says whether all that was free before the guests were made is free again.
     fn account(&self) {
-        let free = free_kib();
+        // What domains could still be made of is nobody's loss.
+        let free = free_kib() + (self.kept_for_blobs() >> 10);
         let before = self.free_before.load(Ordering::Relaxed);
         if free == before {
             log::info!("memory free at the end: {free} KiB of {before} KiB");
@@ -292,6 +311,6 @@ impl<B: Backend, F: Format> System<B, F> {
 
     /// The guest's living part, if it has one.
     pub(crate) fn live(&self, id: DomainId) -> Option<Arc<Live<B, F>>> {
-        self.guests.get(usize::from(id.0).checked_sub(1)?)?.lock().live.clone()
+        self.domains.get(id)?.guest.lock().live.clone()
     }
 }

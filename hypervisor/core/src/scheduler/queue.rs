@@ -1,15 +1,19 @@
 //! The run queue of one CPU: the policy's queue, what each of its entities is, and when the blocked ones wake by themselves.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+
 use caisson_accounts::Activity;
 use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
-use caisson_sched::{CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parcel, PolicyKind};
+use caisson_sched::{
+    CpuQueue, Decision, EntityId, GroupId, IndexHeap, Key, NEVER, Parameters, Parcel, PolicyKind, Reservation,
+};
 use caisson_smp::{Place, Woken};
 use caisson_stage2::Format;
 
-use super::contract::{Pool, Share};
+use super::contract::Pool;
+use crate::domains::Entry;
 use crate::guests::Live;
 use crate::trace::{self, What};
 
@@ -17,26 +21,39 @@ use crate::trace::{self, What};
 pub(crate) enum Work<B: Backend, F: Format> {
     /// A vCPU: its guest, and its number there.
     Vcpu(Arc<Live<B, F>>, usize),
-    /// What is to be done for a guest beside running it, by its number in the configuration.
-    Chore(usize),
+    /// What is to be done for a guest beside running it.
+    Chore(Arc<Entry<B, F>>),
 }
 
 impl<B: Backend, F: Format> Clone for Work<B, F> {
     fn clone(&self) -> Self {
         match self {
             Self::Vcpu(live, index) => Self::Vcpu(live.clone(), *index),
-            Self::Chore(guest) => Self::Chore(*guest),
+            Self::Chore(entry) => Self::Chore(entry.clone()),
         }
     }
 }
 
 impl<B: Backend, F: Format> Work<B, F> {
-    /// The guest's number in the configuration.
-    pub(super) fn guest(&self) -> usize {
+    /// Whose it is.
+    pub(super) fn entry(&self) -> &Arc<Entry<B, F>> {
         match self {
-            Self::Vcpu(live, _) => live.guest,
-            Self::Chore(guest) => *guest,
+            Self::Vcpu(live, _) => &live.entry,
+            Self::Chore(entry) => entry,
         }
+    }
+
+    /// Where it is.
+    pub(super) fn place(&self) -> &Place {
+        match self {
+            Self::Vcpu(live, index) => &live.tasks[*index].place,
+            Self::Chore(entry) => &entry.chores,
+        }
+    }
+
+    /// The group of all that is the guest's.
+    fn group(&self) -> GroupId {
+        GroupId(self.entry().index() as u32)
     }
 
     /// Whether another CPU can run it: what it had in a CPU has been taken off it.
@@ -79,7 +96,7 @@ pub(super) struct Stolen<B: Backend, F: Format> {
 pub(crate) struct Queue<B: Backend, F: Format> {
     cpu: u32,
     policy: CpuQueue,
-    slots: Box<[Option<Slot<B, F>>]>,
+    slots: Vec<Option<Slot<B, F>>>,
     /// The blocked entities that wake by themselves, by the TSC at which they do.
     timers: IndexHeap<u64>,
     /// Up to when the current one has been charged.
@@ -87,40 +104,53 @@ pub(crate) struct Queue<B: Backend, F: Format> {
 }
 
 impl<B: Backend, F: Format> Queue<B, F> {
-    /// The queue of `cpu`, for up to `entities` entities of `guests` guests.
-    pub(super) fn new(pool: &Pool, cpu: u32, entities: usize, shares: &[Share]) -> Self {
-        let shared = pool.shared.clone();
-        let mut policy = CpuQueue::new(shared, cpu, pool.policy(), &pool.settings, entities, shares.len());
-        for (group, share) in shares.iter().enumerate() {
-            // The groups are those that the queue was made for.
-            let _ = policy.set_cap(GroupId(group as u32), share.cap.clone(), cpu::tsc());
-        }
+    /// The queue of `cpu`, with room for nobody.
+    pub(super) fn new(pool: &Pool, cpu: u32) -> Self {
         Self {
             cpu,
-            policy,
-            slots: (0..entities).map(|_| None).collect(),
-            timers: IndexHeap::new(entities),
+            policy: CpuQueue::new(pool.shared.clone(), cpu, pool.policy(), &pool.settings, 0, 0),
+            slots: Vec::new(),
+            timers: IndexHeap::new(0),
             since: 0,
         }
     }
 
+    /// Makes room for so many entities of the guests at places below `guests`.
+    pub(super) fn grow(&mut self, entities: usize, guests: usize) {
+        self.policy.grow(entities, guests);
+        self.slots.reserve_exact(entities.saturating_sub(self.slots.len()));
+        self.slots.resize_with(entities.max(self.slots.len()), || None);
+        self.timers.grow(entities);
+    }
+
+    /// A guest's entities may use what its share says, from now on.
+    pub(super) fn welcome(&mut self, entry: &Entry<B, F>, now: u64) {
+        // There is room for its group.
+        let _ = self.policy.set_cap(GroupId(entry.index() as u32), entry.share.cap.clone(), now);
+    }
+
     /// Takes an entity in, blocked. `false` where there is no room, which is a bug of Caisson's.
-    pub(super) fn add(&mut self, work: Work<B, F>, place: &Place, share: &Share, now: u64) -> bool {
+    pub(super) fn add(&mut self, work: Work<B, F>, now: u64) -> bool {
+        let share = &work.entry().share;
         let parameters = match work {
             Work::Vcpu(..) => share.vcpu,
             Work::Chore(_) => share.chores,
         };
-        match self.policy.add(GroupId(work.guest() as u32), parameters, now) {
+        let group = work.group();
+        // A policy with reservations may have come into force while it was gone, and others may have come.
+        let without = || Parameters { reservation: Reservation::NONE, ..parameters };
+        let added = self.policy.add(group, parameters, now);
+        match added.or_else(|_| self.policy.add(group, without(), now)) {
             Ok(id) => {
-                self.settle(id, work, place);
+                self.settle(id, work);
                 true
             }
             Err(_) => false,
         }
     }
 
-    fn settle(&mut self, id: EntityId, work: Work<B, F>, place: &Place) {
-        place.set(self.cpu, id.index() as u32);
+    fn settle(&mut self, id: EntityId, work: Work<B, F>) {
+        work.place().set(self.cpu, id.index() as u32);
         if let Some(slot) = self.slots.get_mut(id.index()) {
             *slot = Some(Slot { id, work });
         }
@@ -206,9 +236,9 @@ impl<B: Backend, F: Format> Queue<B, F> {
     }
 
     /// The guest whose entity is at `place`.
-    pub(super) fn guest_of(&self, place: &Place) -> Option<usize> {
+    pub(super) fn guest_of(&self, place: &Place) -> Option<&Entry<B, F>> {
         let id = self.id(place)?;
-        self.slots.get(id.index())?.as_ref().map(|slot| slot.work.guest())
+        self.slots.get(id.index())?.as_ref().map(|slot| &**slot.work.entry())
     }
 
     /// Whether what is at `place` is blocked, and has left every CPU.
@@ -241,13 +271,13 @@ impl<B: Backend, F: Format> Queue<B, F> {
     }
 
     /// Puts in what another queue has given up. `false` where there is no room, which is a bug of Caisson's.
-    pub(super) fn put(&mut self, stolen: Stolen<B, F>, place: &Place, now: u64) -> bool {
+    pub(super) fn put(&mut self, stolen: Stolen<B, F>, now: u64) -> bool {
         let Stolen { parcel, .. } = stolen;
         // A policy with reservations may have come into force while one that has one was on its way.
         let put = self.policy.put(parcel, now);
         match put.or_else(|_| self.policy.put(parcel.without_reservation(), now)) {
             Ok(id) => {
-                self.settle(id, stolen.work, place);
+                self.settle(id, stolen.work);
                 true
             }
             Err(_) => false,

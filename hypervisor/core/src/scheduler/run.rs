@@ -27,6 +27,7 @@ use super::watch::Watch;
 use crate::console::{self, SERIAL_CPU};
 use crate::dma::Dma;
 use crate::functions::Arrival;
+use crate::domains::Entry;
 use crate::guests::Live;
 use crate::life::Chore;
 use crate::trace::{self, NOBODY, What, Why};
@@ -191,9 +192,9 @@ impl<B: Backend, F: Format> System<B, F> {
                 Some(Turn { work: Work::Vcpu(live, index), until }) => {
                     self.vcpu_turn(&live, index, until, &mut loaded);
                 }
-                Some(Turn { work: Work::Chore(guest), until }) => {
+                Some(Turn { work: Work::Chore(entry), until }) => {
                     self.unload(&mut loaded);
-                    self.chore_turn(guest, until);
+                    self.chore_turn(&entry, until);
                 }
                 None => {
                     self.idle();
@@ -286,7 +287,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let mut bus = live.domain.functions()?;
         bus.quiesce(&mut Configuration);
         self.routes.release(live.domain.id);
-        Some(self.maker.devices.as_ref()?.reset(live.guest))
+        Some(self.maker.devices.as_ref()?.reset(live.entry.index()))
     }
 
     fn deliver_input(&self) {
@@ -445,15 +446,16 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// Works on a guest's chores.
-    fn chore_turn(&self, guest: usize, until: u64) {
+    fn chore_turn(&self, entry: &Arc<Entry<B, F>>, until: u64) {
         let this = self.this();
         serve_between_steps();
-        match self.chore(guest, until.min(self.console_deadline())) {
+        match self.chore(entry, until.min(self.console_deadline())) {
             Chore::More => {}
             Chore::Later => this.lock().give_way(cpu::tsc()),
             Chore::Gone(well) => {
-                let _ = this.lock().remove(&self.chores[guest]);
-                self.gone(guest, well);
+                let work = this.lock().remove(&entry.chores);
+                drop(work);
+                self.gone(entry, well);
             }
         }
     }

@@ -11,6 +11,7 @@ use caisson_stage2::Format;
 
 use super::queue::Queue;
 use super::{Cpu, System, Work};
+use crate::domains::Entry;
 use crate::guests::Live;
 use crate::trace::{self, NOBODY, What};
 
@@ -45,7 +46,7 @@ impl<B: Backend, F: Format> smp::Cpus for System<B, F> {
     }
 
     fn offers_to_all(&self, cpu: u32) -> bool {
-        self.cpus.get(cpu as usize).is_some_and(|cpu| self.pools[cpu.pool].is_divided)
+        self.cpus.get(cpu as usize).is_some_and(|cpu| self.pools[cpu.pool].is_divided())
     }
 
     fn relocate<'a>(
@@ -72,41 +73,39 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// Puts a guest's vCPUs, and its chores, into queues: one CPU after the other, with the chores beside the boot vCPU.
-    pub(crate) fn enrol_guest(&self, guest: usize) {
-        let live = self.guests[guest].lock().live.clone();
-        self.enrol_chore(guest, false);
+    pub(crate) fn enrol_guest(&self, entry: &Arc<Entry<B, F>>) {
+        let live = entry.guest.lock().live.clone();
+        self.enrol_chore(entry, false);
         if let Some(live) = live {
             self.enrol_vcpus(&live);
         }
     }
 
-    /// Puts the chores of a guest that was gone into a queue, beside where its boot vCPU will be.
-    pub(crate) fn enrol_chores(&self, guest: usize) {
-        self.enrol_chore(guest, true);
+    /// Puts the chores of a guest that was gone, or has just come, into a queue, beside where its boot vCPU will be.
+    pub(crate) fn enrol_chores(&self, entry: &Arc<Entry<B, F>>) {
+        self.enrol_chore(entry, true);
     }
 
-    fn enrol_chore(&self, guest: usize, ready: bool) {
-        let home = self.shares[guest].homes.first().copied().unwrap_or(0);
-        self.enrol(Work::Chore(guest), &self.chores[guest], home, ready);
+    fn enrol_chore(&self, entry: &Arc<Entry<B, F>>, ready: bool) {
+        let home = entry.share.homes.first().copied().unwrap_or(0);
+        self.enrol(Work::Chore(entry.clone()), home, ready);
     }
 
     /// Puts a guest's vCPUs into queues, ready to be looked at.
     pub(crate) fn enrol_vcpus(&self, live: &Arc<Live<B, F>>) {
-        let homes = &self.shares[live.guest].homes;
-        for ((index, task), &home) in live.tasks.iter().enumerate().zip(homes) {
-            self.enrol(Work::Vcpu(live.clone(), index), &task.place, home, true);
+        for (index, &home) in (0..live.tasks.len()).zip(&live.entry.share.homes) {
+            self.enrol(Work::Vcpu(live.clone(), index), home, true);
         }
     }
 
-    fn enrol(&self, work: Work<B, F>, place: &Place, home: u32, ready: bool) {
+    fn enrol(&self, work: Work<B, F>, home: u32, ready: bool) {
         let cpu = &self.cpus[home as usize];
-        let share = &self.shares[work.guest()];
         let now = cpu::tsc();
         let mut queue = cpu.lock();
-        let room = queue.add(work, place, share, now);
-        assert!(room, "the queues have room for every vCPU and chore of the configuration");
+        let room = queue.add(work.clone(), now);
+        assert!(room, "the queues have room for every vCPU and chore that there is");
         if ready {
-            let _ = queue.wake(place);
+            let _ = queue.wake(work.place());
         }
         drop(queue);
         self.kick(cpu.index, pending::RESCHEDULE);
