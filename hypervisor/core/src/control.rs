@@ -90,7 +90,7 @@ impl<B: Backend, F: Format> System<B, F> {
             ControlCall::List { into } => self.list(records(into)),
             ControlCall::Vcpus { domain, into } => self.vcpus(&*self.find(domain)?, records(into)),
             ControlCall::Do { domain, .. } if domain == caller.domain.id => Err(CallError::Invalid),
-            ControlCall::Do { action, domain } => self.act(action, &self.find(domain)?),
+            ControlCall::Do { action, domain } => self.act(caller, action, &self.find(domain)?),
             ControlCall::Read { domain, position, into } => self.read(caller, domain, position, into),
             ControlCall::Write { domain, from } => self.write(caller, domain, from),
             ControlCall::BlobBegin { size } => self.blob_begin(caller, size),
@@ -119,9 +119,10 @@ impl<B: Backend, F: Format> System<B, F> {
 
     fn machine_info(&self, caller: &Live<B, F>, into: Buffer) -> CallResult {
         let now = cpu::tsc();
+        let free = memory::frames().free_frames();
         let mut record = MachineRecord {
             now: self.nanoseconds(now),
-            free_memory: memory::frames().free_frames() * PAGE_SIZE,
+            free_memory: free * PAGE_SIZE,
             tsc_khz: self.clock.tsc_hz / 1000,
             cpus: self.cpus.len() as u32,
             domains: self.domains.iter().count() as u32,
@@ -208,7 +209,7 @@ impl<B: Backend, F: Format> System<B, F> {
 
     // ---- What is done to a domain.
 
-    fn act(&self, action: Action, guest: &Arc<Entry<B, F>>) -> CallResult {
+    fn act(&self, caller: &Live<B, F>, action: Action, guest: &Arc<Entry<B, F>>) -> CallResult {
         match action {
             Action::Start => self.start_again(guest)?,
             Action::Shutdown => {
@@ -225,14 +226,14 @@ impl<B: Backend, F: Format> System<B, F> {
             Action::Destroy => self.destroy(guest)?,
             Action::Pause => self.pause(guest)?,
             Action::Resume => self.resume(guest)?,
-            Action::Forget => self.forget(guest)?,
+            Action::Forget => self.forget(caller, guest)?,
         }
         Ok(0)
     }
 
     fn start_again(&self, entry: &Arc<Entry<B, F>>) -> Result<(), CallError> {
         let mut guest = entry.guest.lock();
-        if !guest.is_gone() {
+        if !guest.is_gone() || guest.is_lost {
             return Err(CallError::Busy);
         }
         if guest.definition.is_none() {

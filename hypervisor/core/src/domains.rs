@@ -131,12 +131,15 @@ impl Definition {
 
 /// Checks a blob that came at run time.
 pub(crate) fn later_blob(blob: &Piece) -> Result<Blob<'_>, caisson_config::BlobError<'_>> {
-    Blob::parse(blob.bytes())
+    Blob::parse_unhashed(blob.bytes())
 }
+
+/// A place for one.
+type Seat<B, F> = Mutex<Option<Arc<Entry<B, F>>>>;
 
 /// All of them, by number: 1 is the first.
 pub(crate) struct Domains<B: Backend, F: Format> {
-    places: Box<[Mutex<Option<Arc<Entry<B, F>>>>]>,
+    places: Box<[Seat<B, F>]>,
     /// Places behind this one have never been used.
     end: AtomicUsize,
 }

@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
@@ -47,6 +46,8 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     pub(crate) unwanted: bool,
     /// It could not be made the last time.
     pub(crate) is_unmade: bool,
+    /// Devices may still reach memory of its last life, which stays its: it does not come again.
+    pub(crate) is_lost: bool,
     /// How often it has been restarted.
     restarts: u32,
     /// How it ended last.
@@ -165,6 +166,7 @@ impl<B: Backend, F: Format> Guest<B, F> {
             life: 0,
             unwanted: false,
             is_unmade: false,
+            is_lost: false,
             restarts: 0,
             ended: None,
             restarting: false,
@@ -290,36 +292,35 @@ impl<B: Backend, F: Format> Guest<B, F> {
 
 /// Where a vCPU of a guest was, and the last exits here.
 fn log_registers<V: Vcpu>(guest: DomainId, vcpu: &VirtualCpu<V>) {
-        use caisson_hwvirt::VcpuState;
-        use caisson_x86::{Gpr, SegmentRegister};
-        for exit in percpu::current().recent_exits().iter().filter(|exit| exit.vcpu.domain == guest) {
-            log::error!("  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip);
-        }
-        let hw = &vcpu.hw;
-        if let Some(refusal) = hw.refusal() {
-            log::error!("  {}: the entry check that failed: {refusal}", vcpu.id);
-        }
-        let cs = hw.segment(SegmentRegister::Cs);
-        log::error!(
-            "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",
-            vcpu.id,
-            hw.mode(),
-            cs.selector,
-            hw.rip(),
-            cs.base,
-            hw.gpr(Gpr::Rsp),
-            hw.rflags(),
-            hw.gpr(Gpr::Rax)
-        );
-        log::error!(
-            "  {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} idt {:#x}+{:#x}",
-            vcpu.id,
-            hw.cr0(),
-            hw.cr2(),
-            hw.cr3(),
-            hw.cr4(),
-            hw.efer(),
-            hw.idtr().base,
-            hw.idtr().limit
-        );
+    use caisson_x86::{Gpr, SegmentRegister};
+    for exit in percpu::current().recent_exits().iter().filter(|exit| exit.vcpu.domain == guest) {
+        log::error!("  {}: exit {:#x} at rip {:#x}", exit.vcpu, exit.code, exit.rip);
     }
+    let hw = &vcpu.hw;
+    if let Some(refusal) = hw.refusal() {
+        log::error!("  {}: the entry check that failed: {refusal}", vcpu.id);
+    }
+    let cs = hw.segment(SegmentRegister::Cs);
+    log::error!(
+        "  {}: {:?} cs:rip {:#x}:{:#x} (base {:#x}) rsp {:#x} rflags {:#x} rax {:#x}",
+        vcpu.id,
+        hw.mode(),
+        cs.selector,
+        hw.rip(),
+        cs.base,
+        hw.gpr(Gpr::Rsp),
+        hw.rflags(),
+        hw.gpr(Gpr::Rax)
+    );
+    log::error!(
+        "  {}: cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} idt {:#x}+{:#x}",
+        vcpu.id,
+        hw.cr0(),
+        hw.cr2(),
+        hw.cr3(),
+        hw.cr4(),
+        hw.efer(),
+        hw.idtr().base,
+        hw.idtr().limit
+    );
+}

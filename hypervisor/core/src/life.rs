@@ -153,6 +153,7 @@ impl<B: Backend, F: Format> System<B, F> {
                                 entry.name()
                             );
                             core::mem::forget(memory);
+                            guest.is_lost = true;
                             return Chore::Gone(false);
                         }
                         self.io.backend_ended(self, id);
@@ -198,6 +199,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 while !done && !is_wanted() {
                     done = memory.scrub_step();
                 }
+                let done = done && self.scrub_blobs(until);
                 let mut guest = entry.guest.lock();
                 if !done {
                     guest.phase = Phase::Burial(memory);
@@ -224,7 +226,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 let definition = guest.definition.clone();
                 guest.phase = Phase::Restart(at);
                 drop(guest);
-                self.restart(entry, definition)
+                self.restart(entry, definition.as_ref())
             }
         }
     }
@@ -266,10 +268,12 @@ impl<B: Backend, F: Format> System<B, F> {
         Chore::More
     }
 
-    fn restart(&self, entry: &Arc<Entry<B, F>>, definition: Option<Definition>) -> Chore {
+    fn restart(&self, entry: &Arc<Entry<B, F>>, definition: Option<&Definition>) -> Chore {
         let start = cpu::tsc();
         // Who forgets a domain has seen that it is gone.
-        let Some(record) = definition.as_ref().and_then(Definition::record) else { return Chore::Gone(false) };
+        let Some(record) = definition.and_then(Definition::record) else {
+            return Chore::Gone(false);
+        };
         match self.maker.make(self.backend, entry, &record, entry.io.described()) {
             Ok(live) => {
                 let live = Arc::new(live);

@@ -16,9 +16,9 @@ mod console;
 #[cfg(any(target_os = "none", doc))]
 mod control;
 #[cfg(any(target_os = "none", doc))]
-mod create;
-#[cfg(any(target_os = "none", doc))]
 mod cpus;
+#[cfg(any(target_os = "none", doc))]
+mod create;
 #[cfg(any(target_os = "none", doc))]
 mod dirty;
 #[cfg(any(target_os = "none", doc))]

@@ -369,4 +369,3 @@ fn domain_clock<B: Backend>(
     let scale = scale.ok_or(MakeError::Tsc(khz, host_hz / 1000))?;
     Ok(DomainClock::scaled(start, hz, scale))
 }
-

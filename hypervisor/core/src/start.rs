@@ -31,8 +31,8 @@ use crate::dirty::Meter;
 use crate::dma::{Dma, InterruptSender};
 use crate::drill::Drill;
 use crate::functions::Devices;
-use crate::maker::Maker;
 use crate::logger;
+use crate::maker::Maker;
 use crate::scheduler::System;
 use crate::trace;
 

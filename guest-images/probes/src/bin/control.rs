@@ -6,7 +6,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_abi::control::{ConsoleHeader, DomainRecord, MachineRecord, VcpuRecord, ended, flag, state};
+use caisson_abi::control::{
+    ConsoleHeader, DomainRecord, MAX_BLOB, MachineRecord, VcpuRecord, ended, flag, state,
+};
 use caisson_abi::events::{MASK, PENDING};
 use caisson_abi::{CallError, Number};
 use caisson_probes::apic::{self, DEADLINE, TSC_DEADLINE, register::LVT_TIMER};
@@ -168,6 +170,7 @@ fn run_probe() {
     EVENTS.0[MASK..MASK + 64].iter().for_each(|word| word.store(u64::MAX, Ordering::SeqCst));
     what_is_refused();
     let ward = u64::from(find("ward").id);
+    refuses_to_make(u64::from(machine().caller), ward);
     pauses(ward);
     shuts_down_and_starts(ward);
     awaited();
@@ -179,6 +182,9 @@ fn run_probe() {
     await_that("everybody gone", || {
         domains().all(|record| record.flags & flag::CALLER != 0 || record.state == state::GONE)
     });
+    for name in ["awaited", "ward"] {
+        forgets(name);
+    }
 }
 
 fn what_is_refused() {
@@ -319,6 +325,53 @@ fn busy() {
         check!(usize::from(vcpu.index) == index && vcpu.blocked_time > 0, "a vCPU that was paused");
     }
     say!("a busy guest was paused {} times", 5);
+}
+
+/// Blobs of which nothing can be made, and domains that cannot be forgotten.
+fn refuses_to_make(own: u64, ward: u64) {
+    let data = DATA.address() as u64;
+    let create = |index| make(Number::DomainCreate, &[index, data, DATA_BYTES]);
+    for number in [Number::BlobEnd, Number::BlobWrite, Number::DomainCreate] {
+        check_eq!(make(number, &[0, data, 8]), Err(CallError::NotConnected), "{:?} without a blob", number);
+    }
+    check_eq!(make(Number::BlobBegin, &[0]), Err(CallError::Invalid), "a blob of nothing");
+    check_eq!(make(Number::BlobBegin, &[MAX_BLOB + 1]), Err(CallError::TooBig), "a blob that is too long");
+    check_eq!(make(Number::BlobBegin, &[MAX_BLOB]), Err(CallError::NoMemory), "a blob without memory for it");
+    let free = machine().free_memory;
+    check_eq!(make(Number::BlobBegin, &[3 << 20 | 5]), Ok(0), "blob_begin");
+    check_eq!(machine().free_memory, free - (3 << 20 | 0x1000), "the memory of a blob");
+    for (offset, bytes) in [(3 << 20, 8), (u64::MAX, 1), (u64::MAX - 7, 8), ((3 << 20) + 5, 1)] {
+        let wrong = make(Number::BlobWrite, &[offset, data, bytes]);
+        check_eq!(wrong, Err(CallError::Invalid), "a piece of {} at {:#x}", bytes, offset);
+    }
+    check_eq!(make(Number::BlobWrite, &[0, 1 << 40, 8]), Err(CallError::Fault), "a piece of nobody's");
+    check_eq!(make(Number::BlobWrite, &[3 << 20, data, 5]), Ok(0), "the last piece");
+    check_eq!(make(Number::DomainCreate, &[0, 1 << 40, 64]), Err(CallError::Fault), "words for nobody");
+    check_eq!(create(0), Err(CallError::Refused), "a domain of a blob that is none");
+    let why: [u8; 21] = record(0, 0);
+    check_eq!(&why, b"header.magic: not a C", "why not");
+    check_eq!(make(Number::BlobWrite, &[0, data, 8]), Err(CallError::Busy), "a piece of a sealed blob");
+    // Another takes its place, and what it had is free again.
+    check_eq!(make(Number::BlobBegin, &[1]), Ok(0), "another blob");
+    check_eq!(make(Number::BlobEnd, &[]), Ok(0), "blob_end");
+    await_that("the blobs' memory", || machine().free_memory == free);
+    check_eq!(make(Number::DomainForget, &[own]), Err(CallError::Invalid), "the caller, forgotten");
+    check_eq!(make(Number::DomainForget, &[ward]), Err(CallError::Busy), "one that lives, forgotten");
+    check_eq!(make(Number::DomainForget, &[99]), Err(CallError::NoSuchDomain), "nobody, forgotten");
+    say!("nothing was made of nothing");
+}
+
+/// A domain that is gone is forgotten, name and number.
+fn forgets(name: &str) {
+    let count = machine().domains;
+    let id = u64::from(find(name).id);
+    check_eq!(make(Number::DomainForget, &[id]), Ok(0), "domain_forget");
+    check_eq!(machine().domains, count - 1, "domains that are left");
+    for number in [Number::DomainForget, Number::DomainStart, Number::VcpuList, Number::ConsoleRead] {
+        let answer = make(number, &[id, DATA.address() as u64, 64, 64]);
+        check_eq!(answer, Err(CallError::NoSuchDomain), "{:?} of one that is forgotten", number);
+    }
+    say!("one was forgotten");
 }
 
 fn resets(ward: u64) {

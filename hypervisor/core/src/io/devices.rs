@@ -72,8 +72,10 @@ impl<B: Backend, F: Format> Io<B, F> {
     ) -> Result<(Arc<Entry<B, F>>, usize), CallError> {
         let (domain, slot) = device_of(channel);
         let entry = system.domains.get(domain).ok_or(CallError::Refused)?;
-        let mut devices = entry.io.guest.lock().served.devices().iter();
+        let guest = entry.io.guest.lock();
+        let mut devices = guest.served.devices().iter();
         let device = devices.position(|device| device.slot == slot && device.backend == caller);
+        drop(guest);
         device.map(|device| (entry, device)).ok_or(CallError::Refused)
     }
 

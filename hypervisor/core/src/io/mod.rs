@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicBool;
 
 use caisson_abi::io::channel_of;
-use caisson_config::{Domain as Record, VirtioDevice};
+use caisson_config::Domain as Record;
 use caisson_events::Registry;
 use caisson_frames::MAX_DOMAINS;
 use caisson_hwvirt::Backend;
@@ -66,18 +66,13 @@ impl<B: Backend, F: Format> Io<B, F> {
 }
 
 impl<B: Backend, F: Format> Side<B, F> {
-    /// For the domain `id` with a record, which does not live. `own` of its devices, the first ones, are Caisson's; `backend`
-    /// tells who serves the others.
-    pub(crate) fn new(
-        record: &Record<'_>,
-        id: DomainId,
-        own: u16,
-        backend: impl Fn(&VirtioDevice<'_>) -> DomainId,
-    ) -> Self {
+    /// For the domain `id` with a record, which does not live. `own` of its devices, the first ones, are Caisson's; `backends`
+    /// serve the others, one each.
+    pub(crate) fn new(record: &Record<'_>, id: DomainId, own: u16, backends: &[DomainId]) -> Self {
         let devices: Vec<_> = (own..)
-            .zip(record.virtio_devices())
+            .zip(record.virtio_devices().zip(backends))
             .filter(|(slot, _)| channel_of(id, *slot).is_some())
-            .map(|(slot, device)| Device::new(slot, u32::from(device.kind.code()), backend(&device)))
+            .map(|(slot, (device, backend))| Device::new(slot, u32::from(device.kind.code()), *backend))
             .collect();
         let parameters = record.virtio_devices().map(|device| device.parameters.into()).collect();
         let ports = GuestPorts::new(devices.len());

@@ -111,6 +111,10 @@ impl Turns {
 /// Why a guest that comes later cannot have what it asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ShareError {
+    /// There is no pool of the name.
+    Pool,
+    /// It has a reservation, and the pool's policy knows none.
+    Reserves,
     /// It names a CPU that its pool does not have, by this key of its record.
     Cpu(&'static str, u32),
     /// No CPU of the pool has room for a reservation of these microseconds in those.
@@ -183,7 +187,8 @@ impl Share {
         let Some(own) = reservation(&self.contract) else { return Ok(()) };
         let allowed = self.allowed.clone();
         for home in &mut self.homes {
-            let may = |at: usize| allowed.is_empty() || members.get(at).is_some_and(|cpu| allowed.contains(cpu));
+            let may =
+                |at: usize| allowed.is_empty() || members.get(at).is_some_and(|cpu| allowed.contains(cpu));
             let at = place(&mut booked, reservable, &own, may);
             let cpu = at.and_then(|at| members.get(at));
             *home = *cpu.ok_or(ShareError::Overbooked(wanted.slice, wanted.period))?;

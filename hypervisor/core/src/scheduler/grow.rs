@@ -1,13 +1,17 @@
 //! Room in the queues for the domains that there are.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use caisson_config::Domain as Record;
 use caisson_hwvirt::Backend;
 use caisson_machine::cpu;
+use caisson_sched::PolicyKind;
 use caisson_stage2::Format;
 
 use super::System;
+use super::contract::{Share, ShareError, Turns};
 use crate::console;
 use crate::domains::Entry;
 
@@ -28,6 +32,24 @@ impl<B: Backend, F: Format> System<B, F> {
         }
         self.domains.add(entry.clone());
         entry
+    }
+
+    /// What a domain gets that comes while others are there, in the pool with a name.
+    pub(crate) fn share_later(
+        &self,
+        record: &Record<'_>,
+        pool: &str,
+        turns: &mut Turns,
+    ) -> Result<Share, ShareError> {
+        // The pool without a name is nobody's.
+        let index = self.pools.iter().position(|other| *other.name == *pool && !pool.is_empty());
+        let index = index.ok_or(ShareError::Pool)?;
+        if record.contract().reservation.is_some() && self.pools[index].policy() != PolicyKind::Sedf {
+            return Err(ShareError::Reserves);
+        }
+        let others: Vec<_> = self.domains.iter().collect();
+        let others = others.iter().map(|entry| &entry.share);
+        Share::later(record, index, &self.pools, turns, others, self.clock, cpu::tsc())
     }
 
     /// Takes a domain out that is gone for good: its number and its name are free.

@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use caisson_accounts::CpuAccount;
-use caisson_config::{Blob, VirtioDevice};
+use caisson_config::{Blob, DeviceBackend, VirtioDevice};
 use caisson_console::Top;
 use caisson_hwvirt::Backend;
 use caisson_locks::{Mutex, MutexGuard, Rank};
@@ -156,8 +156,13 @@ impl<B: Backend, F: Format> System<B, F> {
         };
         for ((index, record), share) in blob.domains().enumerate().zip(shares) {
             let definition = Definition::at_start(*blob, index);
-            let backends = |device: &VirtioDevice<'_>| id_at(device.backend);
-            let io = Side::new(&record, id_at(index), system.maker.own_devices(&record), backends);
+            let backend = |device: VirtioDevice<'_>| match device.backend {
+                DeviceBackend::Domain(backend) => id_at(backend),
+                // `check_complete` has seen that there is none.
+                DeviceBackend::Named(_) => DomainId(0),
+            };
+            let backends: Vec<_> = record.virtio_devices().map(backend).collect();
+            let io = Side::new(&record, id_at(index), system.maker.own_devices(&record), &backends);
             system.welcome(Entry {
                 id: id_at(index),
                 facts: Facts::of(&record),

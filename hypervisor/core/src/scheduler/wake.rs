@@ -88,17 +88,17 @@ impl<B: Backend, F: Format> System<B, F> {
 
     fn enrol_chore(&self, entry: &Arc<Entry<B, F>>, ready: bool) {
         let home = entry.share.homes.first().copied().unwrap_or(0);
-        self.enrol(Work::Chore(entry.clone()), home, ready);
+        self.enrol(&Work::Chore(entry.clone()), home, ready);
     }
 
     /// Puts a guest's vCPUs into queues, ready to be looked at.
     pub(crate) fn enrol_vcpus(&self, live: &Arc<Live<B, F>>) {
         for (index, &home) in (0..live.tasks.len()).zip(&live.entry.share.homes) {
-            self.enrol(Work::Vcpu(live.clone(), index), home, true);
+            self.enrol(&Work::Vcpu(live.clone(), index), home, true);
         }
     }
 
-    fn enrol(&self, work: Work<B, F>, home: u32, ready: bool) {
+    fn enrol(&self, work: &Work<B, F>, home: u32, ready: bool) {
         let cpu = &self.cpus[home as usize];
         let now = cpu::tsc();
         let mut queue = cpu.lock();
