@@ -274,7 +274,7 @@ impl<B: Backend, F: Format> System<B, F> {
         let Some(record) = definition.and_then(Definition::record) else {
             return Chore::Gone(false);
         };
-        match self.maker.make(self.backend, entry, &record, entry.io.described()) {
+        match self.maker.make(self.backend, entry, &record, entry.io.making()) {
             Ok(live) => {
                 let live = Arc::new(live);
                 // Before it can be ended.
@@ -293,6 +293,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 Chore::More
             }
             Err(error) => {
+                entry.io.unmade();
                 entry.guest.lock().is_unmade = true;
                 log::error!("guest {}: cannot be started: {error}", entry.name());
                 Chore::Gone(false)

@@ -70,6 +70,8 @@ impl Device {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Absent,
+    /// It is being made, with the devices as they were described before.
+    Making,
     Living,
     Ending,
 }
@@ -95,7 +97,7 @@ pub enum Described {
     Waiting,
     /// It was the last one: the guest can be started.
     Complete,
-    /// The guest lives: its configuration is the one that was described now, which may be new.
+    /// The guest lives, or is being made: its configuration is the one that was described now, which may be new.
     Living,
 }
 
@@ -175,7 +177,7 @@ impl Served {
     /// The number of the guest's life; 0 while it does not live.
     #[must_use]
     pub fn life(&self) -> u32 {
-        if self.phase == Phase::Absent { 0 } else { self.life }
+        if matches!(self.phase, Phase::Living | Phase::Ending) { self.life } else { 0 }
     }
 
     // ---- The backend's side.
@@ -184,7 +186,7 @@ impl Served {
     ///
     /// # Errors
     /// [`CallError::Refused`]; [`CallError::Invalid`] for another type than the configuration's; [`CallError::Busy`] for another
-    /// device than the living guest knows.
+    /// device than the guest knows which lives, or is being made.
     pub fn describe(
         &mut self,
         slot: u16,
@@ -290,7 +292,22 @@ impl Served {
 
     // ---- The guest's side.
 
-    /// The guest lives from now on, all its devices being described.
+    /// The guest is being made from now on, with the devices as they are described.
+    pub fn making(&mut self) {
+        if self.phase == Phase::Absent {
+            self.phase = Phase::Making;
+        }
+    }
+
+    /// It could not be made.
+    pub fn unmade(&mut self) {
+        if self.phase == Phase::Making {
+            self.phase = Phase::Absent;
+        }
+    }
+
+    /// The guest lives from now on, all its devices being described. What has been described anew while it was being made differs
+    /// in the configuration alone.
     pub fn started(&mut self) {
         self.phase = Phase::Living;
         // 0 is no life.

@@ -74,6 +74,27 @@ fn a_living_guests_device_stays_what_it_is() {
 }
 
 #[test]
+fn a_device_stays_what_it_is_while_its_guest_is_being_made() {
+    let mut served = started();
+    served.ended();
+    assert!(served.let_go());
+    served.making();
+    let other = ChannelDescription { queues: 2, ..description(2, 9) };
+    assert_eq!(served.describe(0, A, other), Err(CallError::Busy));
+    assert_eq!(served.describe(0, A, description(2, 9)), Ok(Described::Living), "to be told when it lives");
+    assert_eq!(served.attach(0, A), Err(CallError::NoSuchDomain));
+    assert_eq!((served.life(), served.record_state(&served.devices()[0])), (0, record::DESCRIBED));
+    served.started();
+    served.unmade();
+    assert_eq!(served.life(), 2, "it lives");
+    served.ended();
+    assert!(served.let_go());
+    served.making();
+    served.unmade();
+    assert_eq!(served.describe(0, A, other), Ok(Described::Waiting), "it could not be made");
+}
+
+#[test]
 fn memory_is_granted_while_a_device_is_attached() {
     let mut served = started();
     assert_eq!(served.attach(0, A), Ok(Attached::Grant));
@@ -136,7 +157,7 @@ fn what_could_not_be_mapped_is_not_attached() {
 proptest! {
     /// Whatever is called in whatever order: a guest is let go only when what its backends have mapped of it is nothing.
     #[test]
-    fn no_grant_outlives_its_guest(steps in proptest::collection::vec((0..9u8, 0..4u16, 1..4u16, any::<bool>()), 0..200)) {
+    fn no_grant_outlives_its_guest(steps in proptest::collection::vec((0..10u8, 0..4u16, 1..4u16, any::<bool>()), 0..200)) {
         let mut served = served();
         // What is mapped, what of that is not whole, and what is being unmapped.
         let (mut mapped, mut broken, mut unmapping) = (Vec::new(), Vec::new(), Vec::new());
@@ -178,6 +199,7 @@ proptest! {
                     broken.retain(|to| *to != backend);
                     unmapping.push(backend);
                 },
+                8 => if whole { served.making() } else { served.unmade() },
                 7 => if let Some(backend) = unmapping.pop() {
                     served.revoked(backend);
                 },

@@ -32,11 +32,17 @@ impl<B: Backend, F: Format> Side<B, F> {
         devices.find(|device| device.description().is_none()).map(|device| device.backend)
     }
 
-    /// The devices that it is made with.
-    pub(crate) fn described(&self) -> Vec<VirtioDevice> {
-        let guest = self.guest.lock();
+    /// It is about to be made: the devices that it is made with.
+    pub(crate) fn making(&self) -> Vec<VirtioDevice> {
+        let mut guest = self.guest.lock();
+        guest.served.making();
         let devices = guest.served.devices().iter();
         devices.filter_map(|device| Some(VirtioDevice::Served(Box::new(*device.description()?)))).collect()
+    }
+
+    /// It could not be made.
+    pub(crate) fn unmade(&self) {
+        self.guest.lock().served.unmade();
     }
 
     /// Whether a domain is to serve one of its devices.
@@ -111,7 +117,10 @@ impl<B: Backend, F: Format> Io<B, F> {
             Described::Waiting => {}
             // Its chores make it.
             Described::Complete => system.wake(&entry.chores),
-            Described::Living => self.update(system, live.as_ref(), slot.into(), &description),
+            // One that is being made is told when it lives.
+            Described::Living => {
+                live.iter().for_each(|live| self.update(system, live, slot.into(), &description));
+            }
         }
         Ok(0)
     }
@@ -120,14 +129,11 @@ impl<B: Backend, F: Format> Io<B, F> {
     fn update(
         &self,
         system: &System<B, F>,
-        live: Option<&Arc<Live<B, F>>>,
+        live: &Arc<Live<B, F>>,
         slot: usize,
         description: &ChannelDescription,
     ) {
-        let Some((live, channel)) = live.and_then(|live| Some((live, live.domain.served_channel(slot)?)))
-        else {
-            return;
-        };
+        let Some(channel) = live.domain.served_channel(slot) else { return };
         let new = description.config.get(..usize::from(description.config_bytes)).unwrap_or_default();
         let mut old = [0; caisson_virtio::MAX_CONFIG];
         let count = channel.config(0, &mut old);
@@ -143,11 +149,15 @@ impl<B: Backend, F: Format> Io<B, F> {
         let (domain, slot) = device_of(channel);
         let entry = system.domains.get(domain).ok_or(CallError::Refused)?;
         let mut guest = entry.io.guest.lock();
+        if !caller.entry.facts.owns_devices {
+            // Its memory is not where the machine has it, but where it may have others'.
+            return Err(CallError::Refused);
+        }
         let attached = guest.served.attach(slot, caller.domain.id)?;
         let live = guest.live.clone().ok_or(CallError::NoSuchDomain)?;
         if attached == Attached::Grant && !caller.grant(&live) {
             // Told by the answer alone: the caller could fill the log with it.
-            let _ = guest.served.detach(slot, caller.domain.id)?;
+            guest.served.cannot_grant(caller.domain.id);
             drop(guest);
             caller.entry.io.has_revocations.store(true, Ordering::Release);
             system.wake(&caller.entry.chores);
@@ -213,6 +223,13 @@ impl<B: Backend, F: Format> Io<B, F> {
         if !guest.served.devices().is_empty() {
             guest.served.started();
             guest.live = Some(live.clone());
+            // What they were described as while it was being made.
+            for device in guest.served.devices() {
+                device
+                    .description()
+                    .into_iter()
+                    .for_each(|now| self.update(system, live, device.slot.into(), now));
+            }
         }
         drop(guest);
         self.tell_all(system, &live.entry);
