@@ -220,8 +220,8 @@ impl<B: Backend, F: Format> Io<B, F> {
     /// A guest lives from now on.
     pub(crate) fn started(&self, system: &System<B, F>, live: &Arc<Live<B, F>>) {
         let mut guest = live.entry.io.guest.lock();
+        guest.served.started();
         if !guest.served.devices().is_empty() {
-            guest.served.started();
             guest.live = Some(live.clone());
             // What they were described as while it was being made.
             for device in guest.served.devices() {
