@@ -91,7 +91,7 @@ pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot(name, config)?.start()?;
     run.expect(From::Raw, BOOT, "the driver domain is up")?;
     // The daemon says so on the shell's console.
-    run.expect(From::Raw, BOOT, "caisson-backend: serving guests, as domain 1$")?;
+    run.expect(From::Raw, BOOT, "serving guests, as domain 1$")?;
     run.send("\r")?;
     run.expect_prompt(From::Raw, STEP, PROMPT)?;
     run.send("until caisson list >/dev/null 2>&1; do sleep 1; done; caisson list\r")?;
