@@ -24,6 +24,8 @@ pub const PROBES: &str = "caisson-probes";
 pub const STAMP: &str = "caisson-guest-stamp";
 /// The package of the daemon that serves devices in the driver domain.
 pub const BACKEND: &str = "caisson-backend";
+/// The package of the benchmark program.
+pub const MEASURE: &str = "caisson-measure";
 /// The package of the control tool.
 pub const TOOL: &str = "caisson-tool";
 /// The package of the whole-machine tests.
@@ -66,12 +68,12 @@ pub fn build_bare_metal(workspace: &Workspace, package: &str, profile: Profile) 
     build(workspace, package, profile, tools::TARGET)
 }
 
-/// Builds the programs of a package that runs inside the driver domain; gives their paths.
+/// Builds the programs of a package that runs inside a Linux guest; gives their paths.
 ///
 /// # Errors
 /// What the compiler says, or that the target cannot be had.
-pub fn build_for_driver(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
-    build(workspace, package, Profile::Release, tools::DRIVER_TARGET)
+pub fn build_for_linux(workspace: &Workspace, package: &str) -> Result<Vec<PathBuf>> {
+    build(workspace, package, Profile::Release, tools::LINUX_TARGET)
 }
 
 fn build(workspace: &Workspace, package: &str, profile: Profile, target: &str) -> Result<Vec<PathBuf>> {

@@ -83,7 +83,7 @@ pub fn initrd(workspace: &Workspace) -> Result<PathBuf> {
         files.push((place.to_owned(), read(&workspace.source(SOURCE).join(name))?));
     }
     for package in OURS {
-        for path in cargo::build_for_driver(workspace, package)? {
+        for path in cargo::build_for_linux(workspace, package)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             files.push((format!("usr/sbin/{name}"), read(&path)?));
         }

@@ -14,7 +14,7 @@ use crate::{
     error::{Context, Error, Result},
     initrd, io_tools,
     iso::{Iso, Script},
-    packages,
+    measure, packages,
     paths::Workspace,
 };
 
@@ -55,7 +55,7 @@ impl Images {
     }
 
     /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@driver-linux`,
-    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or for benchmarks `@initrd-stamp` and `@io-tools`.
+    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or for benchmarks `@initrd-stamp`, `@io-tools` and `@measure`.
     ///
     /// # Errors
     /// When there is no such name, or its file cannot be fetched or built.
@@ -71,6 +71,7 @@ impl Images {
                 initrd::linux(&self.workspace, Some(&stamp))
             }
             "@io-tools" => io_tools::archive(&self.workspace),
+            "@measure" => measure::archive(&self.workspace),
             "@memtest" => packages::memtest(&self.workspace),
             _ => match name.strip_prefix("@probe/") {
                 Some(probe) => self.probe(probe),
@@ -216,8 +217,18 @@ pub fn references(config: &ConfigText) -> impl Iterator<Item = &str> {
 }
 
 /// The names that [`Images::provide`] knows, without those of probes.
-const KNOWN: [&str; 7] =
-    ["@linux", "@initrd", "@driver-linux", "@driver-initrd", "@memtest", "@initrd-stamp", "@io-tools"];
+const KNOWN: [&str; 8] = [
+    "@linux",
+    "@initrd",
+    "@driver-linux",
+    "@driver-initrd",
+    "@memtest",
+    "@initrd-stamp",
+    "@io-tools",
+    "@measure",
+];
+/// Those of them that are for benchmarks.
+const FOR_BENCHMARKS: [&str; 3] = ["@initrd-stamp", "@io-tools", "@measure"];
 
 /// Whether `name` is one that [`Images::provide`] knows, as far as that can be told without building anything.
 #[must_use]
@@ -228,7 +239,7 @@ pub fn is_known(name: &str) -> bool {
 /// What to say of a name that is not known.
 #[must_use]
 pub fn unknown_name(name: &str) -> String {
-    let known = KNOWN.iter().filter(|known| !["@initrd-stamp", "@io-tools"].contains(known));
+    let known = KNOWN.iter().filter(|known| !FOR_BENCHMARKS.contains(known));
     let known: Vec<_> = known.copied().collect();
     format!("{name} is not provided; there are {} and @probe/NAME", known.join(", "))
 }

@@ -23,6 +23,7 @@ pub mod images;
 pub mod initrd;
 pub mod io_tools;
 pub mod iso;
+pub mod measure;
 pub mod modules;
 pub mod near;
 pub mod outcome;

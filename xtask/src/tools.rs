@@ -219,8 +219,8 @@ pub fn ensure<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<()> {
 /// The bare-metal target that Caisson is built for.
 pub const TARGET: &str = "x86_64-unknown-none";
 
-/// The target of programs that run inside the driver domain: statically linked.
-pub const DRIVER_TARGET: &str = "x86_64-unknown-linux-musl";
+/// The target of programs that run inside Linux guests: statically linked.
+pub const LINUX_TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Whether the toolchain has a target's core library.
 #[must_use]
