@@ -11,11 +11,19 @@
 //!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
 //!   spent executing, on both sides; so does the bare kernel's calibration of its TSC, which a guest is spared.
 
+mod accounts;
+mod chart;
+mod first_level;
+mod guest;
 mod io;
+mod peers;
+mod reasons;
+mod rows;
 mod scale;
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -26,7 +34,7 @@ use crate::{
     cargo,
     cli::BenchArgs,
     emulator::{Kind, Running},
-    error::{Error, Result},
+    error::{Context, Error, Result},
     images::Images,
     outcome::Outcome,
     paths::Workspace,
@@ -106,6 +114,12 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     }
     tools::ensure(tools::for_run(false))?;
     let images = Images::new(workspace.clone());
+    if args.exits {
+        return reasons::command(&images, args.accept);
+    }
+    if args.peers {
+        return peers::command(&images, args.accept);
+    }
     let exact = EXITS.iter().map(|exit| exit.name).chain(INTERRUPTS.iter().map(|(name, _)| *name));
     if exact.into_iter().any(wanted) {
         exits(&images, &wanted)?;
@@ -136,12 +150,17 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn exits(images: &Images, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+/// What the probe guest prints.
+fn probe(images: &Images) -> Result<String> {
     if !cargo::packages(images.workspace())?.iter().any(|package| package.name == cargo::PROBES) {
         let what = format!("exits need the probe guest bench, and there is no package {}", cargo::PROBES);
         return Err(Error::Failed(what));
     }
-    let printed = under_caisson(images, "exits", "vcpus = 2\nentropy = true\nkernel = \"@probe/bench\"")?;
+    under_caisson(images, "exits", "vcpus = 2\nentropy = true\nkernel = \"@probe/bench\"")
+}
+
+fn exits(images: &Images, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+    let printed = probe(images)?;
     let measured = measurements(&printed);
     let figures = |name: &str| {
         measured.get(name).ok_or_else(|| Error::Tool {
@@ -200,6 +219,16 @@ fn times(thousandths: u64) -> String {
     format!("{}.{:03}", thousandths / 1000, thousandths % 1000)
 }
 
+/// A number with commas between its thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let from_end = |(index, digit): (usize, char)| {
+        let comma = index > 0 && (digits.len() - index).is_multiple_of(3);
+        [comma.then_some(','), Some(digit)].into_iter().flatten().collect::<Vec<_>>()
+    };
+    digits.chars().enumerate().flat_map(from_end).collect()
+}
+
 /// The TSC that a guest's init printed.
 fn boot_stamp(printed: String) -> Result<u64> {
     let stamp =
@@ -232,6 +261,23 @@ fn medium_for(images: &Images, machine: Kind, what: &str, text: &str) -> Result<
     Ok((iso, memory))
 }
 
+/// Leaves a file under `target/caisson/bench`, and says so.
+fn leave(images: &Images, name: &str, content: &str) -> Result<()> {
+    write(&images.workspace().dir("bench")?.join(name), content)
+}
+
+/// Leaves a picture there; where it is accepted, among those of the documentation as well.
+fn picture(images: &Images, name: &str, content: &str, accept: bool) -> Result<()> {
+    leave(images, name, content)?;
+    if accept { write(&images.workspace().source("docs/images").join(name), content) } else { Ok(()) }
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    fs::write(path, content).cannot(|| format!("write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
 /// Runs an exact machine that has to end with `expected`; gives what it printed.
 fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Outcome) -> Result<String> {
     let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
@@ -252,7 +298,7 @@ fn collect_running(what: &str, running: Running, directory: &Path, expected: Out
     let limit = running.kind().limit(LIMIT);
     let (printed, outcome) = running.collect(limit)?;
     // Nothing of it is wanted any more, and nothing depends on its going.
-    let _ = std::fs::remove_dir_all(directory);
+    let _ = fs::remove_dir_all(directory);
     if outcome != expected {
         return Err(Error::Tool { line: format!("measuring {what} failed: {outcome}"), output: printed });
     }
@@ -275,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_name_that_fits_nothing_is_refused() {
-        let args = BenchArgs { filter: Some("cpuidd".to_owned()) };
+        let args = BenchArgs { filter: Some("cpuidd".to_owned()), exits: false, peers: false, accept: false };
         let error = command(&Workspace::find(), &args).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(
@@ -294,5 +340,6 @@ mod tests {
     fn ratios_have_three_places() {
         assert_eq!(times(1030), "1.030");
         assert_eq!(times(998), "0.998");
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -234,7 +234,17 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Only measurements whose name contains this
+    #[arg(conflicts_with_all = ["exits", "peers", "accept"])]
     pub filter: Option<String>,
+    /// Exits by reason and what they cost, for a boot of Linux and for each row of the benchmark program
+    #[arg(long)]
+    pub exits: bool,
+    /// The same guest without a hypervisor, under KVM, Xen and Caisson
+    #[arg(long, conflicts_with = "exits")]
+    pub peers: bool,
+    /// Rewrite the pictures in docs/images
+    #[arg(long)]
+    pub accept: bool,
 }
 
 /// `cargo xtask trace`

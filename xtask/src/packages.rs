@@ -29,6 +29,10 @@ const DRIVER_METAPACKAGES: &[&str] = &["linux-image-amd64", "linux-image-generic
 /// that is announced).
 const MEMTEST_IMAGES: &[&str] = &["memtest86+x64.bin", "memtest86+_multiboot.bin"];
 
+/// What Xen's packages are called; the first depends on the current one of the others.
+const XEN_METAPACKAGE: &str = "xen-system-amd64";
+const XEN_PREFIX: &str = "xen-hypervisor-4";
+
 /// What packages with a kernel are called.
 const KERNEL_PREFIX: &str = "linux-image-";
 
@@ -81,6 +85,23 @@ pub fn modules(workspace: &Workspace, kernel: &Path) -> Result<modules::Tree> {
 pub fn first_known(workspace: &Workspace, packages: &[String]) -> Option<String> {
     let here = |package: &&String| workspace.dir("packages").is_ok_and(|dir| dir.join(package).is_dir());
     packages.iter().find(here).or_else(|| packages.iter().find(|package| control(package).is_some())).cloned()
+}
+
+/// Xen, packed by gzip, and the version in the names of its packages.
+///
+/// # Errors
+/// When the package cannot be fetched or holds no hypervisor.
+pub fn xen(workspace: &Workspace) -> Result<(PathBuf, String)> {
+    let directory = cached(workspace, "xen-hypervisor", "fetch Xen", || {
+        let control = control(XEN_METAPACKAGE).ok_or_else(|| format!("no package {XEN_METAPACKAGE}"))?;
+        let package = depends(&control, XEN_PREFIX);
+        package.ok_or_else(|| format!("{XEN_METAPACKAGE} needs no {XEN_PREFIX}"))
+    })?;
+    let image = only_file(&directory.join("boot"), |name| name.starts_with("xen-") && name.ends_with(".gz"))?;
+    let name = image.file_name().unwrap_or_default().to_string_lossy();
+    let version = name.strip_prefix("xen-").and_then(|rest| rest.split('-').next());
+    let version = version.unwrap_or_default().to_owned();
+    Ok((image, version))
 }
 
 /// A statically linked busybox.
@@ -194,7 +215,7 @@ fn kernel_of(metapackages: &[&str], control: impl Fn(&str) -> Option<String>) ->
     metapackages.iter().find_map(|first| {
         let mut name = (*first).to_owned();
         for _ in 0..MOST_STEPS {
-            name = kernel_package(&control(&name)?)?;
+            name = depends(&control(&name)?, KERNEL_PREFIX)?;
             // The kernel itself is called by its version.
             if name
                 .strip_prefix(KERNEL_PREFIX)
@@ -207,14 +228,14 @@ fn kernel_of(metapackages: &[&str], control: impl Fn(&str) -> Option<String>) ->
     })
 }
 
-/// The kernel image, or the metapackage, that a metapackage depends on.
-fn kernel_package(control: &str) -> Option<String> {
+/// The first package of a name that starts so, among those that a package depends on.
+fn depends(control: &str, prefix: &str) -> Option<String> {
     control
         .lines()
         .find_map(|line| line.strip_prefix("Depends:"))?
         .split(',')
         .filter_map(|dependency| dependency.split_whitespace().next())
-        .find(|name| name.starts_with(KERNEL_PREFIX))
+        .find(|name| name.starts_with(prefix))
         .map(str::to_owned)
 }
 
@@ -243,16 +264,16 @@ mod tests {
     fn debians_kernel_is_found_behind_its_metapackage() {
         let control = "Package: linux-image-cloud-amd64\nProvides: wireguard-modules (= 1.0.0)\n\
                        Depends: linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)\nSection: kernel\n";
-        assert_eq!(kernel_package(control).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(depends(control, KERNEL_PREFIX).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
     }
 
     #[test]
     fn ubuntus_kernel_is_found_among_other_dependencies() {
         let control = "Package: linux-image-generic\n\
                        Depends: linux-modules-6.8.0-31-generic, linux-image-6.8.0-31-generic, linux-firmware\n";
-        assert_eq!(kernel_package(control).as_deref(), Some("linux-image-6.8.0-31-generic"));
-        assert_eq!(kernel_package("Package: x\nDepends: libc6\n"), None);
-        assert_eq!(kernel_package("Package: x\n"), None);
+        assert_eq!(depends(control, KERNEL_PREFIX).as_deref(), Some("linux-image-6.8.0-31-generic"));
+        assert_eq!(depends("Package: x\nDepends: libc6\n", KERNEL_PREFIX), None);
+        assert_eq!(depends("Package: x\n", KERNEL_PREFIX), None);
     }
 
     /// What `apt-cache show --no-all-versions` says, as far as it matters: Debian 12, Ubuntu 22.04 and 24.04.

@@ -86,7 +86,7 @@ fn packages_of(library: &str) -> Vec<String> {
         return vec!["libc6".to_owned()];
     }
     // Those that bear no library's name.
-    const OTHERS: [(&str, &str); 8] = [
+    const OTHERS: [(&str, &str); 11] = [
         ("libicuuc.so.72", "libicu72"),
         ("libicudata.so.72", "libicu72"),
         ("libz.so.1", "zlib1g"),
@@ -95,11 +95,18 @@ fn packages_of(library: &str) -> Vec<String> {
         ("libssl.so.3", "libssl3"),
         ("libglib-2.0.so.0", "libglib2.0-0"),
         ("libgmodule-2.0.so.0", "libglib2.0-0"),
+        ("libgobject-2.0.so.0", "libglib2.0-0"),
+        ("libgio-2.0.so.0", "libglib2.0-0"),
+        ("libjpeg.so.62", "libjpeg62-turbo"),
     ];
     if let Some((_, package)) = OTHERS.iter().find(|(name, _)| *name == library) {
         return vec![format!("{package}t64"), (*package).to_owned()];
     }
     let (name, version) = library.split_once(".so.").unwrap_or((library, ""));
+    // Those of Xen's libraries that change with each version.
+    if ["libxenctrl", "libxenguest", "libxenlight", "libxlutil", "libxenutil"].contains(&name) {
+        return vec![format!("libxenmisc{version}t64"), format!("libxenmisc{version}")];
+    }
     let hyphen = if name.ends_with(|c: char| c.is_ascii_digit()) { "-" } else { "" };
     let package = format!("{name}{hyphen}{version}").to_lowercase().replace('_', "-");
     vec![format!("{package}t64"), package, name.to_lowercase().replace('_', "-")]
@@ -151,6 +158,8 @@ mod tests {
             ("libc.so.6", "libc6"),
             ("ld-linux-x86-64.so.2", "libc6"),
             ("libz.so.1", "zlib1g"),
+            ("libxenlight.so.4.17", "libxenmisc4.17"),
+            ("libxencall.so.1", "libxencall1"),
         ] {
             assert!(packages_of(library).iter().any(|candidate| candidate == package), "{library}");
         }

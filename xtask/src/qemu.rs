@@ -84,6 +84,15 @@ pub enum Boot {
         /// The kernel's command line.
         cmdline: String,
     },
+    /// A multiboot kernel on the bare machine, for comparison: another hypervisor.
+    Multiboot {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Its command line.
+        cmdline: String,
+        /// Its modules, each with a command line.
+        modules: Vec<(PathBuf, String)>,
+    },
 }
 
 /// A disk of the machine: a namespace of its one NVMe disk.
@@ -188,6 +197,16 @@ impl Machine {
             Boot::Linux { kernel, initrd, cmdline } => {
                 arguments.extend(["-bios".into(), "qboot.rom".into(), "-kernel".into(), kernel.into()]);
                 arguments.extend(["-initrd".into(), initrd.into(), "-append".into(), cmdline.into()]);
+            }
+            Boot::Multiboot { kernel, cmdline, modules } => {
+                let module = |(path, words): &(PathBuf, String)| {
+                    let mut module = escape_commas(path);
+                    module.push(format!(" {}", words.replace(',', ",,")).trim_end());
+                    module
+                };
+                let modules: Vec<OsString> = modules.iter().map(module).collect();
+                arguments.extend(["-kernel".into(), kernel.into(), "-append".into(), cmdline.into()]);
+                arguments.extend(["-initrd".into(), modules.join(",".as_ref())]);
             }
         }
         self.add_devices(&mut arguments);
@@ -385,6 +404,14 @@ mod tests {
         let line = line(&Machine { boot, ..machine() }, None);
         assert!(line.ends_with("-bios qboot.rom -kernel /k -initrd /i -append quiet x=1"), "{line}");
         assert!(!line.contains("cdrom"));
+    }
+
+    #[test]
+    fn modules_of_a_multiboot_kernel_have_command_lines() {
+        let modules = vec![("/m".into(), "console=a,b".to_owned()), ("/n,o".into(), String::new())];
+        let boot = Boot::Multiboot { kernel: "/k".into(), cmdline: "x,y".into(), modules };
+        let line = line(&Machine { boot, ..machine() }, None);
+        assert!(line.ends_with("-kernel /k -append x,y -initrd /m console=a,,b,/n,,o"), "{line}");
     }
 
     #[test]

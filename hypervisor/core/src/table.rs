@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use caisson_accounts::CpuTimes;
+use caisson_accounts::{Count, CpuTimes, VcpuAccount};
 use caisson_console::{DomainSnapshot, Snapshot, VcpuSnapshot};
 use caisson_hwvirt::{Backend, ExitClass};
 use caisson_machine::{cpu, memory};
@@ -67,25 +67,38 @@ impl<B: Backend, F: Format> System<B, F> {
             idle / 10,
             idle % 10
         );
+        let CpuTimes { guests, hypervisor, idle } = all;
+        log::debug!("the CPUs' ticks: guests {guests}, hypervisor {hypervisor}, idle {idle}");
     }
 
-    /// Says what a guest that has ended has exited for, the most frequent first.
+    /// Says what a guest that has ended has exited for, the most frequent first, and the ticks that answering took.
     pub(crate) fn say_exits(&self, live: &Live<B, F>, name: &str) {
         if !log::log_enabled!(log::Level::Debug) {
             return;
         }
-        let of =
-            |class: ExitClass| live.tasks.iter().map(|task| task.account.exits(class).count).sum::<u64>();
-        let mut exits: Vec<_> = ExitClass::ALL.into_iter().map(|class| (of(class), class)).collect();
-        exits.retain(|(count, _)| *count != 0);
-        exits.sort_unstable_by_key(|(count, _)| core::cmp::Reverse(*count));
-        let total: u64 = exits.iter().map(|(count, _)| count).sum();
-        let mut text = String::new();
-        for (count, class) in exits {
+        let sum = |of: &dyn Fn(&VcpuAccount) -> Count| {
+            live.tasks.iter().map(|task| of(&task.account)).fold(Count::default(), |sum, one| Count {
+                count: sum.count + one.count,
+                ticks: sum.ticks + one.ticks,
+            })
+        };
+        let of = |class: ExitClass| (sum(&|account| account.exits(class)), class);
+        let mut exits: Vec<_> = ExitClass::ALL.into_iter().map(of).collect();
+        exits.retain(|(sum, _)| sum.count != 0);
+        exits.sort_unstable_by_key(|(sum, _)| core::cmp::Reverse(sum.count));
+        let turns = sum(&VcpuAccount::turns);
+        let total = exits.iter().fold(Count { count: 0, ticks: turns.ticks }, |total, (one, _)| Count {
+            count: total.count + one.count,
+            ticks: total.ticks + one.ticks,
+        });
+        let (mut counts, mut ticks) = (String::new(), String::new());
+        for (sum, class) in exits {
             // Writing into a string cannot fail.
-            let _ = write!(text, ", {class} {count}");
+            let _ = write!(counts, ", {class} {}", sum.count);
+            let _ = write!(ticks, ", {class} {}", sum.ticks);
         }
-        log::debug!("guest {name}: {total} exits{text}");
+        log::debug!("guest {name}: {} exits{counts}", total.count);
+        log::debug!("guest {name}: {} ticks, turns {}{ticks}", total.ticks, turns.ticks);
     }
 
     /// The guests by name, for the trace.
