@@ -9,6 +9,7 @@ mod capabilities;
 mod clock;
 mod contracts;
 mod control;
+mod counts;
 mod crash;
 mod dirty;
 mod front_door;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         ("linux-smp-on-all-cpus", linux::smp_on_all),
         ("linux-other-cpu", linux::other_cpu),
         ("table-and-trace", accounts::table_and_trace),
+        ("exact-counts", counts::exact),
         ("clock-drift", clock::drift),
         ("contract-weights", contracts::weights),
         ("contract-weights-on-2-cpus", contracts::weights_on_two),

@@ -13,6 +13,7 @@
 
 mod accounts;
 mod chart;
+pub mod counts;
 mod first_level;
 mod guest;
 mod io;
@@ -119,6 +120,9 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     }
     if args.peers {
         return peers::command(&images, args.accept);
+    }
+    if args.accept {
+        return counts::command(&images);
     }
     let exact = EXITS.iter().map(|exit| exit.name).chain(INTERRUPTS.iter().map(|(name, _)| *name));
     if exact.into_iter().any(wanted) {

@@ -242,7 +242,7 @@ pub struct BenchArgs {
     /// The same guest without a hypervisor, under KVM, Xen and Caisson
     #[arg(long, conflicts_with = "exits")]
     pub peers: bool,
-    /// Rewrite the pictures in docs/images
+    /// Rewrite what is committed: with --exits or --peers the pictures in docs/images, alone the table of exact counts
     #[arg(long)]
     pub accept: bool,
 }
