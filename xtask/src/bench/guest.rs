@@ -15,7 +15,8 @@ pub(super) const INITRD: [&str; 2] = ["@initrd-stamp", "@measure"];
 /// The command line of the kernel: on `console`, for rows of the benchmark program, or only for a boot where `rows` is empty.
 pub(super) fn cmdline(console: &str, rows: &str) -> String {
     let run = if rows.is_empty() { String::new() } else { format!(" caisson.run=/usr/sbin/measure+{rows}") };
-    format!("console={console} quiet nokaslr panic=-1 caisson.test=boot{run}")
+    // Where programs lie at random, starting one takes now more and now less.
+    format!("console={console} quiet nokaslr norandmaps panic=-1 caisson.test=boot{run}")
 }
 
 /// Runs the guest under Caisson; gives what it printed, with Caisson's accounts.
