@@ -7,8 +7,8 @@
 //! - *Throughput*: guests of one vCPU count their exits of one second, as many of them as there are CPUs.
 //! - *Guests*: a hundred probe guests sleep in one MiB each; apart, as many small Linux guests as 8 GiB have room for.
 //! - *I/O*: fio on a disk that the driver domain serves, iperf3 over its bridge, in the host's time; with exits for each request.
-//! - *Peers*: the same guest without a hypervisor, under KVM, under Xen and under Caisson ([`peers`]).
-//! - *Exits by reason*: what a boot of Linux, and rows of the benchmark program, have Caisson execute ([`reasons`]).
+//! - *Peers*: the same guest without a hypervisor, under KVM, under Xen and under Caisson.
+//! - *Exits by reason*: what a boot of Linux, and rows of the benchmark program, have Caisson execute.
 //! - *Counts*: what is committed of it, so that a test sees a rise ([`counts`]).
 //! - *Boot*: the first step of a Linux guest's init reads the TSC, which started at zero with its domain. The same kernel
 //!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
