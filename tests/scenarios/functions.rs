@@ -16,7 +16,7 @@ const DISK: u64 = 32 << 20;
 const WRITTEN: std::ops::Range<usize> = 1 << 20..9 << 20;
 
 /// What Caisson says when a device reaches for what it has not.
-const STOPPED: &str = " stopped: |DMA was stopped";
+pub(crate) const STOPPED: &str = " stopped: |DMA was stopped";
 
 /// A machine with an NVMe disk, and a guest that owns all of its functions, with these words for its kernel; beside it one
 /// that owns none.

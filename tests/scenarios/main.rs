@@ -17,6 +17,7 @@ mod functions;
 mod lifecycle;
 mod linux;
 mod memtest;
+mod networks;
 mod probes;
 mod refusals;
 mod screen;
@@ -101,7 +102,11 @@ fn main() -> ExitCode {
         ("linux", linux::alone),
         ("split-io", split::io),
         ("split-least", split::least),
-        ("split-networks", split::networks),
+        ("split-io-vtd", split::io_vtd),
+        ("split-networks", networks::reach),
+        ("split-network-rate", networks::rate),
+        ("split-network-kill", networks::kill),
+        ("split-network-crash", networks::crash),
         ("split-hostile", split::hostile),
         ("split-share", split::share),
         ("split-files", split::files),

@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use caisson_tests::{Failure, From, Lab, Run, Verdict, ensure};
+use caisson_tests::{Boot, Failure, From, Lab, Run, Verdict, ensure};
 use xtask::outcome::Outcome;
 
 use crate::{
-    lifecycle,
+    functions, lifecycle,
     workload::{self, BOOT, STEP},
 };
 
@@ -14,7 +14,7 @@ use crate::{
 const DRIVER: From<'static> = From::Guest("driver");
 
 /// The driver domain, with these words for its kernel.
-fn driver(words: &str) -> String {
+pub(crate) fn driver(words: &str) -> String {
     format!(
         r#"
         [machine]
@@ -57,7 +57,7 @@ fn without_devices(words: &str) -> String {
 }
 
 /// A guest with our initial RAM disk, these words for its kernel, and devices.
-fn guest(name: &str, words: &str, devices: &str) -> String {
+pub(crate) fn guest(name: &str, words: &str, devices: &str) -> String {
     format!(
         r#"
         [[domain]]
@@ -83,7 +83,7 @@ fn filled(run: &mut Run, from: From<'_>) -> Verdict {
 }
 
 /// The guests have ended, then the driver domain, and nothing was left of them; these guests have met no error.
-fn ended(run: &mut Run, guests: &[&str]) -> Verdict {
+pub(crate) fn ended(run: &mut Run, guests: &[&str]) -> Verdict {
     run.expect(DRIVER, STEP, "^caisson-driver: the last guest has ended$")?;
     run.end(STEP, Outcome::Clean)?;
     for guest in guests {
@@ -94,14 +94,29 @@ fn ended(run: &mut Run, guests: &[&str]) -> Verdict {
 
 /// The usual config: a guest whose root is on the machine's disk serves a page, and another one fetches it.
 pub(crate) fn io(lab: &Lab, name: &str) -> Verdict {
+    usual(lab, lab.boot_config(name, "split-io")?).map(|_| ())
+}
+
+/// The same where an IOMMU keeps the disk and the network card to what the driver domain has and what is granted to it: it lets
+/// through all that they do.
+pub(crate) fn io_vtd(lab: &Lab, name: &str) -> Verdict {
+    let machine = lab.boot_config(name, "split-io")?.words("iommu=require").qemu("-device", "intel-iommu");
+    let run = usual(lab, machine)?;
+    let units = run.count(From::Caisson, "^IOMMU: VT-d, 1 unit: devices reach what their guest has")?;
+    ensure!(units == 1, "no IOMMU is told of");
+    run.never(From::Caisson, functions::STOPPED)
+}
+
+fn usual(lab: &Lab, machine: Boot<'_>) -> Verdict<Run> {
     let page = lab.workspace().source("guest-images/web/www/index.html");
     let page = fs::read(&page).map_err(|error| Failure::new(format!("{}: {error}", page.display())))?;
-    let mut run = lab.boot_config(name, "split-io")?.start()?;
+    let mut run = machine.start()?;
     run.expect(From::Guest("web"), BOOT, "^caisson-web: serving /www on port 80, from /dev/vda$")?;
     let (bytes, hash) = (page.len(), workload::sha256(&page));
     let fetched = format!("^caisson-test: fetch url=http://10.0.2.20/ bytes={bytes} hash={hash}$");
     run.expect(From::Guest("client"), BOOT, &fetched)?;
-    ended(&mut run, &["web", "client"])
+    ended(&mut run, &["web", "client"])?;
+    Ok(run)
 }
 
 /// The same on the least that a machine can have: a disk that is a file in the driver domain, and a bridge without a card.
@@ -161,35 +176,6 @@ pub(crate) fn crash(lab: &Lab, name: &str) -> Verdict {
     ended(&mut run, &["disk"])
 }
 
-/// Two guests on a bridge, one on another bridge, one on another VLAN: who reaches whom, a long transfer, and an address that is
-/// not the card's.
-pub(crate) fn networks(lab: &Lab, name: &str) -> Verdict {
-    let card = |more: &str| format!("[[domain.network]]\n{more}");
-    let words = |number: u32, words: &str| {
-        format!(
-            "caisson.ip=10.1.0.{number}/24 caisson.peer=10.1.0.2 caisson.url=http://10.1.0.2/data caisson.test={words}"
-        )
-    };
-    let config = [
-        driver(""),
-        guest("alice", &words(1, "ping,spoof,fetch"), &card("bridge = \"br0\"")),
-        guest("bob", &words(2, "serve"), &card("bridge = \"br0\"")),
-        guest("carol", &words(3, "clock,ping"), &card("bridge = \"br1\"")),
-        guest("dave", &words(4, "clock,ping"), &card("bridge = \"br0\"\nvlan = 7")),
-    ];
-    let mut run = lab.boot(name, &config.concat())?.start()?;
-    let (alice, bob) = (From::Guest("alice"), From::Guest("bob"));
-    run.expect(alice, 2 * BOOT, "^caisson-test: ping peer=10.1.0.2 replies=3$")?;
-    run.expect(alice, STEP, "^caisson-test: spoof own=[0-9a-f:]+ replies=0 honest=3$")?;
-    let served = run.expect(bob, STEP, "^caisson-test: serve hash=([0-9a-f]{64})$")?;
-    let fetched = format!("bytes=33554432 hash={}$", served.group(1));
-    run.expect(alice, BOOT, &fetched)?;
-    for other in ["carol", "dave"] {
-        run.expect(From::Guest(other), BOOT, "^caisson-test: ping peer=10.1.0.2 replies=0$")?;
-    }
-    ended(&mut run, &["alice", "bob", "carol", "dave"])
-}
-
 /// A guest that drives its disk by hand reaches nothing beyond it, and breaks nothing but its own device: another one, whose disk
 /// is behind the same daemon, notices nothing.
 pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
@@ -208,14 +194,21 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     ended(&mut run, &["disk"])
 }
 
-/// A directory of the driver domain's, which an unmodified virtiofsd serves.
+/// A directory of the driver domain's, which an unmodified virtiofsd serves. It comes late: that is told once, and so is that it
+/// came.
 pub(crate) fn share(lab: &Lab, name: &str) -> Verdict {
-    let made = "caisson.run=mkdir+/srv/files;echo+welcome>/srv/files/hello";
+    let made = "caisson.run=mkdir+/srv/files;echo+welcome>/srv/files/hello;cd+/usr/sbin;\
+                mv+virtiofsd+late;(sleep+6;mv+late+virtiofsd)&";
     let shared = "[[domain.share]]\ntag = \"files\"\npath = \"/srv/files\"";
     let config = driver(made) + &guest("reader", "caisson.test=share", shared);
     let mut run = lab.boot(name, &config)?.start()?;
     let hash = workload::hash_of_lines("what is shared is there", 8 << 20);
     let line = format!("^caisson-test: share hello=welcome bytes=8388608 hash={hash}$");
     run.expect(From::Guest("reader"), 2 * BOOT, &line)?;
-    ended(&mut run, &["reader"])
+    ended(&mut run, &["reader"])?;
+    for told in ["there is no virtiofsd in this driver domain; trying again", "works now"] {
+        let times = run.count(DRIVER, &format!("^caisson-backend: reader share 0: {told}$"))?;
+        ensure!(times == 1, "{told:?} is told {times} times");
+    }
+    Ok(())
 }
