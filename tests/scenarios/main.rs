@@ -107,6 +107,7 @@ fn main() -> ExitCode {
         ("split-network-rate", networks::rate),
         ("split-network-kill", networks::kill),
         ("split-network-crash", networks::crash),
+        ("split-port", split::port),
         ("split-hostile", split::hostile),
         ("split-share", split::share),
         ("split-files", split::files),

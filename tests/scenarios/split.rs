@@ -212,3 +212,26 @@ pub(crate) fn share(lab: &Lab, name: &str) -> Verdict {
     }
     Ok(())
 }
+
+/// A console port: bytes both ways between the guest and a client in the driver domain, before and after the daemon is killed.
+pub(crate) fn port(lab: &Lab, name: &str) -> Verdict {
+    const ROUNDS: usize = 3;
+    let port = "[[domain.port]]\nname = \"talk\"";
+    let config = driver(&format!("caisson.test=port:talker/talk:{ROUNDS}"))
+        + &guest("talker", "caisson.test=port", port);
+    let mut run = lab.boot(name, &config)?.start()?;
+    run.expect(From::Guest("talker"), BOOT, "^caisson-test: port ready$")?;
+    let given = workload::hash_of_lines("what is given", 4096);
+    for round in 1..=ROUNDS {
+        let line = format!(
+            "^caisson-driver: port round {round}: sent=([0-9a-f]{{64}}) taken=([0-9a-f]{{64}}) given=(.*)$"
+        );
+        let line = run.expect(DRIVER, BOOT, &line)?;
+        ensure!(line.group(1) == line.group(2), "the guest read something else than what was typed");
+        ensure!(line.group(3) == given, "the client read {}, not {given}", line.group(3));
+    }
+    let kills = run.count(DRIVER, "^caisson-driver: the backend has ended with 137 and is started again$")?;
+    ensure!(kills == ROUNDS - 1, "the daemon was killed {kills} times");
+    run.expect(From::Guest("talker"), STEP, "^caisson-test: done$")?;
+    ended(&mut run, &["talker"])
+}
