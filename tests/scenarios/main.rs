@@ -103,6 +103,7 @@ fn main() -> ExitCode {
         ("split-io", split::io),
         ("split-least", split::least),
         ("split-io-vtd", split::io_vtd),
+        ("split-io-amdvi", split::io_amdvi),
         ("split-networks", networks::reach),
         ("split-network-rate", networks::rate),
         ("split-network-kill", networks::kill),

@@ -100,9 +100,18 @@ pub(crate) fn io(lab: &Lab, name: &str) -> Verdict {
 /// The same where an IOMMU keeps the disk and the network card to what the driver domain has and what is granted to it: it lets
 /// through all that they do.
 pub(crate) fn io_vtd(lab: &Lab, name: &str) -> Verdict {
-    let machine = lab.boot_config(name, "split-io")?.words("iommu=require").qemu("-device", "intel-iommu");
+    translated(lab, name, "intel-iommu", "VT-d")
+}
+
+pub(crate) fn io_amdvi(lab: &Lab, name: &str) -> Verdict {
+    translated(lab, name, "amd-iommu", "AMD-Vi")
+}
+
+fn translated(lab: &Lab, name: &str, device: &str, unit: &str) -> Verdict {
+    let machine = lab.boot_config(name, "split-io")?.words("iommu=require").qemu("-device", device);
     let run = usual(lab, machine)?;
-    let units = run.count(From::Caisson, "^IOMMU: VT-d, 1 unit: devices reach what their guest has")?;
+    let units =
+        run.count(From::Caisson, &format!("^IOMMU: {unit}, 1 unit: devices reach what their guest has"))?;
     ensure!(units == 1, "no IOMMU is told of");
     run.never(From::Caisson, functions::STOPPED)
 }
