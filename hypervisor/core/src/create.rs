@@ -29,10 +29,11 @@ use crate::io::Side;
 use crate::life::Phase;
 use crate::scheduler::{Share, ShareError, System, Turns, serve_between_steps};
 
-/// What making a domain and one of its vCPUs may take of the heap, and what an entity takes in the queue of each CPU: more than they
-/// do. What is left beyond that is for everything else.
-const HEAP_OF_DOMAIN: u64 = 160 << 10;
-const HEAP_OF_VCPU: u64 = 16 << 10;
+/// What a domain, its event ports and one of its vCPUs may take of the heap, and what an entity takes in the queue of each CPU: more
+/// than they do. What is left beyond that is for everything else.
+const HEAP_OF_DOMAIN: u64 = 48 << 10;
+const HEAP_OF_PORTS: u64 = 48 << 10;
+const HEAP_OF_VCPU: u64 = 8 << 10;
 const HEAP_OF_ENTITY: u64 = 512;
 const HEAP_LEFT: u64 = 256 << 10;
 
@@ -271,8 +272,9 @@ impl<B: Backend, F: Format> System<B, F> {
         if facts.vcpus as usize > MAX_VCPUS {
             return Err(Some(Refusal::Vcpus(facts.vcpus)));
         }
-        let backends = self.backends(caller, &blob, &record)?;
         let mut creation = self.creation.lock();
+        // None of them is forgotten from here on.
+        let backends = self.backends(caller, &blob, &record)?;
         if self.domains.named(record.name()).is_some() {
             return Err(Some(Refusal::Name(record.name())));
         }
@@ -315,18 +317,26 @@ impl<B: Backend, F: Format> System<B, F> {
         record.virtio_devices().map(|device| of(blob.backend_name(device.backend))).collect()
     }
 
-    /// Whether a domain's memory is free, and what Caisson itself needs for it.
+    /// Whether a domain's memory is free, and what Caisson itself needs for it in each of its lives.
     fn check_room<'a>(&self, facts: &Facts) -> Result<(), Refusal<'a>> {
         let free = memory::frames().free_frames() * PAGE_SIZE;
         if facts.memory > free {
             return Err(Refusal::Memory(facts.memory, free));
         }
-        let vcpus = u64::from(facts.vcpus);
-        let entities = HEAP_OF_ENTITY * self.cpus.len() as u64 * (vcpus + 1);
-        if memory::heap_free() < HEAP_OF_DOMAIN + HEAP_OF_VCPU * vcpus + entities + HEAP_LEFT {
+        // Every domain there is may live, whatever it does now.
+        let promised: u64 = self.domains.iter().map(|entry| self.heap_of(&entry.facts)).sum();
+        if promised + self.heap_of(facts) + HEAP_LEFT > self.heap_for_guests() {
             return Err(Refusal::Full("Caisson's heap has too little left"));
         }
         Ok(())
+    }
+
+    /// The most that a domain takes of the heap, in bytes.
+    fn heap_of(&self, facts: &Facts) -> u64 {
+        let vcpus = u64::from(facts.vcpus);
+        let ports = if facts.privileges.contains(Privileges::EVENTS) { HEAP_OF_PORTS } else { 0 };
+        let entities = HEAP_OF_ENTITY * self.cpus.len() as u64 * (vcpus + 1);
+        HEAP_OF_DOMAIN + ports + HEAP_OF_VCPU * vcpus + entities
     }
 
     fn later_share<'a>(

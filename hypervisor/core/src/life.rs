@@ -136,6 +136,9 @@ impl<B: Backend, F: Format> System<B, F> {
                 if let Some(live) = live {
                     self.give_up_blob(&live);
                 }
+                if !self.scrub_blobs(until) {
+                    return Chore::More;
+                }
                 if !entry.io.let_go(|| self.block_chore(u64::MAX)) {
                     return Chore::More;
                 }
@@ -156,10 +159,12 @@ impl<B: Backend, F: Format> System<B, F> {
                             guest.is_lost = true;
                             return Chore::Gone(false);
                         }
-                        self.io.backend_ended(self, id);
                         guest.phase = match reset {
                             Some(reset) => Phase::Resets(memory, reset),
-                            None => Phase::Burial(memory),
+                            None => {
+                                self.io.backend_ended(self, id);
+                                Phase::Burial(memory)
+                            }
                         };
                         Chore::More
                     }
@@ -183,6 +188,8 @@ impl<B: Backend, F: Format> System<B, F> {
                     }
                     Step::Done(tally) => {
                         tell_resets(entry.name(), &reset, tally);
+                        // Now nothing of its reaches what was granted to it.
+                        self.io.backend_ended(self, entry.id);
                         guest.phase = Phase::Burial(memory);
                     }
                 }

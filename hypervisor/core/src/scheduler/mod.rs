@@ -273,6 +273,11 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
+    /// Bytes of the heap that there are for guests.
+    pub(crate) fn heap_for_guests(&self) -> u64 {
+        memory::heap_bytes().saturating_sub(self.heap_before)
+    }
+
     /// What belongs to this CPU.
     pub(crate) fn this(&self) -> &Cpu<B, F> {
         &self.cpus[percpu::current().index() as usize]

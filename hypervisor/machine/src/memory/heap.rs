@@ -35,9 +35,9 @@ pub fn used() -> u64 {
     HEAP.0.lock().used() as u64
 }
 
-/// Bytes of it that are not.
-pub fn free() -> u64 {
-    HEAP.0.lock().free() as u64
+/// Bytes of it, in use or not.
+pub fn bytes() -> u64 {
+    HEAP.0.lock().size() as u64
 }
 
 /// Gives the heap its memory.
