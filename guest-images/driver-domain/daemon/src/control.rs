@@ -7,7 +7,7 @@
 //! | anything else | `{"error":"…"}`, in which is said what could have been asked |
 //!
 //! Who may connect is a matter of the socket's place and mode: root. A thread serves each client, [`MAX_CLIENTS`] at a
-//! time; each line has at most [`MAX_LINE`](caisson_protocol::MAX_LINE) bytes.
+//! time; each line has at most [`MAX_LINE`] bytes.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
