@@ -11,6 +11,7 @@ mod contracts;
 mod control;
 mod counts;
 mod crash;
+mod create;
 mod dirty;
 mod front_door;
 mod functions;
@@ -145,6 +146,8 @@ fn main() -> ExitCode {
         ("contract-reboots", contracts::reboots),
         ("contract-steal", contracts::steal),
         ("control-tool", control::tool),
+        ("control-create", create::guest),
+        ("control-create-refusals", create::refusals),
         ("control", control::calls),
         ("control-on-2-cpus", control::calls_on_two),
         ("consoles", linux::consoles),
