@@ -68,7 +68,7 @@ pub(crate) fn guest(lab: &Lab, name: &str) -> Verdict {
         &mut run,
         STEP,
         "caisson create /srv/work.toml; echo code $?",
-        &[r#"^caisson: /srv/work\.toml: domain\[0\]\.name: "guest" is .* already"#, "^code 1$"],
+        &[r#"^caisson: /srv/work\.toml:5:8: domain\[0\]\.name: "guest" is .* already"#, "^code 1$"],
     )?;
     for life in 0..2 {
         // It works, and turns itself off.
@@ -98,10 +98,10 @@ pub(crate) fn guest(lab: &Lab, name: &str) -> Verdict {
     command(&mut run, STEP, "caisson forget guest", &["^guest: forgotten$"])?;
     let nobody = "^caisson: no domain is called \"guest\"; there are driver$";
     command(&mut run, STEP, "caisson start guest", &[nobody])?;
-    // The number and the devices' channels are another's now; this one is ended from outside.
+    // Another one has the disk now; it is ended from outside.
     let text = "sed 's/\"guest\"/\"other\"/' /srv/guest.toml >/srv/other.toml; caisson create --wait /srv/other.toml";
     command(&mut run, BOOT, text, &["^other: created$"])?;
-    command(&mut run, STEP, "caisson list --json", &[r#"\{"id":2,"name":"other""#])?;
+    command(&mut run, STEP, "caisson list --json", &[r#"\{"id":\d+,"name":"other""#])?;
     command(
         &mut run,
         BOOT,
@@ -132,14 +132,17 @@ pub(crate) fn refusals(lab: &Lab, name: &str) -> Verdict {
     command(&mut run, STEP, function, &[])?;
     for (text, error) in [
         ("12Q ''", r#"t\.toml:3:10: domain\[0\]\.memory: "12Q" is not a size; write e\.g\. "512M"$"#),
-        ("64G ''", r"t\.toml: domain\[0\]\.memory: 64G is more than "),
-        (r#"4M 'pool = "fast"'"#, r#"t\.toml: domain\[0\]\.pool: "fast" is no pool's name;"#),
-        (r#"4M 'cpus = "700"'"#, r"t\.toml: domain\[0\]\.cpus: CPU 700 is not in the pool "),
-        (r#"4M 'period = "20ms"\nslice = "5ms"'"#, r"t\.toml:5:10: not TOML"),
+        ("64G ''", r"t\.toml:3:10: domain\[0\]\.memory: 65536 MiB is more than the \d+ MiB that are free"),
+        (r#"4M 'pool = "fast"'"#, r#"t\.toml:5:8: domain\[0\]\.pool: "fast" is no pool's name;"#),
+        (r#"4M 'cpus = "700"'"#, r"t\.toml:5:8: domain\[0\]\.cpus: CPU 700 is not in the pool "),
+        (
+            r#"4M "$(printf 'period = "20ms"\nslice = "5ms"')""#,
+            r"t\.toml:6:9: domain\[0\]\.slice: the pool .default. reserves nothing",
+        ),
         (r#"4M 'devices = "all"'"#, r"t\.toml:5:11: domain\[0\]\.devices: PCI functions belong to"),
         (
             r#"4M 'disk = [{ path = "/a", backend = "x" }]'"#,
-            r#"t\.toml: domain\[0\]\.disk\[0\]\.backend: "x" is no domain's name;"#,
+            r#"t\.toml: domain\[0\]: backend: no domain called "x" serves devices"#,
         ),
         (r#"4M 'name = "twice"'"#, r"t\.toml:5:1: not TOML"),
         (r#"4M 'initrd = "none"'"#, r#"t\.toml:5:10: domain\[0\]\.modules\[0\]\.file: "none": No such file"#),
@@ -154,7 +157,12 @@ pub(crate) fn refusals(lab: &Lab, name: &str) -> Verdict {
         "t 4M '' && caisson list | grep tiny",
         &["^tiny: created$", "^code 0$", "tiny +blocked"],
     )?;
-    command(&mut run, STEP, "t 4M ''", &[r#"domain\[0\]\.name: "tiny" is .* already"#, "^code 1$"])?;
+    command(
+        &mut run,
+        STEP,
+        "t 4M ''",
+        &[r#"^caisson: t\.toml:2:8: domain\[0\]\.name: "tiny" is .* already"#, "^code 1$"],
+    )?;
     // What one life of a domain takes has been taken now.
     let away = "away() { caisson destroy tiny && caisson forget tiny; }; away";
     command(&mut run, STEP, away, &["^tiny: destroyed$", "^tiny: forgotten$"])?;

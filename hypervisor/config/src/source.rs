@@ -328,7 +328,13 @@ impl ConfigText {
     #[must_use]
     pub fn kernel_error(&self, domain: usize, reason: &str) -> SourceError {
         let name = self.domains.get(domain).map_or("", |domain| &domain.kernel);
-        self.error_at(Field::Domain(domain, "kernel"), format!("{name:?}: {reason}"))
+        self.key_error(domain, "kernel", &format!("{name:?}: {reason}"))
+    }
+
+    /// The refusal of a key's value, by who knows more than the text: the domain's index, and what is wrong.
+    #[must_use]
+    pub fn key_error(&self, domain: usize, key: &'static str, reason: &str) -> SourceError {
+        self.error_at(Field::Domain(domain, key), reason.to_string())
     }
 
     /// Checks that a machine can carry all domains at once.

@@ -1,12 +1,15 @@
 //! Lines on the standard error, which is the driver domain's console; those that a guest can cause are limited.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Writes a line.
 pub fn line(text: fmt::Arguments<'_>) {
-    eprintln!("caisson-backend: {text}");
+    let line = format!("caisson-backend: {text}\n");
+    // By one write: a shell may write to the console as well. Nobody is told where nobody listens.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Writes a line: `log!("{count} devices")`.

@@ -12,20 +12,16 @@ use serde_json::json;
 
 use crate::{Cli, Client, Error, is_up, print, wait};
 
+/// Keys of a domain by which Caisson says what it does not like.
+const KEYS: [&str; 8] = ["name", "memory", "vcpus", "privileges", "pool", "cpus", "prefer", "slice"];
+
 /// A blob, and which domains of it are to be made.
 struct Plan {
     blob: Vec<u8>,
-    domains: Vec<Planned>,
-}
-
-/// A domain that is to be made.
-#[derive(PartialEq, Eq, Debug)]
-struct Planned {
-    name: String,
-    /// Its number in the blob.
-    index: u32,
-    /// Its number in what the person wrote.
-    told: usize,
+    /// Their numbers in the blob, and their names.
+    domains: Vec<(usize, String)>,
+    /// The text that it was built of.
+    text: Option<ConfigText>,
 }
 
 /// Makes the domains of `file`, or the `only` one.
@@ -40,11 +36,13 @@ pub(crate) fn run(
     let mut client = Client::connect(&cli.socket)?;
     client.keep();
     upload(&mut client, &plan.blob)?;
-    for planned in &plan.domains {
-        let number = match client.ask(&Question::Create { index: planned.index }) {
+    for (index, name) in &plan.domains {
+        let number = match client.ask(&Question::Create { index: *index as u32 }) {
             Ok(Answer::Created(number)) => number,
             Ok(_) => return Err(Error::Nonsense),
-            Err(Error::Refused(why)) => return Err(Error::Refused(told(file, planned, &why))),
+            Err(Error::Refused(why)) => {
+                return Err(Error::Refused(told(file, plan.text.as_ref(), *index, &why)));
+            }
             Err(error) => return Err(error),
         };
         let mut domain = client.numbered(number)?;
@@ -53,7 +51,6 @@ pub(crate) fn run(
             domain = wait(&mut client, cli, number, &|domain| is_up(domain) || domain.ended != Ended::Never)?;
         }
         if domain.state == State::Gone && domain.ended == Ended::Failed {
-            let name = &planned.name;
             return Err(Error::Refused(format!("{name} could not be made: Caisson's log says why")));
         }
         if cli.json {
@@ -75,12 +72,16 @@ fn upload(client: &mut Client, blob: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// What Caisson says of a domain, of which it knows the number in the blob.
-fn told(file: &Path, planned: &Planned, why: &str) -> String {
-    let of_blob = format!("domain[{}]", planned.index);
-    match why.strip_prefix(&of_blob) {
-        Some(rest) => format!("{}: domain[{}]{rest}", file.display(), planned.told),
-        None => format!("{}: {}: {why}", file.display(), planned.name),
+/// What Caisson says of the domain with that number, where the person wrote it.
+fn told(file: &Path, text: Option<&ConfigText>, index: usize, why: &str) -> String {
+    let shown = file.display();
+    let of_key =
+        why.split_once(": ").and_then(|(word, why)| Some((KEYS.into_iter().find(|key| *key == word)?, why)));
+    match (of_key, text) {
+        (Some((key, why)), Some(text)) => text.key_error(index, key, why).to_string(),
+        (Some(_), None) => format!("{shown}: domain[{index}].{why}"),
+        (None, _) if why.starts_with("domain[") => format!("{shown}: {why}"),
+        (None, _) => format!("{shown}: domain[{index}]: {why}"),
     }
 }
 
@@ -101,32 +102,29 @@ fn of_blob(blob: Vec<u8>, only: Option<&str>) -> Result<Plan, String> {
     let parsed = Blob::parse(&blob).and_then(|_| Blob::parse_unhashed(&blob));
     let parsed = parsed.map_err(|error| error.to_string())?;
     let mut domains = Vec::new();
-    for (told, domain) in parsed.domains().enumerate() {
+    for (index, domain) in parsed.domains().enumerate() {
         if only.is_none_or(|only| only == domain.name()) {
-            parsed.check_later(told).map_err(|error| error.to_string())?;
-            domains.push(Planned { name: domain.name().to_owned(), index: told as u32, told });
+            parsed.check_later(index).map_err(|error| error.to_string())?;
+            domains.push((index, domain.name().to_owned()));
         }
     }
     if let (Some(only), true) = (only, domains.is_empty()) {
         return Err(nobody(only, parsed.domains().map(|domain| domain.name().to_owned())));
     }
-    let chosen = |index: usize| domains.iter().any(|planned| planned.told == index);
+    let chosen = |number: usize| domains.iter().any(|(index, _)| *index == number);
     kernels(&parsed, |index, why| {
         let name = parsed.domain(index).map_or("", |domain| domain.kernel().name());
         chosen(index).then(|| format!("domain[{index}].kernel: {name:?}: {why}"))
     })?;
-    Ok(Plan { blob, domains })
+    Ok(Plan { blob, domains, text: None })
 }
 
 fn of_text(text: &str, file: &Path, only: Option<&str>) -> Result<Plan, String> {
     let mut config = parse_later(text, &file.to_string_lossy()).map_err(|error| error.to_string())?;
-    let names =
-        |config: &ConfigText| -> Vec<_> { config.domains.iter().map(|domain| domain.name.clone()).collect() };
-    let all = names(&config);
     if let Some(only) = only
         && !config.keep_only(only)
     {
-        return Err(format!("{}: {}", file.display(), nobody(only, all)));
+        return Err(format!("{}: {}", file.display(), nobody(only, names(&config))));
     }
     let folder = file.parent().unwrap_or(Path::new(""));
     let blob = build(&config, |name| match name.starts_with('@') {
@@ -136,10 +134,12 @@ fn of_text(text: &str, file: &Path, only: Option<&str>) -> Result<Plan, String> 
     let blob = blob.map_err(|error| error.to_string())?;
     let parsed = Blob::parse_unhashed(&blob).map_err(|error| error.to_string())?;
     kernels(&parsed, |index, why| Some(config.kernel_error(index, why).to_string()))?;
-    let place = |name: &String| all.iter().position(|other| other == name).unwrap_or(0);
-    let planned = |(index, name): (usize, String)| Planned { told: place(&name), name, index: index as u32 };
-    let domains = names(&config).into_iter().enumerate().map(planned).collect();
-    Ok(Plan { blob, domains })
+    let domains = names(&config).enumerate().collect();
+    Ok(Plan { blob, domains, text: Some(config) })
+}
+
+fn names(config: &ConfigText) -> impl Iterator<Item = String> {
+    config.domains.iter().map(|domain| domain.name.clone())
 }
 
 fn nobody(only: &str, there: impl IntoIterator<Item = String>) -> String {

@@ -55,8 +55,7 @@ impl Daemon {
                 let record = blob.domain(index as usize).unwrap();
                 let name = record.name().to_owned();
                 if self.domains.iter().any(|domain| domain.name == name) {
-                    let why = "is the name of a domain already; choose another name";
-                    return Answer::Error(format!("domain[{index}].name: {name:?} {why}"));
+                    return Answer::Error(format!("name: {name:?} is the name of a domain already"));
                 }
                 let id = self.domains.len() as u16 + 1;
                 let (state, ended) = match record.cmdline() {
@@ -313,16 +312,15 @@ fn domains_are_made_in_their_order() {
     assert_eq!(fake.json("info user")["domain"]["ended"], "poweroff");
     assert!(fake.1.lock().unwrap().blob.is_empty(), "it has been let go of");
     let again = fake.error(&format!("create {file}"));
-    assert!(again.ends_with(
-        "two.toml: domain[0].name: \"store\" is the name of a domain already; choose another name"
-    ));
+    let expected = "two.toml:2:8: domain[0].name: \"store\" is the name of a domain already";
+    assert!(again.ends_with(expected), "{again}");
     // The other way: forgotten, and made alone.
     assert_eq!(fake.error("forget store"), "store is not gone, but running: end it first");
     assert_eq!(fake.run("undefine user").unwrap(), "user: forgotten\n");
     assert_eq!(fake.error("info user"), "no domain is called \"user\"; there are driver, web, store");
     assert_eq!(fake.json(&format!("create {file} --only user"))["domain"]["name"], "user");
     let again = fake.error(&format!("create {file} --only user"));
-    assert!(again.contains("two.toml: domain[1].name: \"user\" is the name"), "{again}");
+    assert!(again.contains(":8: domain[1].name: \"user\" is the name"), "{again}");
     assert_eq!(fake.json("forget user")["domain"]["id"], 4);
 }
 
@@ -340,6 +338,9 @@ fn a_blob_makes_domains_as_its_text_does() {
     let blob = build(&parse_toml(&machine, "t").unwrap(), read).unwrap();
     let file = folder.put("machine.blob", &blob);
     assert_eq!(fake.run(&format!("create {file} --only guest")).unwrap(), "guest: created\n");
+    let error = fake.error(&format!("create {file} --only guest"));
+    let expected = "machine.blob: domain[1].name: \"guest\" is the name of a domain already";
+    assert!(error.ends_with(expected), "{error}");
     let error = fake.error(&format!("create {file}"));
     assert!(error.contains("machine.blob: domain[0].devices: PCI functions belong to domains"), "{error}");
     let mut damaged = blob;
