@@ -148,6 +148,7 @@ fn main() -> ExitCode {
         ("control-tool", control::tool),
         ("control-create", create::guest),
         ("control-create-refusals", create::refusals),
+        ("control-create-crash", create::crash),
         ("control", control::calls),
         ("control-on-2-cpus", control::calls_on_two),
         ("consoles", linux::consoles),
