@@ -36,7 +36,7 @@ use caisson_config::source::parse_toml;
 
 use crate::{
     cargo,
-    cli::BenchArgs,
+    cli::{BenchArgs, MachineArg},
     emulator::{Kind, Running},
     error::{Context, Error, Result},
     images::Images,
@@ -117,7 +117,10 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     tools::ensure(tools::for_run(false))?;
     let images = Images::new(workspace.clone());
     if args.exits {
-        return reasons::command(&images, args.accept);
+        return match args.machine {
+            MachineArg::Qemu => reasons::command(&images, args.accept),
+            MachineArg::Bochs => reasons::on_bochs(&images),
+        };
     }
     if args.peers {
         return peers::command(&images, args.accept);
@@ -325,7 +328,13 @@ mod tests {
 
     #[test]
     fn a_name_that_fits_nothing_is_refused() {
-        let args = BenchArgs { filter: Some("cpuidd".to_owned()), exits: false, peers: false, accept: false };
+        let args = BenchArgs {
+            filter: Some("cpuidd".to_owned()),
+            exits: false,
+            peers: false,
+            machine: MachineArg::Qemu,
+            accept: false,
+        };
         let error = command(&Workspace::find(), &args).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(

@@ -102,6 +102,9 @@ mod file {
 /// What a line of the standard output begins with that tells Caisson's result.
 const RESULT: &str = "caisson-result: 0x";
 
+/// Instructions that each CPU executes in a second of the machine's time; a tick of its TSC each.
+pub const INSTRUCTIONS_PER_SECOND: u64 = 50_000_000;
+
 /// How long Bochs may take to connect its serial port, which it does before the machine starts.
 const CONNECT: Duration = Duration::from_secs(60);
 
@@ -166,7 +169,7 @@ vgaromimage: file={vga}
 vga: extension=none
 megs: {memory}
 # A reset ends the run. Reading an unknown MSR is an error, as on a real CPU.
-cpu: model={cpu}{count}, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=0
+cpu: model={cpu}{count}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=0
 # Time is counted in instructions, and an idle machine skips it.
 clock: sync=none, time0=utc
 ata0: enabled=1

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{GUEST_MIB, exact, medium};
+use super::{GUEST_MIB, exact, medium, scale::in_step};
 use crate::{error::Result, images::Images, outcome::Outcome, qemu::Boot};
 
 /// The guest's name in the log.
@@ -19,16 +19,25 @@ pub(super) fn cmdline(console: &str, rows: &str) -> String {
     format!("console={console} quiet nokaslr norandmaps panic=-1 caisson.test=boot{run}")
 }
 
-/// Runs the guest under Caisson; gives what it printed, with Caisson's accounts.
-pub(super) fn under_caisson(images: &Images, what: &str, rows: &str) -> Result<String> {
+/// The config that has Caisson run the guest, and tell its accounts.
+fn config(rows: &str) -> String {
     let initrd = INITRD.map(|name| format!("\"{name}\"")).join(", ");
-    let text = format!(
+    format!(
         "[machine]\nconsole = \"all\"\nlog = \"debug\"\n[[domain]]\nname = \"{NAME}\"\nmemory = \"{GUEST_MIB}M\"\non_reboot = \"destroy\"\n\
          kernel = \"{KERNEL}\"\ninitrd = [{initrd}]\ncmdline = \"{}\"\n",
         cmdline("ttyS0", rows)
-    );
-    let (iso, memory) = medium(images, "guest", &text)?;
+    )
+}
+
+/// Runs the guest under Caisson; gives what it printed, with Caisson's accounts.
+pub(super) fn under_caisson(images: &Images, what: &str, rows: &str) -> Result<String> {
+    let (iso, memory) = medium(images, "guest", &config(rows))?;
     exact(images, what, memory, Boot::Iso(iso), Outcome::Clean)
+}
+
+/// The same on Bochs.
+pub(super) fn on_bochs(images: &Images, what: &str, rows: &str) -> Result<String> {
+    in_step(images, what, &config(rows), 1)
 }
 
 /// The same without a hypervisor.

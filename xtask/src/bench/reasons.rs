@@ -9,7 +9,7 @@ use super::{
     chart::{Bar, Chart, Group, Scale},
     grouped, guest,
 };
-use crate::{error::Result, images::Images};
+use crate::{bochs, error::Result, images::Images, tools};
 
 /// What is measured: its title, rows of the benchmark program, and those of the run that is taken off; a boot has none.
 struct Workload {
@@ -141,6 +141,13 @@ fn chart(cost: &Cost) -> Chart {
     }
 }
 
+fn print_head() {
+    println!(
+        "{:<40} {:>9} {:>13} {:>9} {:>9}",
+        "exits, by what they cost", "exits", "instructions", "each", "of all"
+    );
+}
+
 /// Runs `cargo xtask bench --exits`; with `accept` the picture in `docs` is rewritten.
 pub(super) fn command(images: &Images, accept: bool) -> Result<()> {
     let mut runs: Vec<(&str, Accounts)> = Vec::new();
@@ -163,10 +170,7 @@ pub(super) fn command(images: &Images, accept: bool) -> Result<()> {
         };
         costs.push(Cost::of(title, &part));
     }
-    println!(
-        "{:<40} {:>9} {:>13} {:>9} {:>9}",
-        "exits, by what they cost", "exits", "instructions", "each", "of all"
-    );
+    print_head();
     costs.iter().for_each(Cost::print);
     if let Some(idle) = costs.last() {
         let tenths = idle.exits() * 10 / IDLE_SECONDS;
@@ -178,6 +182,34 @@ pub(super) fn command(images: &Images, accept: bool) -> Result<()> {
         super::picture(images, "exits.svg", &chart(boot).draw(), accept)?;
     }
     Ok(())
+}
+
+/// Runs `cargo xtask bench --exits --machine bochs`: the boot alone, which takes minutes there; and how often each kind of exit
+/// reads and writes the VMCS, which Caisson tells by VT-x's number of the reason.
+pub(super) fn on_bochs(images: &Images) -> Result<()> {
+    tools::ensure(tools::BOCHS)?;
+    let printed = guest::on_bochs(images, "a boot", "")?;
+    let accounts = Accounts::read(&printed, guest::NAME)?;
+    let cost = Cost::of(WORKLOADS[0].title, &accounts);
+    print_head();
+    cost.print();
+    // A tick of Bochs's TSC is an instruction.
+    let rate = cost.exits() * bochs::INSTRUCTIONS_PER_SECOND / accounts.cpus.iter().sum::<u64>().max(1);
+    println!(
+        "{rate} exits in a second of {} million instructions",
+        bochs::INSTRUCTIONS_PER_SECOND / 1_000_000
+    );
+    println!("VMREADs and VMWRITEs, by VT-x's exit reasons:");
+    printed.lines().filter_map(vmcs_accesses).for_each(|line| println!("  {line}"));
+    let document = json!({ "workloads": [cost.json()] });
+    super::leave(images, "exits-bochs.json", &format!("{document:#}\n"))
+}
+
+/// What a line of Caisson's tells of accesses to the VMCS.
+fn vmcs_accesses(line: &str) -> Option<&str> {
+    let line = line.trim_end();
+    let (_, told) = line.split_once("d1v0: ").filter(|_| line.contains(" VMREADs and "))?;
+    Some(told)
 }
 
 #[cfg(test)]
@@ -209,6 +241,13 @@ mod tests {
         );
         assert!(svg.contains("(10.000% of all)"));
         assert_eq!(cost.json()["reasons"][1]["exits"], 20);
+    }
+
+    #[test]
+    fn accesses_to_the_vmcs_are_told_by_caisson() {
+        let line = "[caisson] d1v0: 969 exits 10: 6.0 VMREADs and 1.0 VMWRITEs each\r";
+        assert_eq!(vmcs_accesses(line), Some("969 exits 10: 6.0 VMREADs and 1.0 VMWRITEs each"));
+        assert_eq!(vmcs_accesses("[caisson] d1v0: something else"), None);
     }
 
     #[test]

@@ -121,8 +121,8 @@ fn exits_counted(printed: &str) -> (usize, u64) {
     counts.fold((0, 0), |(guests, sum), exits| (guests + 1, sum + exits))
 }
 
-/// What a machine of several CPUs prints in Bochs.
-fn in_step(images: &Images, what: &str, config: &str, cpus: u32) -> Result<String> {
+/// What a machine prints in Bochs, whose CPUs run in step.
+pub(super) fn in_step(images: &Images, what: &str, config: &str, cpus: u32) -> Result<String> {
     let (iso, memory) = medium_for(images, Kind::Bochs, what, config)?;
     let directory = images.workspace().dir("runs")?.join(format!("bench-{}", std::process::id()));
     let machine = bochs::Machine { cpus, ..bochs::Machine::new(memory, iso, directory.clone()) };
