@@ -96,8 +96,8 @@ const BOOT_GOAL: u64 = 1030;
 /// The names of all measurements.
 fn measured() -> impl Iterator<Item = &'static str> {
     let interrupts = INTERRUPTS.iter().chain(BETWEEN).map(|(name, _)| *name);
-    let others = ["throughput", "guests-probes", "guests-linux", "boot", "io-disk", "io-network"];
-    EXITS.iter().map(|exit| exit.name).chain(interrupts).chain(others)
+    let others = ["throughput", "guests-probes", "guests-linux", "boot"];
+    EXITS.iter().map(|exit| exit.name).chain(interrupts).chain(others).chain(io::names())
 }
 
 /// Runs `cargo xtask bench`.
@@ -149,11 +149,13 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
         boot(&images)?;
     }
     // Minutes, and fio with all that it is linked with: only for who asks for it.
-    if args.filter.is_some() && wanted("io-disk") {
-        io::disks(&images)?;
+    let any =
+        |what: &str| args.filter.is_some() && io::names().any(|name| name.starts_with(what) && wanted(name));
+    if any("io-disk") {
+        io::disks(&images, &wanted)?;
     }
-    if args.filter.is_some() && wanted("io-network") {
-        io::networks(&images)?;
+    if any("io-network") {
+        io::networks(&images, &wanted)?;
     }
     Ok(())
 }
@@ -338,7 +340,7 @@ mod tests {
         let error = command(&Workspace::find(), &args).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(
-            error.to_string().contains("cpuidd") && error.to_string().ends_with(", io-network"),
+            error.to_string().contains("cpuidd") && error.to_string().ends_with(", io-network-guests"),
             "{error}"
         );
     }

@@ -33,7 +33,7 @@ use crate::host::{Caisson, Host, Refusal};
 use crate::kinds::{self, OpenError};
 use crate::log::Voice;
 use crate::service::{End, Service};
-use crate::statistics::Counters;
+use crate::statistics::{Counter, Counters};
 
 /// How long to wait before a device that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -462,14 +462,14 @@ impl Daemon {
             End::Lost(_) => Stage::Failed(Instant::now() + RETRY),
         };
         if let Stage::Attached(attached) = std::mem::replace(&mut entry.stage, next) {
-            let requests = attached.counters.requests.get();
+            let Counters { requests, events, sleeps, interrupts, .. } = &*attached.counters;
+            let [requests, events, sleeps, interrupts] =
+                [requests, events, sleeps, interrupts].map(Counter::get);
+            let done =
+                format!("{requests} requests, {events} events, {sleeps} sleeps, {interrupts} interrupts");
             match end {
-                End::Guest => {
-                    entry.voice.say(format_args!("its guest has ended, after {requests} requests"));
-                }
-                End::Lost(error) => {
-                    entry.voice.say(format_args!("given up after {requests} requests: {error}"));
-                }
+                End::Guest => entry.voice.say(format_args!("its guest has ended, after {done}")),
+                End::Lost(error) => entry.voice.say(format_args!("given up after {done}: {error}")),
             }
             self.close(&attached.ports);
             if end == End::Guest {
