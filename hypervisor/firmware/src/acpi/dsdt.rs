@@ -6,8 +6,10 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Package, Path, ResourceTemplate, Return,
+    Scope,
 };
+use acpi_tables::gas::AddressSpace;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use caisson_devices::chipset::{COM1, COM1_IRQ, PIT_IRQ, RTC_IRQ};
@@ -23,6 +25,14 @@ const HEADER: u32 = 36;
 /// Bytes of a virtio device's registers.
 const PAGE: u32 = 0x1000;
 
+/// The name of what every processor's idle states are.
+const IDLE_STATES: &str = "IDLE";
+/// The idle state that every processor has; how long it takes to leave it, in microseconds: an exit, a look at the queue, an
+/// entry; its power, in milliwatts, which only means something beside another state's.
+const C1: u8 = 1;
+const HALT_LATENCY: u8 = 10;
+const HALT_POWER: u16 = 1000;
+
 /// An ISA interrupt: edge-triggered, active high, not shared (section 6.4.2.1, the short form).
 struct Irq(u8);
 
@@ -31,6 +41,20 @@ impl Aml for Irq {
         const IRQ_WITHOUT_FLAGS: u8 = 0x22;
         sink.byte(IRQ_WITHOUT_FLAGS);
         sink.word(1 << self.0);
+    }
+}
+
+/// A register of functional fixed hardware, with nothing more to say (section 6.4.3.7).
+struct FixedHardware;
+
+impl Aml for FixedHardware {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        const GENERIC_REGISTER: u8 = 0x82;
+        const BYTES: u16 = 12;
+        sink.byte(GENERIC_REGISTER);
+        sink.word(BYTES);
+        sink.byte(AddressSpace::FunctionalFixedHardware as u8);
+        (0..BYTES - 1).for_each(|_| sink.byte(0));
     }
 }
 
@@ -52,10 +76,25 @@ fn device(name: &str, id: &str, resources: Vec<&dyn Aml>) -> Vec<u8> {
 
 /// The processor with the id that the MADT gives it.
 fn processor(uid: u32) -> Vec<u8> {
+    let idle = Path::new(IDLE_STATES);
+    let states = Return::new(&idle);
     bytes_of(&Device::new(
         format!("C{uid:03X}").as_str().into(),
-        vec![&Name::new("_HID".into(), &"ACPI0007"), &Name::new("_UID".into(), &uid)],
+        vec![
+            &Name::new("_HID".into(), &"ACPI0007"),
+            &Name::new("_UID".into(), &uid),
+            &Method::new("_CST".into(), 0, false, vec![&states]),
+        ],
     ))
+}
+
+/// What every processor's `_CST` gives (section 8.4.1.1): one state, HLT. An operating system that is told nothing takes every
+/// sleep for a long one, and sets its timer at each beginning and end, an exit each. One that knows what HLT costs expects how
+/// long it will sleep, and leaves the timer alone where that is shorter than a tick.
+fn idle_states() -> Vec<u8> {
+    let halt = ResourceTemplate::new(vec![&FixedHardware]);
+    let state = Package::new(vec![&halt, &C1, &HALT_LATENCY, &HALT_POWER]);
+    bytes_of(&Name::new(IDLE_STATES.into(), &Package::new(vec![&1u8, &state])))
 }
 
 /// A virtio device, by the id under which Linux looks for virtio-mmio: its page, and an edge-triggered interrupt that it
@@ -96,6 +135,7 @@ fn system_bus(layout: &GuestLayout<'_>) -> Vec<u8> {
     for index in 0..layout.virtio {
         devices.extend(virtio(index));
     }
+    devices.extend(idle_states());
     for uid in (0u32..).take(layout.apic_ids.len()) {
         devices.extend(processor(uid));
     }

@@ -135,6 +135,20 @@ fn the_dsdt_names_the_virtio_devices() {
     assert!(!named(&none, "DSDT").bytes.windows(8).any(|window| window == b"LNRO0005"));
 }
 
+/// Each processor says that it sleeps by HLT (ACPI 6.5, section 8.4.1.1): one package with a generic register descriptor of
+/// functional fixed hardware, all of its fields 0.
+#[test]
+fn the_dsdt_names_the_idle_state() {
+    let tables = check(&GuestLayout::new(128 << 20, &ids(3)));
+    let dsdt = &named(&tables, "DSDT").bytes;
+    let count = |needle: &[u8]| dsdt.windows(needle.len()).filter(|window| *window == needle).count();
+    assert_eq!((count(b"_CST"), count(b"ACPI0007")), (3, 3));
+    // ResourceTemplate () { Register (FFixedHW, 0, 0, 0) }, C1, 10 us, 1000 mW.
+    let register = [&[0x82, 12, 0, 0x7f][..], &[0; 11], &[0x79, 0]].concat();
+    let state = [&register[..], &[0x01, 0x0a, 10, 0x0b, 0xe8, 3]].concat();
+    assert_eq!(count(&state), 1);
+}
+
 #[test]
 fn installing_writes_every_piece() {
     let mut ram = alloc::vec![0xAA; 2 << 20];
