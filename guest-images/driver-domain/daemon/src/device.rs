@@ -108,6 +108,11 @@ pub trait Device: Send {
     /// As [`Device::work`].
     fn arm(&mut self) -> Result<bool, Fault>;
 
+    /// Whether something that it has begun is under way, so that its end is what comes next.
+    fn is_under_way(&self) -> bool {
+        false
+    }
+
     /// What else the thread has to wait for.
     fn sources<'a>(&'a self, into: &mut Vec<PollFd<'a>>);
 

@@ -6,8 +6,13 @@
 //! # Sleep
 //!
 //! While there is work, notifications are off: the rings are looked at again and again. When there is none, the thread looks a
-//! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt: sleeps that turn out short
-//! make it longer, up to [`Pace::MOST`]; long ones make it shorter, down to nothing, so that an idle guest costs nothing.
+//! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt ([`Pace`]): sleeps that turn out
+//! short make it longer, up to what a sleep and a wake-up cost on this machine; long ones make it shorter, down to nothing, so that
+//! an idle guest costs nothing. It is learnt apart for the two things that there are to wait for: the end of what is under way, as
+//! long as a disk takes, and the guest's next request.
+//!
+//! Looking saves the guest exits as well. It need not notify who looks by itself. And where it shares its CPU with this domain, it
+//! does not run, and so does not execute HLT, while the thread waits for a disk that answers soon.
 //!
 //! # Changes
 //!
@@ -44,16 +49,22 @@ pub enum End {
     Lost(Refusal),
 }
 
-/// How long a thread looks for work before it sleeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// How long a thread looks for something before it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pace {
     spin: Duration,
+    most: Duration,
 }
 
 impl Pace {
-    /// The most: about what a sleep and a wake-up cost.
-    pub const MOST: Duration = Duration::from_micros(50);
     const LEAST: Duration = Duration::from_micros(5);
+
+    /// Not at all at first, and never longer than `most`: about what a sleep and a wake-up cost. Who looks for as long as that
+    /// and then sleeps pays twice of what the wait has cost at least.
+    #[must_use]
+    pub fn new(most: Duration) -> Self {
+        Self { spin: Duration::ZERO, most: most.max(Self::LEAST) }
+    }
 
     /// How long to look.
     #[must_use]
@@ -61,10 +72,10 @@ impl Pace {
         self.spin
     }
 
-    /// A sleep has ended after `slept`.
+    /// A sleep has ended after `slept`, its own costs and the time before it among that.
     pub fn woke(&mut self, slept: Duration) {
-        self.spin = if slept < Self::MOST {
-            (self.spin * 2).clamp(Self::LEAST, Self::MOST)
+        self.spin = if slept < self.most * 2 {
+            (self.spin * 2).clamp(Self::LEAST, self.most)
         } else if self.spin <= Self::LEAST {
             Duration::ZERO
         } else {
@@ -97,14 +108,18 @@ struct Running {
     queues: usize,
     /// The queues that have started, a bit each.
     started: u64,
-    pace: Pace,
+    /// For the guest, and for what is under way.
+    paces: [Pace; 2],
 }
 
 impl Service {
     /// Serves the device until its guest has ended; gives it back.
     pub fn run(mut self) -> (Box<dyn Device>, End) {
-        let mut running =
-            Running { queues: self.device.description().queues.len(), started: 0, pace: Pace::default() };
+        let mut running = Running {
+            queues: self.device.description().queues.len(),
+            started: 0,
+            paces: [Pace::new(self.caisson.host().cost_of_sleep()); 2],
+        };
         let end = self.serve(&mut running);
         self.stop_all(&mut running);
         (self.device, end)
@@ -154,8 +169,12 @@ impl Service {
             return Ok(());
         }
         let now = Instant::now();
-        if now.duration_since(*idle_since.get_or_insert(now)) < running.pace.spin() {
-            std::hint::spin_loop();
+        let since = *idle_since.get_or_insert(now);
+        let [for_guest, for_work] = &mut running.paces;
+        let pace = if self.device.is_under_way() { for_work } else { for_guest };
+        if now.duration_since(since) < pace.spin() {
+            // Others of this domain's may have to do what is waited for.
+            std::thread::yield_now();
             return Ok(());
         }
         if self.device.arm()? {
@@ -164,7 +183,7 @@ impl Service {
         let deadline = self.device.deadline();
         self.sleep(true, deadline);
         *idle_since = None;
-        running.pace.woke(now.elapsed());
+        pace.woke(since.elapsed());
         Ok(())
     }
 
@@ -319,15 +338,21 @@ mod tests {
 
     #[test]
     fn the_pace_follows_the_sleeps() {
-        let mut pace = Pace::default();
+        let most = Duration::from_micros(50);
+        let mut pace = Pace::new(most);
         assert_eq!(pace.spin(), Duration::ZERO);
         for _ in 0..10 {
             pace.woke(Duration::from_micros(20));
         }
-        assert_eq!(pace.spin(), Pace::MOST);
+        assert_eq!(pace.spin(), most);
         for _ in 0..10 {
             pace.woke(Duration::from_millis(1));
         }
+        assert_eq!(pace.spin(), Duration::ZERO);
+        // A wait that is as long as what it costs to look and then to sleep is just worth while.
+        pace.woke(Duration::from_micros(99));
+        assert_eq!(pace.spin(), Pace::LEAST);
+        pace.woke(Duration::from_micros(100));
         assert_eq!(pace.spin(), Duration::ZERO);
     }
 }

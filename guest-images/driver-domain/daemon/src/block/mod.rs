@@ -299,6 +299,10 @@ impl Device for Block {
         }
     }
 
+    fn is_under_way(&self) -> bool {
+        self.under_way > 0
+    }
+
     fn sources<'a>(&'a self, into: &mut Vec<PollFd<'a>>) {
         into.push(PollFd::from_borrowed_fd(self.storage.fd(), PollFlags::IN));
     }

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caisson_abi::door::{AREA_PAGES, CALLS_COUNT, DATA_PAGE, EVENTS_PAGE, LIST_PAGE, MAGIC, register};
 use caisson_abi::events::PAGE_WORDS;
@@ -40,6 +40,15 @@ const ENTRY_WORDS: usize = BATCH_ENTRY_BYTES as usize / 8;
 const ANSWER_WORD: usize = 5;
 /// What no call answers.
 const UNANSWERED: u64 = 1 << 63;
+/// About so many exits does this domain have for a sleep of a thread that an event ends: its CPU's HLT, the interrupt with the
+/// kernel's looks at the function's configuration and the interrupt's end, two threads that change; each costs more than a look at a
+/// register, because more is done.
+const EXITS_OF_SLEEP: u32 = 16;
+/// What that makes is believed between these bounds.
+const LEAST_COST: Duration = Duration::from_micros(50);
+const MOST_COST: Duration = Duration::from_millis(1);
+/// How often the register is looked at, to know what an exit costs; the quickest one counts.
+const LOOKS: u32 = 32;
 /// What the register of the interrupt's pin reads while it has none.
 const NO_PIN: u32 = 0xff;
 
@@ -98,6 +107,7 @@ pub struct Door {
     dax: Vec<Dax>,
     /// The list's and the data's pages are for one at a time.
     calls: Mutex<()>,
+    cost_of_sleep: Duration,
 }
 
 impl Door {
@@ -131,7 +141,7 @@ impl Door {
         let dax = Dax::all();
         let bytes = u64::from(AREA_PAGES) * PAGE as u64;
         let (area, area_offset) = dax::map(&dax, area_address, bytes).map_err(step("map the door's area"))?;
-        let door = Self {
+        let mut door = Self {
             registers,
             area,
             area_offset,
@@ -141,7 +151,9 @@ impl Door {
             command,
             dax,
             calls: Mutex::new(()),
+            cost_of_sleep: LEAST_COST,
         };
+        door.cost_of_sleep = (door.cost_of_exit() * EXITS_OF_SLEEP).clamp(LEAST_COST, MOST_COST);
         // Linux's numbers of interrupts are the I/O APIC's pins, where that is the first one.
         let irq = fs::read_to_string(device.join("irq")).map_err(step("read the function's interrupt"))?;
         let irq = irq.trim().parse().unwrap_or(0);
@@ -160,6 +172,16 @@ impl Door {
     #[must_use]
     pub fn domain(&self) -> u32 {
         self.half(register::DOMAIN).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// What the shortest exit costs on this machine.
+    fn cost_of_exit(&self) -> Duration {
+        let look = |_| {
+            let start = Instant::now();
+            let _ = self.half(register::STATUS).map(|status| status.load(Ordering::Acquire));
+            start.elapsed()
+        };
+        (0..LOOKS).map(look).min().unwrap_or_default()
     }
 
     fn half(&self, at: u16) -> Option<&AtomicU32> {
@@ -291,6 +313,10 @@ impl Host for Door {
         (&self.interrupt).read_exact(&mut [0; 4])?;
         self.set(register::STATUS, 1);
         self.config.write_all_at(&self.command.to_le_bytes(), COMMAND)
+    }
+
+    fn cost_of_sleep(&self) -> Duration {
+        self.cost_of_sleep
     }
 
     fn map(&self, ranges: &[MemoryRange]) -> io::Result<Memory> {

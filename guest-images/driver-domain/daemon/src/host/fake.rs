@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use caisson_abi::control::{ConsoleHeader, DomainRecord, MAX_BLOB, MachineRecord, ended, flag, state};
 use caisson_abi::events::{ANY, PAGE_WORDS, PENDING, Source};
@@ -486,6 +487,10 @@ impl Host for Fake {
         Ok(())
     }
 
+    fn cost_of_sleep(&self) -> Duration {
+        Duration::from_micros(50)
+    }
+
     fn map(&self, ranges: &[MemoryRange]) -> io::Result<Memory> {
         let piece = |range: &MemoryRange| {
             let mapping = Mapping::new(&self.memory, range.address, range.bytes as usize)?;
@@ -537,7 +542,7 @@ impl Guest {
             if !self.transport.is_waiting() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         panic!("nobody acknowledges the reset");
     }

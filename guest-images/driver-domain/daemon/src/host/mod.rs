@@ -16,6 +16,7 @@ pub mod fake;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use caisson_abi::events::PAGE_WORDS;
 use caisson_abi::io::MemoryRange;
@@ -81,6 +82,8 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// The kernel's; the daemon cannot go on then.
     fn take_interrupt(&self) -> io::Result<()>;
+    /// About what it costs a thread to sleep and to be woken by an event.
+    fn cost_of_sleep(&self) -> Duration;
     /// Maps a guest's memory.
     ///
     /// # Errors
