@@ -16,8 +16,12 @@
 //! | 0x20 | 8 | read | what the last list answered, as the hypercall `batch` does |
 //! | 0x28 | 4 | write | sends an event from this port |
 //! | 0x2c | 4 | write | tells the guest of this channel that buffers have been used |
-//! | 0x30 | 4 | both | bit 0: the interrupt is asserted; any write ends that. To be done before the shared page is looked at |
+//! | 0x30 | 4 | both | bit 0: the interrupt is asserted; any write ends that, and lets the next one through. To be done before the shared page is looked at |
 //! | 0x34 | 4 | both | the pin of the I/O APIC (5, 7, 10, 11, 16 to 23) that the interrupt leads to, as the domain's kernel knows it from ACPI; 0xff for none |
+//!
+//! The function masks its interrupt pin (bit 10 of its command register) by itself when its interrupt has been sent, so that the
+//! handler of `uio_pci_generic` finds that done; the write that ends the interrupt ends the mask. User space need not touch
+//! configuration space.
 //!
 //! Registers of 8 bytes may be accessed as two of 4; a write takes effect with its high half. Other accesses read 0 and
 //! write nothing. A call that fails by the two registers without an answer is as if it had not been made.

@@ -219,6 +219,12 @@ impl Chipset {
         self.interrupts.take_ended()
     }
 
+    /// Whether a level-triggered interrupt of the I/O APIC's pin `pin` is under way: accepted, and its service not ended.
+    #[must_use]
+    pub fn is_under_way(&self, pin: u8) -> bool {
+        self.interrupts.ioapic.is_under_way(usize::from(pin))
+    }
+
     /// Whether the guest wants the I/O APIC's pin `pin`, and then whether it is active low, and level-triggered.
     #[must_use]
     pub fn wants_line(&self, pin: u8) -> Option<(bool, bool)> {

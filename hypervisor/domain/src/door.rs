@@ -109,12 +109,14 @@ impl<M> Domain<M> {
         if let Some(mut bus) = self.functions()
             && let Some(own) = bus.own()
         {
-            own.assert(true);
+            own.assert();
         }
         self.drive_door(host);
     }
 
-    /// Drives the pin that the interrupt leads to as the function asks for now.
+    /// Drives the pin that the interrupt leads to as the function asks for now. An interrupt that the I/O APIC has taken for it
+    /// masks the function, whose pin is low from then on. Where another one of the pin's was under way before, its handler may
+    /// have looked already: the pin stays, and is sent again when that one ends.
     pub(crate) fn drive_door(&self, host: &mut impl Host) {
         let Some(door) = &self.door else { return };
         let pin = door.pin.load(Ordering::Relaxed);
@@ -124,8 +126,18 @@ impl<M> Domain<M> {
         // Asked under the lock, so that whoever comes last leaves the line as it is.
         let mut chipset = self.chipset();
         let level = self.functions().is_some_and(|mut bus| bus.own().is_some_and(|own| own.pin()));
+        let was_under_way = chipset.is_under_way(pin);
         chipset.set_irq(pin, level);
         let wake = self.settle(&mut chipset);
+        if level
+            && !was_under_way
+            && chipset.is_under_way(pin)
+            && let Some(mut bus) = self.functions()
+            && let Some(own) = bus.own()
+        {
+            own.sent();
+            chipset.set_irq(pin, false);
+        }
         drop(chipset);
         host.wake(wake);
     }
@@ -161,7 +173,7 @@ impl<M: GuestMemory> Domain<M> {
                 if let Some(mut bus) = self.functions()
                     && let Some(own) = bus.own()
                 {
-                    own.assert(false);
+                    own.acknowledge();
                 }
                 self.drive_door(host);
             }

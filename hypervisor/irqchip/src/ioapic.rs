@@ -160,6 +160,12 @@ impl IoApic {
         pin < IOAPIC_PINS && self.lines & (1 << pin) != 0
     }
 
+    /// Whether a level-triggered message of `pin` is under way: it has been accepted, and its service has not ended.
+    #[must_use]
+    pub fn is_under_way(&self, pin: usize) -> bool {
+        self.entries.get(pin).is_some_and(|entry| entry.has_remote_irr())
+    }
+
     /// How a pin is to signal: whether it is unmasked, and then whether it is active low, and level-triggered.
     #[must_use]
     pub fn wants(&self, pin: usize) -> Option<(bool, bool)> {
@@ -371,11 +377,13 @@ mod tests {
         assert_eq!(sent[0].trigger, TriggerMode::Level);
         assert_eq!(read(&mut io, REG_TABLE + 20), 0xc050);
         assert_eq!(io.set_irq(10, true), None, "remote IRR");
+        assert!(io.is_under_way(10) && !io.is_under_way(11) && !io.is_under_way(24));
         assert_eq!(io.eoi(0x51).count(), 0);
         assert_eq!(io.eoi(0x50).count(), 1);
         assert_eq!(io.set_irq(10, false), None);
         assert_eq!(io.mmio_write(EOI, 0x50).count(), 0);
         assert_eq!(read(&mut io, REG_TABLE + 20), 0x8050);
+        assert!(!io.is_under_way(10));
         assert!(io.set_irq(10, true).is_some());
         program(&mut io, 10, 0x1_8050);
         assert_eq!(io.eoi(0x50).count(), 0, "masked meanwhile");

@@ -1,6 +1,10 @@
 //! Caisson's own function, on the bus of a domain that owns real ones: a device with a page of registers and an interrupt
 //! pin, as a driver in user space can use it (Linux's `uio_pci_generic` needs what PCI 2.3 has: an interrupt status and an
 //! interrupt disable bit).
+//!
+//! It masks its pin by itself when its interrupt is on its way ([`Own::sent`]): what such a driver does first is to look whether the
+//! function wants an interrupt and is not masked, and to mask it where it is not; each access to configuration space is two exits.
+//! Whoever acknowledges the interrupt at the function's own registers ends the mask with it ([`Own::acknowledge`]).
 
 use crate::registers::{BARS, CLASS, COMMAND, COMMAND_MEMORY, ID, INTERRUPT_LINE};
 
@@ -42,9 +46,20 @@ impl Own {
         u16::try_from(offset).ok()
     }
 
-    /// It wants its interrupt, or no longer.
-    pub fn assert(&mut self, asserted: bool) {
-        self.asserted = asserted;
+    /// It wants its interrupt.
+    pub fn assert(&mut self) {
+        self.asserted = true;
+    }
+
+    /// Its interrupt has been taken and will be delivered: it masks its pin, as who handles it would.
+    pub fn sent(&mut self) {
+        self.command |= INTERRUPT_DISABLE;
+    }
+
+    /// Its interrupt has been seen: it does not want it any longer, and its pin is not masked.
+    pub fn acknowledge(&mut self) {
+        self.asserted = false;
+        self.command &= !INTERRUPT_DISABLE;
     }
 
     /// Whether it wants it.
@@ -104,9 +119,25 @@ mod tests {
     }
 
     #[test]
+    fn it_masks_what_has_been_sent() {
+        let mut own = Own::new();
+        own.write(4, 2, 0xffff);
+        own.assert();
+        own.sent();
+        assert!(!own.pin());
+        assert_eq!(own.read(4), 1 << 19 | 1 << 10 | 2, "a driver finds it wanted, and masked");
+        own.assert();
+        assert!(!own.pin(), "more of it is the same interrupt");
+        own.acknowledge();
+        assert_eq!(own.read(4), 2);
+        own.assert();
+        assert!(own.pin());
+    }
+
+    #[test]
     fn its_interrupt_can_be_masked_where_it_is_seen() {
         let mut own = Own::new();
-        own.assert(true);
+        own.assert();
         assert!(own.pin());
         assert_eq!(own.read(4) >> 19 & 1, 1);
         own.write(4, 0x400, 0xffff);
@@ -114,7 +145,7 @@ mod tests {
         assert_eq!(own.read(4) >> 19 & 1, 1, "its status is there nevertheless");
         own.write(4, 0, 0xffff);
         assert!(own.pin());
-        own.assert(false);
+        own.acknowledge();
         assert!(!own.pin());
         own.write(0x3c, 0xffff_ff0b, 0xff);
         assert_eq!(own.read(0x3c), 0x010b);

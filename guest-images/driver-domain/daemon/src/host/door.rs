@@ -1,8 +1,8 @@
 //! The door: Caisson's PCI function, driven from user space by `uio_pci_generic` (`caisson_abi::door`).
 //!
 //! The function is found by its ids among the devices of UIO; where the driver has not been bound to it, it is told to. Its
-//! registers are mapped by `resource0`, its interrupt is read from `/dev/uioN`. That driver masks the interrupt pin in the
-//! function's command register when it takes an interrupt; it is let through again by a write to `config`.
+//! registers are mapped by `resource0`, its interrupt is read from `/dev/uioN`. The function masks its pin by itself when it has
+//! sent an interrupt; the write to its status register that acknowledges the interrupt lets the next one through.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -101,9 +101,6 @@ pub struct Door {
     area_offset: usize,
     area_address: u64,
     interrupt: File,
-    config: File,
-    /// The command register as it is to be.
-    command: u16,
     dax: Vec<Dax>,
     /// The list's and the data's pages are for one at a time.
     calls: Mutex<()>,
@@ -147,8 +144,6 @@ impl Door {
             area_offset,
             area_address,
             interrupt,
-            config,
-            command,
             dax,
             calls: Mutex::new(()),
             cost_of_sleep: LEAST_COST,
@@ -312,7 +307,7 @@ impl Host for Door {
         // How many there were, as 32 bits: of no interest.
         (&self.interrupt).read_exact(&mut [0; 4])?;
         self.set(register::STATUS, 1);
-        self.config.write_all_at(&self.command.to_le_bytes(), COMMAND)
+        Ok(())
     }
 
     fn cost_of_sleep(&self) -> Duration {
