@@ -80,6 +80,17 @@ pub struct Progress {
     pub interrupt: bool,
 }
 
+/// What a device that has nothing to do waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Awaits {
+    /// The guest.
+    Guest,
+    /// The end of what is under way.
+    End,
+    /// The ends of much. Nobody looks for them: who sleeps finds several at once, and tells the guest of several at once.
+    Ends,
+}
+
 /// A kind of device. One thread at a time uses it.
 pub trait Device: Send {
     /// What it is.
@@ -108,9 +119,9 @@ pub trait Device: Send {
     /// As [`Device::work`].
     fn arm(&mut self) -> Result<bool, Fault>;
 
-    /// Whether something that it has begun is under way, so that its end is what comes next.
-    fn is_under_way(&self) -> bool {
-        false
+    /// What comes next.
+    fn awaits(&self) -> Awaits {
+        Awaits::Guest
     }
 
     /// What else the thread has to wait for.

@@ -9,7 +9,7 @@
 //! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt ([`Pace`]): sleeps that turn out
 //! short make it longer, up to what a sleep and a wake-up cost on this machine; long ones make it shorter, down to nothing, so that
 //! an idle guest costs nothing. It is learnt apart for the two things that there are to wait for: the end of what is under way, as
-//! long as a disk takes, and the guest's next request.
+//! long as a disk takes, and the guest's next request. Where much is under way the thread sleeps at once, and finds more at a time.
 //!
 //! Looking saves the guest exits as well. It need not notify who looks by itself. And where it shares its CPU with this domain, it
 //! does not run, and so does not execute HLT, while the thread waits for a disk that answers soon.
@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use crate::bell::{Bell, CHANGED};
-use crate::device::{Device, Fault};
+use crate::device::{Awaits, Device, Fault};
 use crate::host::{Caisson, Refusal, State};
 use crate::log::Voice;
 use crate::ring::QueueSetup;
@@ -170,9 +170,13 @@ impl Service {
         }
         let now = Instant::now();
         let since = *idle_since.get_or_insert(now);
-        let [for_guest, for_work] = &mut running.paces;
-        let pace = if self.device.is_under_way() { for_work } else { for_guest };
-        if now.duration_since(since) < pace.spin() {
+        let [for_guest, for_end] = &mut running.paces;
+        let mut pace = match self.device.awaits() {
+            Awaits::Guest => Some(for_guest),
+            Awaits::End => Some(for_end),
+            Awaits::Ends => None,
+        };
+        if now.duration_since(since) < pace.as_deref().map_or(Duration::ZERO, |pace| pace.spin()) {
             // Others of this domain's may have to do what is waited for.
             std::thread::yield_now();
             return Ok(());
@@ -183,7 +187,9 @@ impl Service {
         let deadline = self.device.deadline();
         self.sleep(true, deadline);
         *idle_since = None;
-        pace.woke(since.elapsed());
+        if let Some(pace) = &mut pace {
+            pace.woke(since.elapsed());
+        }
         Ok(())
     }
 

@@ -34,7 +34,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::claims;
-use crate::device::{Description, Device, Fault, Progress};
+use crate::device::{Awaits, Description, Device, Fault, Progress};
 use crate::parameters::Parameters;
 use crate::ring::{QueueSetup, Ring};
 use crate::statistics::Counters;
@@ -299,8 +299,12 @@ impl Device for Block {
         }
     }
 
-    fn is_under_way(&self) -> bool {
-        self.under_way > 0
+    fn awaits(&self) -> Awaits {
+        match self.under_way {
+            0 => Awaits::Guest,
+            1..BUSY => Awaits::End,
+            _ => Awaits::Ends,
+        }
     }
 
     fn sources<'a>(&'a self, into: &mut Vec<PollFd<'a>>) {

@@ -116,6 +116,22 @@ fn nothing_beyond_the_extent() {
 }
 
 #[test]
+fn what_is_awaited_follows_what_is_under_way() {
+    let mut bench = Bench::new(64, false, EVENT_IDX | FLUSHES);
+    assert_eq!(bench.block.awaits(), Awaits::Guest);
+    for (requests, awaited) in [(1, Awaits::End), (BUSY - 1, Awaits::Ends)] {
+        for sector in 0..requests as u64 {
+            bench.request(VIRTIO_BLK_T_IN, sector, &[(DATA, 512)]);
+        }
+        // Taken alone: no end is noticed meanwhile.
+        bench.block.take(&bench.counters).unwrap();
+        assert_eq!(bench.block.awaits(), awaited);
+    }
+    bench.until(BUSY as u16).unwrap();
+    assert_eq!(bench.block.awaits(), Awaits::Guest);
+}
+
+#[test]
 fn a_disk_that_is_read_only_is_not_written() {
     let mut bench = Bench::new(8, true, FLUSHES);
     let features = bench.block.description().features;
