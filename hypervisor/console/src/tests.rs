@@ -182,7 +182,7 @@ fn a_guest_that_is_forgotten_leaves_what_it_said_and_no_more() {
     write(&mut mux, BLUE, "hidden");
     write(&mut mux, RED, "the end");
     output(&mut mux);
-    mux.ring(RED).unwrap().put(b'!');
+    assert!(mux.ring(RED).unwrap().put(b'!'));
     mux.remove_guest(RED);
     let text = output(&mut mux);
     assert!(text.starts_with("!\r\n") && text.contains("showing all consoles"), "{text:?}");
