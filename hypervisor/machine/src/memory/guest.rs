@@ -35,10 +35,41 @@ pub struct Extent {
     pub bytes: u64,
 }
 
+/// The largest extent, as single loads look it up: nearly all of them go there.
+struct Main {
+    /// The guest-physical address of its first byte.
+    start: u64,
+    /// The last offset from there at which a word of 8 bytes fits.
+    last: u64,
+    /// Where the first byte is in the direct map.
+    at: u64,
+}
+
+impl Main {
+    /// Of extents that are whole pages; `None` where there is none.
+    fn of(extents: &[Extent]) -> Option<Self> {
+        // Of several the first one.
+        let largest = extents.iter().rev().max_by_key(|extent| extent.bytes)?;
+        Some(Self {
+            start: largest.gpa.as_u64(),
+            last: largest.bytes.checked_sub(8)?,
+            at: direct(largest.hpa) as u64,
+        })
+    }
+
+    /// Where a word of up to 8 bytes is, if it is there.
+    #[inline(always)]
+    fn word(&self, gpa: Gpa) -> Option<*const u8> {
+        let offset = gpa.as_u64().wrapping_sub(self.start);
+        if offset <= self.last { Some((self.at + offset) as *const u8) } else { None }
+    }
+}
+
 /// A domain's RAM: every byte of it is a frame that the domain owns.
 pub struct GuestRam {
     domain: DomainId,
     extents: Vec<Extent>,
+    main: Main,
     scrubbed: (usize, u64),
     /// Which pages have been written, once somebody has asked.
     log: Once<WriteLog<DomainMarks>>,
@@ -48,7 +79,7 @@ pub struct GuestRam {
 
 impl GuestRam {
     /// Allocates the guest-physical ranges `(start, bytes)`, whole pages in ascending order, from free memory, all
-    /// zeros. `None` without enough memory, or for ranges that are not of that form; nothing is kept then.
+    /// zeros. `None` without enough memory, or for ranges that are not of that form, or none; nothing is kept then.
     #[must_use]
     pub fn allocate(domain: DomainId, ranges: &[(Gpa, u64)]) -> Option<Self> {
         let mut extents = Vec::new();
@@ -74,7 +105,8 @@ impl GuestRam {
             }
             Some(())
         };
-        if fill().is_none() {
+        let main = fill().and_then(|()| Main::of(&extents));
+        let Some(main) = main else {
             for chain in chains {
                 // Nothing has used it: it still reads as zero.
                 if let Err(error) = frames.free_range(chain) {
@@ -82,9 +114,9 @@ impl GuestRam {
                 }
             }
             return None;
-        }
+        };
         let (log, logging) = (Once::new(), AtomicBool::new(false));
-        Some(Self { domain, extents, scrubbed: (0, 0), log, logging })
+        Some(Self { domain, extents, main, scrubbed: (0, 0), log, logging })
     }
 
     /// Adds `bytes` of memory, whole pages, that the guest sees where it is: for devices that reach it without translation.
@@ -117,6 +149,7 @@ impl GuestRam {
         self.extents.sort_unstable_by_key(|extent| extent.gpa);
         let pieces = core::mem::take(&mut self.extents);
         pieces.into_iter().for_each(|extent| push(&mut self.extents, extent));
+        self.note_main();
         true
     }
 
@@ -131,7 +164,23 @@ impl GuestRam {
         let gpa = Gpa::new(hpa.as_u64());
         self.extents.push(Extent { gpa, hpa, bytes });
         self.extents.sort_unstable_by_key(|extent| extent.gpa);
+        self.note_main();
         Some(gpa)
+    }
+
+    fn note_main(&mut self) {
+        if let Some(main) = Main::of(&self.extents) {
+            self.main = main;
+        }
+    }
+
+    /// A word that is not in the main extent, or that is in two.
+    #[cold]
+    #[inline(never)]
+    fn read_elsewhere<const BYTES: usize>(&self, gpa: Gpa) -> Result<[u8; BYTES], MemoryError> {
+        let mut bytes = [0; BYTES];
+        self.read(gpa, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Bytes.
@@ -423,42 +472,30 @@ impl GuestMemory for GuestRam {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_u16(&self, gpa: Gpa) -> Result<u16, MemoryError> {
-        match self.find(gpa) {
+        match self.main.word(gpa) {
             // SAFETY: two bytes of the guest's RAM.
-            Some((at, room)) if room >= 2 => Ok(unsafe { load_u16(at) }),
-            _ => {
-                let mut b = [0; 2];
-                self.read(gpa, &mut b)?;
-                Ok(u16::from_le_bytes(b))
-            }
+            Some(at) => Ok(unsafe { load_u16(at) }),
+            None => self.read_elsewhere(gpa).map(u16::from_le_bytes),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_u32(&self, gpa: Gpa) -> Result<u32, MemoryError> {
-        match self.find(gpa) {
+        match self.main.word(gpa) {
             // SAFETY: four bytes of the guest's RAM.
-            Some((at, room)) if room >= 4 => Ok(unsafe { load_u32(at) }),
-            _ => {
-                let mut b = [0; 4];
-                self.read(gpa, &mut b)?;
-                Ok(u32::from_le_bytes(b))
-            }
+            Some(at) => Ok(unsafe { load_u32(at) }),
+            None => self.read_elsewhere(gpa).map(u32::from_le_bytes),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_u64(&self, gpa: Gpa) -> Result<u64, MemoryError> {
-        match self.find(gpa) {
+        match self.main.word(gpa) {
             // SAFETY: eight bytes of the guest's RAM.
-            Some((at, room)) if room >= 8 => Ok(unsafe { load_u64(at) }),
-            _ => {
-                let mut b = [0; 8];
-                self.read(gpa, &mut b)?;
-                Ok(u64::from_le_bytes(b))
-            }
+            Some(at) => Ok(unsafe { load_u64(at) }),
+            None => self.read_elsewhere(gpa).map(u64::from_le_bytes),
         }
     }
 }
