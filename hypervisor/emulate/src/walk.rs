@@ -157,7 +157,7 @@ pub fn fetch_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear
 }
 
 /// [`fetch_translate`] in long mode.
-#[inline]
+#[inline(always)]
 pub(crate) fn long_translate(state: &impl VcpuState, memory: &impl GuestMemory, linear: u64) -> Option<Gpa> {
     // One level after the other, not a loop: with constant shifts a level takes about a dozen instructions.
     let mut table = state.cr3();
@@ -181,8 +181,8 @@ pub(crate) fn long_translate(state: &impl VcpuState, memory: &impl GuestMemory, 
 #[inline(always)]
 fn present_entry<const SHIFT: u32>(memory: &impl GuestMemory, above: u64, linear: u64) -> Option<u64> {
     let slot = (above & entry::ADDRESS) + (linear >> SHIFT & 511) * 8;
-    let value = memory.read_u64(Gpa::new(slot)).ok()?;
-    (value & entry::PRESENT != 0).then_some(value)
+    let value = memory.entry(Gpa::new(slot));
+    if value & entry::PRESENT != 0 { Some(value) } else { None }
 }
 
 /// `linear` within the page of 1 << `SHIFT` bytes that `leaf` maps.

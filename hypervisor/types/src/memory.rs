@@ -105,6 +105,11 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(b))
     }
 
+    /// The little-endian 64-bit word at `gpa`, or 0 where there is no memory: an entry of a page table is then not present.
+    fn entry(&self, gpa: Gpa) -> u64 {
+        self.read_u64(gpa).unwrap_or(0)
+    }
+
     /// Writes a little-endian 16-bit word; one access when it is aligned.
     ///
     /// # Errors

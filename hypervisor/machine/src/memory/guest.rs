@@ -174,7 +174,38 @@ impl GuestRam {
         }
     }
 
-    /// A word that is not in the main extent, or that is in two.
+    #[inline(never)]
+    fn u16_elsewhere(&self, gpa: Gpa) -> Result<u16, MemoryError> {
+        match self.find(gpa) {
+            // SAFETY: two bytes of the guest's RAM.
+            Some((at, 2..)) => Ok(unsafe { load_u16(at) }),
+            _ => self.read_elsewhere(gpa).map(u16::from_le_bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn u32_elsewhere(&self, gpa: Gpa) -> Result<u32, MemoryError> {
+        match self.find(gpa) {
+            // SAFETY: four bytes of the guest's RAM.
+            Some((at, 4..)) => Ok(unsafe { load_u32(at) }),
+            _ => self.read_elsewhere(gpa).map(u32::from_le_bytes),
+        }
+    }
+
+    #[inline(never)]
+    fn u64_elsewhere(&self, gpa: Gpa) -> Result<u64, MemoryError> {
+        match self.find(gpa) {
+            // SAFETY: eight bytes of the guest's RAM.
+            Some((at, 8..)) => Ok(unsafe { load_u64(at) }),
+            _ => self.read_elsewhere(gpa).map(u64::from_le_bytes),
+        }
+    }
+
+    fn entry_elsewhere(&self, gpa: Gpa) -> u64 {
+        self.u64_elsewhere(gpa).unwrap_or(0)
+    }
+
+    /// A word that is in two extents, or in none.
     #[cold]
     #[inline(never)]
     fn read_elsewhere<const BYTES: usize>(&self, gpa: Gpa) -> Result<[u8; BYTES], MemoryError> {
@@ -477,7 +508,7 @@ impl GuestMemory for GuestRam {
         match self.main.word(gpa) {
             // SAFETY: two bytes of the guest's RAM.
             Some(at) => Ok(unsafe { load_u16(at) }),
-            None => self.read_elsewhere(gpa).map(u16::from_le_bytes),
+            None => self.u16_elsewhere(gpa),
         }
     }
 
@@ -486,7 +517,7 @@ impl GuestMemory for GuestRam {
         match self.main.word(gpa) {
             // SAFETY: four bytes of the guest's RAM.
             Some(at) => Ok(unsafe { load_u32(at) }),
-            None => self.read_elsewhere(gpa).map(u32::from_le_bytes),
+            None => self.u32_elsewhere(gpa),
         }
     }
 
@@ -495,7 +526,16 @@ impl GuestMemory for GuestRam {
         match self.main.word(gpa) {
             // SAFETY: eight bytes of the guest's RAM.
             Some(at) => Ok(unsafe { load_u64(at) }),
-            None => self.read_elsewhere(gpa).map(u64::from_le_bytes),
+            None => self.u64_elsewhere(gpa),
+        }
+    }
+
+    #[inline(always)]
+    fn entry(&self, gpa: Gpa) -> u64 {
+        match self.main.word(gpa) {
+            // SAFETY: eight bytes of the guest's RAM.
+            Some(at) => unsafe { load_u64(at) },
+            None => self.entry_elsewhere(gpa),
         }
     }
 }
