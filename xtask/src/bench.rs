@@ -9,6 +9,7 @@
 //! - *I/O*: fio on a disk that the driver domain serves, iperf3 over its bridge, in the host's time; with exits for each request.
 //! - *Peers*: the same guest without a hypervisor, under KVM, under Xen and under Caisson.
 //! - *Exits by reason*: what a boot of Linux, and rows of the benchmark program, have Caisson execute.
+//! - *Walks*: what Caisson executes from an exit to the next entry, by function.
 //! - *Counts*: what is committed of it, so that a test sees a rise ([`counts`]).
 //! - *Boot*: the first step of a Linux guest's init reads the TSC, which started at zero with its domain. The same kernel
 //!   and RAM disk do the same on the bare machine, where the TSC starts at power-on. Time asleep counts as if it were
@@ -24,6 +25,7 @@ mod peers;
 mod reasons;
 mod rows;
 mod scale;
+mod walk;
 
 use std::{
     collections::BTreeMap,
@@ -106,8 +108,8 @@ fn measured() -> impl Iterator<Item = &'static str> {
 /// When a measurement cannot be made.
 pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     let wanted = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    if !measured().any(wanted) {
-        let names: Vec<&str> = measured().collect();
+    let names: Vec<&str> = if args.walk { walk::names().collect() } else { measured().collect() };
+    if !names.iter().any(|name| wanted(name)) {
         let filter = args.filter.as_deref().unwrap_or_default();
         return Err(Error::Usage(format!(
             "no measurement has {filter} in its name; there are {}",
@@ -121,6 +123,9 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
             MachineArg::Qemu => reasons::command(&images, args.accept),
             MachineArg::Bochs => reasons::on_bochs(&images),
         };
+    }
+    if args.walk {
+        return walk::command(&images, &wanted, args.accept);
     }
     if args.peers {
         return peers::command(&images, args.accept);
@@ -334,6 +339,7 @@ mod tests {
             filter: Some("cpuidd".to_owned()),
             exits: false,
             peers: false,
+            walk: false,
             machine: MachineArg::Qemu,
             accept: false,
         };

@@ -242,10 +242,14 @@ pub struct BenchArgs {
     /// The same guest without a hypervisor, under KVM, Xen and Caisson
     #[arg(long, conflicts_with = "exits")]
     pub peers: bool,
+    /// What Caisson executes from an exit to the next entry: each function's instructions
+    #[arg(long, conflicts_with_all = ["exits", "peers"])]
+    pub walk: bool,
     /// The emulator of --exits: QEMU (AMD-V), or for a boot of Linux alone Bochs (VT-x)
     #[arg(long, value_enum, default_value_t, requires = "exits")]
     pub machine: MachineArg,
-    /// Rewrite what is committed: with --exits or --peers the pictures in docs/images, alone the table of exact counts
+    /// Rewrite what is committed: with --exits or --peers the pictures in docs/images, with --walk its part of docs/exits.md, alone the
+    /// table of exact counts
     #[arg(long)]
     pub accept: bool,
 }

@@ -1,5 +1,7 @@
-//! As much of ELF (System V ABI, chapters 4 and 5) as it takes to carry a program along: the shared libraries that it names.
-//! Images are those of distributions; one that makes no sense names none.
+//! As much of ELF (System V ABI, chapters 4 and 5) as it takes to carry a program along, the shared libraries that it names, and
+//! to see what lies at an address of its. One that makes no sense names and holds nothing.
+
+use std::ops::Range;
 
 /// The names of the shared libraries that a 64-bit little-endian image needs (`DT_NEEDED`), in its order.
 #[must_use]
@@ -14,6 +16,41 @@ pub fn interpreter(image: &[u8]) -> Option<String> {
     text(image, segment.offset)
 }
 
+/// What an image holds, by address.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    image: Vec<u8>,
+    segments: Vec<Segment>,
+}
+
+impl Loaded {
+    /// Of an image.
+    #[must_use]
+    pub fn new(image: Vec<u8>) -> Self {
+        let mut segments = segments(&image).unwrap_or_default();
+        segments.retain(|segment| segment.kind == LOAD && segment.bytes > 0);
+        Self { image, segments }
+    }
+
+    /// The bytes from `address` to the end of what was loaded with it.
+    #[must_use]
+    pub fn at(&self, address: u64) -> Option<&[u8]> {
+        self.segments.iter().find_map(|segment| {
+            let within = usize::try_from(address.checked_sub(segment.address)?).ok()?;
+            let (from, to) =
+                (segment.offset.checked_add(within)?, segment.offset.checked_add(segment.bytes)?);
+            self.image.get(from..to).filter(|bytes| !bytes.is_empty())
+        })
+    }
+
+    /// The addresses of each part.
+    pub fn parts(&self) -> impl Iterator<Item = Range<u64>> {
+        self.segments
+            .iter()
+            .map(|segment| segment.address..segment.address.saturating_add(segment.bytes as u64))
+    }
+}
+
 const LOAD: u32 = 1;
 const DYNAMIC: u32 = 2;
 const INTERPRETER: u32 = 3;
@@ -22,6 +59,7 @@ const END: u64 = 0;
 const NEEDED: u64 = 1;
 const STRING_TABLE: u64 = 5;
 
+#[derive(Clone, Copy, Debug)]
 struct Segment {
     kind: u32,
     offset: usize,
@@ -93,6 +131,19 @@ mod tests {
         for bytes in [0, 7, 60, 1000] {
             assert!(needed(&image[..bytes]).is_empty());
         }
+    }
+
+    #[test]
+    fn what_lies_at_an_address_is_found() {
+        let image = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let loaded = Loaded::new(image.clone());
+        // The first part is the file's beginning, at address 0 of a program that runs anywhere.
+        assert_eq!(loaded.at(0).map(|bytes| &bytes[..4]), Some(&b"\x7fELF"[..]));
+        let first = loaded.parts().next().unwrap();
+        assert_eq!(loaded.at(first.end - 1).map(<[u8]>::len), Some(1));
+        assert_eq!(loaded.at(u64::MAX), None);
+        assert_eq!(Loaded::new(b"#!/bin/sh".to_vec()).parts().count(), 0);
+        assert_eq!(Loaded::new(image[..200].to_vec()).at(0), None);
     }
 
     #[test]
