@@ -4,6 +4,7 @@
 //! else that does.
 //!
 //! - *Exits* and *interrupts*: the probe guest `bench` measures each kind and prints lines `bench: NAME MEDIAN LEAST MOST`.
+//! - *Memory*: what Caisson takes of it, itself and for each guest; and how long it takes until guests can run.
 //! - *Throughput*: guests of one vCPU count their exits of one second, as many of them as there are CPUs.
 //! - *Guests*: a hundred probe guests sleep in one MiB each; apart, as many small Linux guests as 8 GiB have room for.
 //! - *I/O*: fio on a disk that the driver domain serves, iperf3 over its bridge, in the host's time; with exits for each request.
@@ -21,6 +22,7 @@ pub mod counts;
 mod first_level;
 mod guest;
 mod io;
+mod memory;
 mod peers;
 mod reasons;
 mod rows;
@@ -30,8 +32,9 @@ mod walk;
 use std::{
     collections::BTreeMap,
     fs,
+    io::{self as stream, Read as _},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use caisson_config::source::parse_toml;
@@ -46,7 +49,9 @@ use crate::{
     paths::Workspace,
     progress::Step,
     qemu::{Accelerator, Boot, Machine},
-    run, tools,
+    run,
+    serial::Serial,
+    tools,
 };
 
 /// No measurement takes longer, on the slowest host.
@@ -98,7 +103,7 @@ const BOOT_GOAL: u64 = 1030;
 /// The names of all measurements.
 fn measured() -> impl Iterator<Item = &'static str> {
     let interrupts = INTERRUPTS.iter().chain(BETWEEN).map(|(name, _)| *name);
-    let others = ["throughput", "guests-probes", "guests-linux", "boot"];
+    let others = ["memory", "power-on", "throughput", "guests-probes", "guests-linux", "boot"];
     EXITS.iter().map(|exit| exit.name).chain(interrupts).chain(others).chain(io::names())
 }
 
@@ -139,6 +144,12 @@ pub fn command(workspace: &Workspace, args: &BenchArgs) -> Result<()> {
     }
     if BETWEEN.iter().any(|(name, _)| wanted(name)) {
         scale::between(&images)?;
+    }
+    if wanted("memory") {
+        memory::measure(&images)?;
+    }
+    if wanted("power-on") {
+        memory::start(&images)?;
     }
     if wanted("throughput") {
         scale::throughput(&images)?;
@@ -289,6 +300,31 @@ fn picture(images: &Images, name: &str, content: &str, accept: bool) -> Result<(
 fn write(path: &Path, content: &str) -> Result<()> {
     fs::write(path, content).cannot(|| format!("write {}", path.display()))?;
     println!("{}", path.display());
+    Ok(())
+}
+
+/// Reads what a machine prints into `printed` until there is `wanted` in it.
+fn await_line(mut serial: &Serial, printed: &mut Vec<u8>, wanted: &str, deadline: Instant) -> Result<()> {
+    let missing = |why: &str, printed: &[u8]| Error::Tool {
+        line: format!("{why} before there was {wanted:?}"),
+        output: String::from_utf8_lossy(printed).into_owned(),
+    };
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(printed).contains(wanted) {
+        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        else {
+            return Err(missing("time was up", printed));
+        };
+        serial.set_read_timeout(Some(left)).cannot(|| "set up the serial line".to_owned())?;
+        match serial.read(&mut buffer) {
+            Ok(0) => return Err(missing("the machine ended", printed)),
+            Ok(length) => printed.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+            Err(error)
+                if matches!(error.kind(), stream::ErrorKind::WouldBlock | stream::ErrorKind::Interrupted) => {
+            }
+            Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
+        }
+    }
     Ok(())
 }
 

@@ -43,6 +43,12 @@ impl Loaded {
         })
     }
 
+    /// How many bytes a loader copies into memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes as u64).sum()
+    }
+
     /// The addresses of each part.
     pub fn parts(&self) -> impl Iterator<Item = Range<u64>> {
         self.segments

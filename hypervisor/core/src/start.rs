@@ -82,11 +82,14 @@ struct Machine {
     platform: Platform,
     /// Where the other CPUs start.
     trampoline: Option<Hpa>,
+    /// The TSC at Caisson's first step.
+    began: u64,
 }
 
 /// The machine, from serial line to clocks.
 #[allow(unsafe_code)]
 fn bring_up(info: &BootInfo) -> Machine {
+    let began = cpu::tsc();
     serial::init();
     logger::init();
     // SAFETY: this is the boot CPU, once, in the order that each part asks for: traps before anything can fault, ACPI and
@@ -121,7 +124,7 @@ fn bring_up(info: &BootInfo) -> Machine {
         } else {
             log::warn!("no I/O APIC serves the serial line: consoles take no input");
         }
-        Machine { features, platform, trampoline }
+        Machine { features, platform, trampoline, began }
     }
 }
 
@@ -270,7 +273,7 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     maker: Maker,
     blob: &Blob<'static>,
 ) -> ! {
-    let Machine { features, platform, trampoline } = machine;
+    let Machine { features, platform, trampoline, began } = machine;
     let most = cpu_limit(info);
     let (backend, clock): (&'static B, _) = (Box::leak(Box::new(backend)), clock::get());
     // SAFETY: on the boot CPU, once, with interrupts off; the start-up code lies where `bring_up` put it.
@@ -293,6 +296,8 @@ fn run_guests<B: Backend + 'static, F: Format + Send + Sync + 'static>(
     system.plan(Drill::of(info));
     system.tell_writes(Meter::of(info, clock));
     cpus::release(system);
+    // The TSC starts at zero with the machine.
+    log::debug!("ticks since power-on: {began} when Caisson began, {} now that guests can run", cpu::tsc());
     system.run()
 }
 

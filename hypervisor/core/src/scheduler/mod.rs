@@ -27,9 +27,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use caisson_accounts::CpuAccount;
 use caisson_config::{Blob, DeviceBackend, VirtioDevice};
 use caisson_console::Top;
+use caisson_frames::Owner;
 use caisson_hwvirt::Backend;
 use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_machine::clock::{self, Clock};
+use caisson_machine::memory::Taken;
 use caisson_machine::percpu::{self, pending};
 use caisson_machine::power::{self, RunResult};
 use caisson_machine::{cpu, memory};
@@ -120,6 +122,22 @@ fn free_kib() -> u64 {
     memory::frames().free_frames() * (PAGE_SIZE >> 10)
 }
 
+/// Bytes of memory that `owner` has.
+fn frame_bytes(owner: Owner) -> u64 {
+    memory::frames().owned_by(owner) * PAGE_SIZE
+}
+
+/// Says what Caisson has taken of memory before the first guest is made.
+fn say_taken() {
+    let Some(Taken { image, tables, records }) = memory::taken() else { return };
+    let (heap, used) = (memory::heap_bytes(), memory::heap_used());
+    let frames = frame_bytes(Owner::Hypervisor).saturating_sub(heap);
+    log::debug!(
+        "Caisson's memory in bytes: image {image}, page tables {tables}, records of frames {records}, frames {frames}, \
+         heap {heap}, of which used {used}"
+    );
+}
+
 impl<B: Backend, F: Format> System<B, F> {
     /// Room on all CPUs that have come up for every guest of the configuration, none of which exists yet.
     pub(crate) fn new(backend: &'static B, maker: Maker, blob: &Blob<'static>) -> Self {
@@ -178,6 +196,7 @@ impl<B: Backend, F: Format> System<B, F> {
     /// Makes every guest, and puts their vCPUs into the queues. `Err` has said which could not be made.
     pub(crate) fn start(&self) -> Result<(), ()> {
         self.free_before.store(free_kib(), Ordering::Relaxed);
+        say_taken();
         for entry in self.domains.iter() {
             let mut guest = entry.guest.lock();
             if entry.io.is_awaited() {
@@ -186,8 +205,18 @@ impl<B: Backend, F: Format> System<B, F> {
                 continue;
             }
             let Some(record) = guest.definition.as_ref().and_then(Definition::record) else { continue };
+            let before = (frame_bytes(Owner::Free), memory::heap_used());
             match self.maker.make(self.backend, &entry, &record, Vec::new()) {
-                Ok(live) => guest.started(Arc::new(live), 0),
+                Ok(live) => {
+                    let heap = memory::heap_used().saturating_sub(before.1);
+                    let frames = before.0.saturating_sub(frame_bytes(Owner::Free));
+                    let frames = frames.saturating_sub(live.domain.memory.bytes());
+                    log::debug!(
+                        "guest {}: {frames} bytes of frames and {heap} of the heap beside its RAM",
+                        entry.name()
+                    );
+                    guest.started(Arc::new(live), 0);
+                }
                 Err(error) => {
                     let index = entry.index();
                     log::error!("cannot start: config: domain[{index}] ({}): {error}", entry.name());

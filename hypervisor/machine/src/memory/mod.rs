@@ -17,6 +17,7 @@ use caisson_boot::{BOOT_MAPPED_END, BootInfo, Image, KERNEL_BASE, Range};
 use caisson_frames::{FrameAllocator, FrameMeta, Owner, SetupError, ZonePlan, heap_order, table_bytes};
 use caisson_locks::{Mutex, MutexGuard, Rank};
 use caisson_types::{Hpa, PAGE_SIZE};
+use spin::Once;
 use x86_64::PhysAddr;
 use x86_64::structures::paging::{PhysFrame, Size4KiB};
 
@@ -37,6 +38,25 @@ pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 const LONG_SCRUB: u64 = 8 << 30;
 /// RAM that Caisson needs beside guests', in bytes.
 const MINIMUM: u64 = 16 << 20;
+
+/// Bytes that Caisson has taken for itself at the start, by what they are for.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// The image: code, constants, variables, the boot CPU's stacks.
+    pub image: u64,
+    /// The page tables of all RAM.
+    pub tables: u64,
+    /// The frame allocator's records.
+    pub records: u64,
+}
+
+static TAKEN: Once<Taken> = Once::new();
+
+/// What Caisson has taken for itself at the start; `None` before [`init`]. The heap is [`heap_bytes`].
+#[must_use]
+pub fn taken() -> Option<Taken> {
+    TAKEN.get().copied()
+}
 
 static FRAMES: Mutex<Option<FrameAllocator<'static>>> = Mutex::new(Rank::Frames, None);
 
@@ -224,6 +244,11 @@ pub unsafe fn init(info: &BootInfo, features: &Features) -> Result<u64, MemoryRe
     let heap = frames.allocate(heap_order(total), Owner::Hypervisor).ok_or(MemoryRefusal::TooSmall(total))?;
     // SAFETY: the block is Caisson's own from now on, mapped by the direct map.
     unsafe { heap::init(direct(heap.start()), heap.bytes() as usize) };
+    TAKEN.call_once(|| Taken {
+        image: image_range.end - map::LOW_END,
+        tables: tables.end - tables.start,
+        records: metadata,
+    });
     let left = frames.free_frames() * PAGE_SIZE;
     *FRAMES.lock() = Some(frames);
     Ok(left)

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Read as _, Write as _},
+    io::Write as _,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    bench::LIMIT,
+    bench::{LIMIT, await_line},
     elf::Loaded,
     error::{Context, Error, Result},
     images::Images,
@@ -97,7 +97,8 @@ impl Recorder {
     /// # Errors
     /// When the machine ends, or nothing comes.
     pub(super) fn round(&mut self, name: &str, wanted: bool) -> Result<Option<String>> {
-        self.await_line(&format!("walk: {name}"))?;
+        let begins = format!("walk: {name}");
+        await_line(self.qemu.serial(), &mut self.printed, &begins, self.deadline)?;
         let logged = if wanted { Some(self.record(name)?) } else { None };
         self.qemu.serial().write_all(b"x").cannot(|| "send a key".to_owned())?;
         Ok(logged)
@@ -109,7 +110,9 @@ impl Recorder {
         self.one_by_one(true)?;
         self.human("log exec,nochain")?;
         while fs::metadata(&log).map_or(0, |data| data.len()) < ENOUGH {
-            self.still_time("a log of instructions")?;
+            if Instant::now() > self.deadline {
+                return Err(Error::Failed(format!("QEMU is too slow in logging the instructions of {name}")));
+            }
             thread::sleep(Duration::from_millis(10));
         }
         self.human("log none")?;
@@ -130,38 +133,6 @@ impl Recorder {
     fn human(&mut self, line: &str) -> Result<String> {
         let answer = self.monitor.execute("human-monitor-command", &json!({ "command-line": line }))?;
         Ok(answer.as_str().unwrap_or_default().to_owned())
-    }
-
-    fn await_line(&mut self, wanted: &str) -> Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            let text = String::from_utf8_lossy(&self.printed);
-            if text.lines().any(|line| line.trim_end().ends_with(wanted)) {
-                return Ok(());
-            }
-            self.still_time(wanted)?;
-            let mut serial = self.qemu.serial();
-            let patience = Some(Duration::from_millis(100));
-            serial.set_read_timeout(patience).cannot(|| "set up the serial line".to_owned())?;
-            match serial.read(&mut buffer) {
-                Ok(0) => return Err(self.silent("the machine ended", wanted)),
-                Ok(length) => self.printed.extend_from_slice(buffer.get(..length).unwrap_or_default()),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(error) => return Err(error).cannot(|| "read the serial line".to_owned()),
-            }
-        }
-    }
-
-    fn still_time(&self, wanted: &str) -> Result<()> {
-        if Instant::now() < self.deadline { Ok(()) } else { Err(self.silent("time is up", wanted)) }
-    }
-
-    fn silent(&self, what: &str, wanted: &str) -> Error {
-        Error::Tool {
-            line: format!("{what} before there was {wanted}"),
-            output: String::from_utf8_lossy(&self.printed).into_owned(),
-        }
     }
 
     /// Ends the machine.
