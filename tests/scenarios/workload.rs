@@ -163,9 +163,8 @@ fn parallel(run: &mut Run, from: From<'_>, vcpus: usize) -> Verdict {
 /// fastest of the early lines and the fastest of the late ones are compared.
 fn clock(run: &mut Run, from: From<'_>) -> Verdict {
     let start = fields(run, from, "clock")?;
-    // On Bochs the kernel is told that it may rely on the TSC, and takes it then.
-    let source = if run.machine() == Kind::Qemu { "kvm-clock" } else { "tsc" };
-    ensure!(start.get("source").is_some_and(|s| s == source), "the clock source is {start:?}");
+    // The kernel is told that it may rely on the TSC.
+    ensure!(start.get("source").is_some_and(|source| source == "tsc"), "the clock source is {start:?}");
     let mut ticks = Vec::new();
     loop {
         let line = run.expect(from, STEP, r"caisson-test: clock (tick|end) uptime=([0-9.]+)")?;

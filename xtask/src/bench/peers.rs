@@ -5,9 +5,10 @@
 use serde_json::{Value, json};
 
 use super::{
+    accounts::Accounts,
     chart::{Bar, Chart, Group, Scale},
     exact, first_level, grouped, guest, measurements,
-    rows::{Figure, Medians, ONE, ROWS, Row, START, Side},
+    rows::{Figure, IDLE, Medians, ONE, ROWS, Row, START, Side},
 };
 use crate::{
     error::{Error, Result},
@@ -54,6 +55,37 @@ fn start(printed: &str) -> Option<u64> {
     }
 }
 
+/// Exits in ten idle seconds, where somebody counts them; measured apart, because counting is work.
+fn idle(images: &Images, side: Side) -> Result<Option<u64>> {
+    match side {
+        Side::None | Side::Xen => Ok(None),
+        Side::Kvm => {
+            let boot = first_level::kvm(images, "idle:14")?;
+            let printed = exact(images, "KVM, idle", first_level::MEMORY_MIB, boot, Outcome::NoResult)?;
+            first_level::check(&printed)?;
+            let untold =
+                || Error::Tool { line: "nobody told KVM's exits".to_owned(), output: printed.clone() };
+            left_in_ten(&printed).ok_or_else(untold).map(Some)
+        }
+        Side::Caisson => {
+            let exits = |rows: &str| -> Result<u64> {
+                let printed = guest::under_caisson(images, "Caisson, idle", rows)?;
+                Ok(Accounts::read(&printed, guest::NAME)?.exits.values().sum())
+            };
+            Ok(Some(exits("idle:11")?.saturating_sub(exits("idle:1")?)))
+        }
+    }
+}
+
+/// Of the lines `bench: left EXITS`, one a second, what was added in ten seconds near the end. In the last of them the guest may
+/// be at its end already.
+fn left_in_ten(printed: &str) -> Option<u64> {
+    let told = printed.lines().filter_map(|line| line.split_once("bench: left ")?.1.trim().parse().ok());
+    let counts: Vec<u64> = told.filter(|&count| count > 0).collect();
+    let end = counts.len().checked_sub(2)?;
+    Some(counts.get(end)?.saturating_sub(*counts.get(end.checked_sub(10)?)?))
+}
+
 fn read(side: Side, printed: &str) -> Result<Measured> {
     let samples = measurements(printed);
     let mut medians: Medians =
@@ -61,7 +93,7 @@ fn read(side: Side, printed: &str) -> Result<Measured> {
     let incomplete = |line: String| Error::Tool { line, output: printed.to_owned() };
     let start = start(printed).ok_or_else(|| incomplete(format!("{}: no start was told", side.title())))?;
     medians.insert(START.to_owned(), start);
-    for row in ROWS.iter().filter(|row| !(row.name == "hypercall" && side == Side::None)) {
+    for row in ROWS.iter().filter(|row| row.is_of(side) && row.name != IDLE) {
         if !medians.contains_key(row.name) {
             return Err(incomplete(format!("{}: the row {} was not measured", side.title(), row.name)));
         }
@@ -131,7 +163,7 @@ fn json(all: &[Measured]) -> Value {
         json!({
             "row": row.name,
             "title": row.title,
-            "unit": if row.is_ratio() { "hundred-thousandths" } else { "instructions" },
+            "unit": row.unit(),
             "figures": by_side,
             "goal": row.goal,
             "means": row.means,
@@ -167,7 +199,7 @@ fn instructions(all: &[Measured]) -> Chart {
             if row.name == START { medians(side)?.get(START).copied() } else { row.of(side, &medians) }?;
         Some((figure as f64, grouped(figure)))
     };
-    let rows = ROWS.iter().filter(|row| !row.is_ratio() || row.name == START);
+    let rows = ROWS.iter().filter(|row| row.unit() == "instructions" || row.name == START);
     chart(
         "Instructions; bars of one row compare",
         rows.map(|row| group(row, |side| bar(row, side))).collect(),
@@ -190,7 +222,11 @@ fn work(all: &[Measured]) -> Chart {
 
 /// Runs `cargo xtask bench --peers`; with `accept` the pictures in `docs` are rewritten.
 pub(super) fn command(images: &Images, accept: bool) -> Result<()> {
-    let measure = |side: Side| read(side, &run(images, side)?);
+    let measure = |side: Side| {
+        let mut measured = read(side, &run(images, side)?)?;
+        measured.medians.extend(idle(images, side)?.map(|exits| (IDLE.to_owned(), exits)));
+        Ok(measured)
+    };
     let all = Side::ALL.into_iter().map(measure).collect::<Result<Vec<_>>>()?;
     print(&all);
     super::leave(images, "peers.json", &format!("{:#}\n", json(&all)))?;
@@ -209,6 +245,14 @@ mod tests {
         let nested = "bench: relay 1900\nbench: now 1600\r\ncaisson-test: boot tsc=1000\r\n";
         assert_eq!(start(nested), Some(1300));
         assert_eq!(start("bench: now 1"), None);
+    }
+
+    #[test]
+    fn exits_of_ten_seconds_are_counted_before_the_end() {
+        let counts = (1..=14).map(|second| format!("bench: left {}\n", 1000 + 20 * second));
+        let printed = counts.collect::<String>() + "bench: left 1500\nbench: left 0\n";
+        assert_eq!(left_in_ten(&printed), Some(200));
+        assert_eq!(left_in_ten("bench: left 5\n"), None);
     }
 
     #[test]

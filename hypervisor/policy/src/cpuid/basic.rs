@@ -127,7 +127,12 @@ pub(super) const WORDS: &[Word] = &[
         Ebx,
         &[
             bit(0, "FSGSBASE", Pass, why::CR4),
-            bit(1, "TSC_ADJUST", Pass, "emulated, so that the guest sees the CPU that it runs on"),
+            bit(
+                1,
+                "TSC_ADJUST",
+                Set,
+                "emulated; with it and an invariant TSC Linux has no watchdog for the TSC",
+            ),
             bit(2, "SGX", Hide, why::KEY),
             bit(3, "BMI1", Pass, why::PLAIN),
             bit(4, "HLE", Hide, "transactions abort on exits and have leaked secrets"),

@@ -97,7 +97,12 @@ pub(super) const WORDS: &[Word] = &[
         Edx,
         &[
             bits(0, 7, "thermal and power management", Hide, why::POWER),
-            bit(8, "invariant TSC", Pass, "the domain's TSC is the host's plus an offset"),
+            bit(
+                8,
+                "invariant TSC",
+                Set,
+                "Caisson's own time rests on it, whether an emulator announces it or not",
+            ),
             bits(9, 15, "boost, APERF/MPERF, power reporting", Hide, why::POWER),
         ],
     ),

@@ -126,7 +126,9 @@ fn epyc_shows_what_caisson_carries() {
     assert!(!bit(t.lookup(0x8000_0001, 0, &Dynamic { apic_enabled: false, ..VCPU }).edx, 9));
     assert_eq!(t.lookup(5, 0, &VCPU), CpuidResult::ZERO);
     assert_eq!(t.lookup(6, 0, &VCPU), CpuidResult::new(4, 0, 0, 0));
-    assert_eq!(t.lookup(7, 0, &VCPU).ebx, 0x0098_01a9);
+    // The host's, with TSC_ADJUST; and it announces no invariant TSC either.
+    assert_eq!(t.lookup(7, 0, &VCPU).ebx, 0x0098_01a9 | 1 << 1);
+    assert_eq!((epyc(0x8000_0007, 0).edx, t.lookup(0x8000_0007, 0, &VCPU).edx), (0, 1 << 8));
     let x1 = t.lookup(0x8000_0001, 0, &VCPU);
     assert_eq!(x1.ecx, 0x75 & !4 | 1 << 9, "SVM hidden, OSVW there");
     assert_eq!(x1.edx, 0x2dd3_fbfd & !(1 << 19));
