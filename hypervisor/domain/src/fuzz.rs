@@ -215,7 +215,7 @@ pub fn drive(data: &[u8]) {
                     other => machine.answer(index, other),
                 };
                 // A guest that has ended is as good as any: what it leaves behind must be as sound.
-                if let Outcome::Ended(Ended::PowerOff) = outcome {
+                if outcome == Outcome::Ended && machine.vcpus[index].ended() == Some(Ended::PowerOff) {
                     break;
                 }
             }

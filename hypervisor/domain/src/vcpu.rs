@@ -109,7 +109,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// What the run loop does after an exit.
+/// What the run loop does after an exit. Two registers hold it: the run loop looks at it after each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Outcome {
@@ -128,8 +128,8 @@ pub enum Outcome {
     Protected(Gpa),
     /// The vCPU halted: enter again if [`VirtualCpu::prepare`] says so.
     Halted,
-    /// The whole guest ended.
-    Ended(Ended),
+    /// The whole guest ended: [`VirtualCpu::ended`] tells how.
+    Ended,
     /// The physical machine reported a machine check while the guest ran.
     MachineCheck,
     /// Somebody resets the physical machine: an INIT arrived, and stays pending until that is done.
@@ -203,6 +203,8 @@ pub struct VirtualCpu<V> {
     pub(crate) look_again: Instant,
     /// [`VirtualCpu::next_deadline`] may be another than when the core last asked.
     pub(crate) deadline_changed: bool,
+    /// How the guest came to its end by this vCPU.
+    ended: Option<Ended>,
 }
 
 impl<V: Vcpu> VirtualCpu<V> {
@@ -242,7 +244,21 @@ impl<V: Vcpu> VirtualCpu<V> {
             reset_requested: false,
             look_again: Instant::NEVER,
             deadline_changed: true,
+            ended: None,
         }
+    }
+
+    /// The guest's end, with the exit that this vCPU is answering.
+    #[cold]
+    pub(crate) fn end(&mut self, how: Ended) -> Outcome {
+        self.ended = Some(how);
+        Outcome::Ended
+    }
+
+    /// How the guest came to its end, where the last answer was [`Outcome::Ended`].
+    #[must_use]
+    pub const fn ended(&self) -> Option<Ended> {
+        self.ended
     }
 
     /// Its index in the domain.
@@ -347,7 +363,7 @@ impl<V: Vcpu> VirtualCpu<V> {
         if first.kind == ExceptionKind::DoubleFault
             && (contributory(exception.kind) || page_fault(exception.kind))
         {
-            return Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() });
+            return self.end(Ended::TripleFault { rip: self.hw.rip() });
         }
         // The first is given up: its instruction is executed again, or the double fault takes its place.
         let raised = if doubles { Exception::plain(ExceptionKind::DoubleFault) } else { exception };

@@ -519,7 +519,7 @@ fn run_vcpu<B: Backend, F: Format>(
             Outcome::HostEvent => cpu::take_interrupts(),
             Outcome::Yield => return Stop::Yielded(None),
             Outcome::YieldTo(index) => return Stop::Yielded(Some(index)),
-            Outcome::Ended(ended) => return Stop::Ended(ended),
+            Outcome::Ended => return Stop::Ended(vcpu.ended().unwrap_or(Ended::Destroyed)),
             Outcome::MachineCheck => machine_check(),
             Outcome::MachineReset => machine_reset(),
         }

@@ -50,8 +50,8 @@ impl<V: Vcpu> VirtualCpu<V> {
             }
         }
         drop(chipset);
-        if let Some(outcome) = apply(effect, host) {
-            return outcome;
+        if let Some(stop) = apply(effect, host) {
+            return self.stop(stop);
         }
         match io.next_rip {
             Some(next) => {
@@ -59,6 +59,14 @@ impl<V: Vcpu> VirtualCpu<V> {
                 Outcome::Resume
             }
             None => self.skip(domain, Opcode::PortIo, Outcome::Resume),
+        }
+    }
+
+    #[cold]
+    fn stop(&mut self, stop: Stop) -> Outcome {
+        match stop {
+            Stop::Full => Outcome::Yield,
+            Stop::End(how) => self.end(how),
         }
     }
 
@@ -90,15 +98,15 @@ impl<V: Vcpu> VirtualCpu<V> {
         io: &IoExit,
     ) -> Outcome {
         let now = domain.clock.at(host.tsc());
-        let mut bus = Ports { domain, host, now, outcome: None };
+        let mut bus = Ports { domain, host, now, stop: None };
         let done = string_io(&mut self.hw, &domain.memory, &mut bus, io, &domain.paging);
-        let outcome = bus.outcome;
+        let stop = bus.stop;
         match done {
             Ok(Done::Completed) => {
                 self.trap_if_stepping();
                 Outcome::Resume
             }
-            Ok(Done::Partial) => outcome.unwrap_or(Outcome::Resume),
+            Ok(Done::Partial) => stop.map_or(Outcome::Resume, |stop| self.stop(stop)),
             Ok(Done::Retry) => {
                 self.hw.flush_tlb();
                 Outcome::Resume
@@ -119,15 +127,23 @@ fn merge(rax: u64, value: u64, size: u8) -> u64 {
     }
 }
 
-/// Carries an effect out. `Some` ends the exit with RIP still at the instruction: the guest's end, or no room on the
-/// console, for which it tries again later.
+/// What stops an access with RIP still at the instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stop {
+    /// No room on the console: it is tried again later.
+    Full,
+    /// The guest's end.
+    End(Ended),
+}
+
+/// Carries an effect out.
 #[inline]
-fn apply(effect: Effect, host: &mut impl Host) -> Option<Outcome> {
+fn apply(effect: Effect, host: &mut impl Host) -> Option<Stop> {
     match effect {
         Effect::None => None,
-        Effect::Console(byte) => (!host.console(byte)).then_some(Outcome::Yield),
-        Effect::Reset => Some(Outcome::Ended(Ended::Reset)),
-        Effect::PowerOff => Some(Outcome::Ended(Ended::PowerOff)),
+        Effect::Console(byte) => (!host.console(byte)).then_some(Stop::Full),
+        Effect::Reset => Some(Stop::End(Ended::Reset)),
+        Effect::PowerOff => Some(Stop::End(Ended::PowerOff)),
     }
 }
 
@@ -137,7 +153,7 @@ struct Ports<'a, M, H> {
     host: &'a mut H,
     now: Instant,
     /// Why an element was not taken.
-    outcome: Option<Outcome>,
+    stop: Option<Stop>,
 }
 
 impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
@@ -169,8 +185,8 @@ impl<M: GuestMemory, H: Host> IoBus for Ports<'_, M, H> {
         drop(chipset);
         self.host.wake(wake);
         // As with OUT: a full console has the rest of the string wait, and an end comes before the element's.
-        self.outcome = apply(effect, self.host);
-        self.outcome.is_none()
+        self.stop = apply(effect, self.host);
+        self.stop.is_none()
     }
 }
 

@@ -29,11 +29,11 @@ impl<V: Vcpu> VirtualCpu<V> {
             if fault.write && fault.present {
                 return Outcome::Protected(fault.gpa);
             }
-            return Outcome::Ended(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
+            return self.end(Ended::Killed(KillReason::LostMemory { gpa: fault.gpa }));
         }
         // What the CPU was delivering reached for its tables or its stack here: no instruction is to be executed for it.
         if self.interrupted.is_some() {
-            return Outcome::Ended(Ended::Killed(KillReason::LostDelivery { gpa: fault.gpa }));
+            return self.end(Ended::Killed(KillReason::LostDelivery { gpa: fault.gpa }));
         }
         self.end_pv_eoi(domain);
         self.load_apic();
@@ -89,7 +89,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 first.iter_mut().zip(bytes.as_slice()).for_each(|(to, from)| *to = *from);
                 let reason =
                     KillReason::UnknownInstruction { rip: self.hw.rip(), gpa: fault.gpa, bytes: first };
-                Outcome::Ended(Ended::Killed(reason))
+                self.end(Ended::Killed(reason))
             }
         }
     }

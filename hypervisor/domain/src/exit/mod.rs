@@ -72,13 +72,13 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::Exception { vector, error_code, address } => self.exception(vector, error_code, address),
             Exit::X87Error => Self::x87_error(domain, host),
             Exit::TaskSwitch(switch) => self.task_switch(domain, switch),
-            Exit::TripleFault => Outcome::Ended(Ended::TripleFault { rip: self.hw.rip() }),
+            Exit::TripleFault => self.end(Ended::TripleFault { rip: self.hw.rip() }),
             Exit::Init => Outcome::MachineReset,
             Exit::EntryFailure { reason, qualification } => {
-                Outcome::Ended(Ended::Killed(KillReason::EntryFailure { reason, qualification }))
+                self.end(Ended::Killed(KillReason::EntryFailure { reason, qualification }))
             }
             Exit::Unknown { reason, qualification } => {
-                Outcome::Ended(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
+                self.end(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
             }
         }
     }
@@ -201,7 +201,7 @@ impl<V: Vcpu> VirtualCpu<V> {
                 error_code: if kind.has_error_code() { error_code } else { 0 },
                 address: if kind == ExceptionKind::PageFault { address } else { 0 },
             }),
-            None => Outcome::Ended(Ended::Killed(KillReason::UnknownExit {
+            None => self.end(Ended::Killed(KillReason::UnknownExit {
                 reason: u64::from(vector),
                 qualification: u64::from(error_code),
             })),

@@ -255,6 +255,13 @@ impl<'a> Machine<'a> {
         outcome
     }
 
+    /// Answers an exit of vCPU `index`, which ends the guest: how.
+    pub(crate) fn end_by(&mut self, index: usize, exit: Exit) -> crate::Ended {
+        assert_eq!(self.answer(index, exit), Outcome::Ended, "{exit:?}");
+        let Some(how) = self.vcpus[index].ended() else { unreachable!("it ended without telling how") };
+        how
+    }
+
     /// Enters vCPU `index` until its guest just runs, or waits. The answer is `true` where it runs.
     pub(crate) fn settle(&mut self, index: usize) -> bool {
         for _ in 0..64 {

@@ -209,15 +209,15 @@ fn what_is_the_hosts_and_what_ends_a_guest() {
         m.hw().ends_after(2);
         assert_eq!(m.answer(0, Exit::Pause), Outcome::Yield);
         let rip = CODE + 2;
-        assert_eq!(m.answer(0, Exit::TripleFault), Outcome::Ended(Ended::TripleFault { rip }));
+        assert_eq!(m.end_by(0, Exit::TripleFault), Ended::TripleFault { rip });
         let (reason, qualification) = (7, 9);
         assert_eq!(
-            m.answer(0, Exit::EntryFailure { reason, qualification }),
-            Outcome::Ended(Ended::Killed(KillReason::EntryFailure { reason, qualification }))
+            m.end_by(0, Exit::EntryFailure { reason, qualification }),
+            Ended::Killed(KillReason::EntryFailure { reason, qualification })
         );
         assert_eq!(
-            m.answer(0, Exit::Unknown { reason, qualification }),
-            Outcome::Ended(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
+            m.end_by(0, Exit::Unknown { reason, qualification }),
+            Ended::Killed(KillReason::UnknownExit { reason, qualification })
         );
     });
 }

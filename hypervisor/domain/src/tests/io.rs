@@ -72,7 +72,8 @@ fn power_off_and_every_reset() {
             for &(port, size, value) in before {
                 m.out(port, size, value).resumes();
             }
-            assert_eq!(m.out(last.0, last.1, last.2), Outcome::Ended(end), "{writes:x?}");
+            assert_eq!(m.out(last.0, last.1, last.2), Outcome::Ended, "{writes:x?}");
+            assert_eq!(m.vcpus[0].ended(), Some(end), "{writes:x?}");
         });
     }
 }
@@ -214,8 +215,7 @@ fn a_string_can_end_the_machine() {
         m.domain.memory.write(Gpa::new(0x8000), &[2, 6]).unwrap();
         m.hw().set_gpr(Gpr::Rsi, 0x8000);
         m.hw().set_gpr(Gpr::Rcx, 2);
-        let outcome = m.answer(0, string(0xcf9, 1, Direction::Out, true, true));
-        assert_eq!(outcome, Outcome::Ended(Ended::Reset));
+        assert_eq!(m.end_by(0, string(0xcf9, 1, Direction::Out, true, true)), Ended::Reset);
         assert_eq!(m.hw().rip(), CODE);
     });
 }

@@ -96,10 +96,9 @@ fn an_instruction_that_cannot_reach_a_device() {
         // MOVUPS from the APIC.
         let code = [0x0f, 0x10, 0x05, 0xb0, 0x00, 0xe0, 0xfe];
         m.code(0, &code);
-        let outcome = m.answer(0, fault(0xfee0_00b0, false));
-        let Outcome::Ended(Ended::Killed(KillReason::UnknownInstruction { rip, gpa, bytes })) = outcome
-        else {
-            unreachable!("{outcome:?}")
+        let ended = m.end_by(0, fault(0xfee0_00b0, false));
+        let Ended::Killed(KillReason::UnknownInstruction { rip, gpa, bytes }) = ended else {
+            unreachable!("{ended:?}")
         };
         assert_eq!((rip, gpa, &bytes[..7]), (CODE, Gpa::new(0xfee0_00b0), code.as_slice()));
     });
@@ -124,9 +123,9 @@ fn code_outside_of_memory_is_undefined() {
 #[test]
 fn a_fault_on_ram_is_caissons_and_costs_the_guest() {
     with(1, |m| {
-        let outcome = m.answer(0, fault(0x5000, true));
+        let ended = m.end_by(0, fault(0x5000, true));
         let reason = KillReason::LostMemory { gpa: Gpa::new(0x5000) };
-        assert_eq!(outcome, Outcome::Ended(Ended::Killed(reason)));
+        assert_eq!(ended, Ended::Killed(reason));
     });
 }
 
@@ -164,9 +163,9 @@ fn a_delivery_without_a_stack() {
         with(1, |m| {
             m.code(0, &[0xa1, 0, 0, 0xe0, 0xfe]);
             m.hw().interrupted = Some(event);
-            let outcome = m.answer(0, fault(0xfee0_0000, true));
+            let ended = m.end_by(0, fault(0xfee0_0000, true));
             let reason = KillReason::LostDelivery { gpa: Gpa::new(0xfee0_0000) };
-            assert_eq!(outcome, Outcome::Ended(Ended::Killed(reason)));
+            assert_eq!(ended, Ended::Killed(reason));
             assert_eq!(m.hw().rip(), CODE);
         });
     }
