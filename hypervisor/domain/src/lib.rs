@@ -5,7 +5,7 @@
 //! loop of the core is, for each vCPU,
 //!
 //! ```text
-//! loop { vcpu.prepare(domain, host);  let exit = vcpu.hw.run();  vcpu.answer(domain, host, exit) }
+//! loop { vcpu.prepare(domain, host);  let raw = vcpu.hw.run();  vcpu.answer(domain, host, raw) }
 //! ```
 //!
 //! [`VirtualCpu::prepare`] puts waiting events into the hardware, [`VirtualCpu::answer`] is the dispatcher: one match, a

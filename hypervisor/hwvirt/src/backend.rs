@@ -135,9 +135,16 @@ pub trait Vcpu: VcpuState {
     /// executed for the guest ([`VcpuState::set_page_directory_pointers`]). Otherwise it reads them when it needs them.
     const KEEPS_POINTERS: bool;
 
+    /// What the hardware has written about an exit, as far as the vCPU does not keep it.
+    type Raw: Copy;
+
     /// Runs the guest until it exits. Interrupts are off on the host before and after; a physical interrupt that
     /// ended the run is still pending.
-    fn run(&mut self) -> Exit;
+    fn run(&mut self) -> Self::Raw;
+
+    /// Why the guest has stopped running. Not [`Vcpu::run`]'s answer, so that it can be part of the dispatcher: compiled
+    /// together, the hardware's reason leads straight to what is done about it.
+    fn decode(&self, raw: Self::Raw) -> Exit;
 
     /// Delivers `event` at the next entry. At most one event an entry.
     fn inject(&mut self, event: Event);

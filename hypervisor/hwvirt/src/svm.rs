@@ -18,7 +18,7 @@ pub struct RawExit {
 }
 
 /// Decodes a raw exit. `features` tells which optional details the CPU fills in.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn decode(raw: RawExit, features: SvmFeatures) -> Exit {
     match raw.code {

@@ -31,7 +31,7 @@ pub trait ExitFields {
 }
 
 /// Decodes a raw exit.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn decode(raw: &impl ExitFields) -> Exit {
     let reason = raw.reason();

@@ -134,8 +134,10 @@ impl Vcpu for SvmVcpu {
     // With nested paging they are read as other entries are (section 15.25.10).
     const KEEPS_POINTERS: bool = false;
 
+    type Raw = RawExit;
+
     #[inline]
-    fn run(&mut self) -> Exit {
+    fn run(&mut self) -> RawExit {
         loop {
             let raw = self.enter();
             let returned = self.nmi.returning.is_some() && self.nmi_return_ended(raw.code);
@@ -143,16 +145,21 @@ impl Vcpu for SvmVcpu {
                 ExitCode::IRET => self.nmi_return_begins(),
                 DEBUG_EXCEPTION if self.swallow_step() => {
                     if returned {
-                        return Exit::NmiWindow;
+                        return RawExit { code: ExitCode::IRET, info_1: 0, info_2: 0 };
                     }
                 }
-                _ => return decode(raw, self.shared.features),
+                _ => return raw,
             }
             // What was being delivered is delivered now.
             if let Some(event) = self.interrupted_event() {
                 self.inject_event(event);
             }
         }
+    }
+
+    #[inline(always)]
+    fn decode(&self, raw: RawExit) -> Exit {
+        decode(raw, self.shared.features)
     }
 
     fn inject(&mut self, event: Event) {

@@ -10,7 +10,7 @@ use caisson_machine::percpu;
 use caisson_types::Gpa;
 use caisson_x86::vmx::field::{self, Field};
 use caisson_x86::vmx::{
-    AccessRights, EntryControls, EventInfo, ExitReason, ReadWrite, VmxFeatures, instruction_error,
+    AccessRights, EntryControls, EventInfo, EventType, ExitReason, ReadWrite, VmxFeatures, instruction_error,
 };
 use caisson_x86::{ApicPage, Efer, ExceptionKind, Gprs, TopVectors, msr};
 
@@ -254,7 +254,11 @@ impl VmxVcpu {
             ExitReason::EXCEPTION_OR_NMI => {
                 self.block_nmis_again();
                 let event = self.exit_event();
-                if event.vector() == DEBUG {
+                if event.kind() == Some(EventType::Nmi) {
+                    // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
+                    // handler, whose gate is set up and which only sets a pending bit.
+                    unsafe { asm!("int 2") };
+                } else if event.vector() == DEBUG {
                     self.debug_exception();
                 }
             }
@@ -344,21 +348,22 @@ impl ExitFields for VmxVcpu {
 impl Vcpu for VmxVcpu {
     const KEEPS_POINTERS: bool = true;
 
+    // All of it is in the VMCS.
+    type Raw = ();
+
     #[inline]
-    fn run(&mut self) -> Exit {
+    fn run(&mut self) {
         self.enter();
         self.absorb();
-        let exit = decode(self);
-        if exit == Exit::Nmi {
-            // SAFETY: the exit has taken the NMI from the CPU and blocks further ones until an IRET: that of the
-            // handler, whose gate is set up and which only sets a pending bit.
-            unsafe { asm!("int 2") };
-        }
         self.exits = self.exits.wrapping_add(1);
         if self.exits.is_multiple_of(EXITS_WITHOUT_INTERRUPTS) {
             take_interrupts();
         }
-        exit
+    }
+
+    #[inline(always)]
+    fn decode(&self, (): ()) -> Exit {
+        decode(self)
     }
 
     fn inject(&mut self, event: Event) {

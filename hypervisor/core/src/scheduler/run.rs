@@ -507,8 +507,8 @@ fn run_vcpu<B: Backend, F: Format>(
             continue;
         }
         watch.enter(host.charge);
-        let exit = vcpu.hw.run();
-        match vcpu.answer(domain, host, exit) {
+        let raw = vcpu.hw.run();
+        match vcpu.answer(domain, host, raw) {
             Outcome::Resume | Outcome::Halted => {}
             Outcome::LogFull => live.empty_log(vcpu),
             Outcome::Protected(gpa) => {

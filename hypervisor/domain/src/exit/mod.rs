@@ -27,13 +27,13 @@ impl<V: Vcpu> VirtualCpu<V> {
         &mut self,
         domain: &Domain<M>,
         host: &mut impl Host,
-        exit: Exit,
+        raw: V::Raw,
     ) -> Outcome {
         if let Some(event) = self.hw.take_interrupted_event() {
             self.interrupted = Some(event);
             self.attention = true;
         }
-        // Here it is a look-up beside that of the match.
+        let exit = self.hw.decode(raw);
         host.answering(exit.class());
         match exit {
             Exit::Cpuid => self.cpuid(domain),

@@ -227,6 +227,12 @@ impl FakeHw {
 impl Vcpu for FakeHw {
     const KEEPS_POINTERS: bool = true;
 
+    type Raw = Exit;
+
+    fn decode(&self, exit: Exit) -> Exit {
+        exit
+    }
+
     fn run(&mut self) -> Exit {
         if let Some(event) = self.injected.take() {
             if let Some(exit) = self.obstacle.take() {
