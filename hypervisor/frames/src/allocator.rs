@@ -383,7 +383,7 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    fn zone_of(&self, pfn: u64) -> Option<usize> {
+    pub(crate) fn zone_of(&self, pfn: u64) -> Option<usize> {
         self.zones().iter().position(|zone| zone.contains(pfn))
     }
 
@@ -444,15 +444,36 @@ impl<'m> FrameAllocator<'m> {
         }
     }
 
-    /// Takes a block of the largest order up to `order` of which there is one, never below 1 MiB, and records
-    /// it as `owner`'s.
-    pub(crate) fn take_largest(&mut self, order: u8, owner: Owner) -> Option<Block> {
-        let zones = &mut self.zones[..self.zones_used];
-        let best = zones_above_low(zones).filter_map(|zone| zone.largest_free()).max()?.min(order);
+    /// The largest order up to `order` of which there is a free block, never below 1 MiB.
+    pub(crate) fn largest_free(&mut self, order: u8) -> Option<u8> {
+        let zones = zones_above_low(&mut self.zones[..self.zones_used]);
+        Some(zones.filter_map(|zone| zone.largest_free()).max()?.min(order))
+    }
+
+    /// Takes a block of 2^`order` frames, never below 1 MiB, and records it as `owner`'s.
+    pub(crate) fn take(&mut self, order: u8, owner: Owner) -> Option<Block> {
         let meta = &mut *self.meta;
-        let block = zones_above_low(zones).find_map(|zone| zone.take(meta, best))?;
+        let block = zones_above_low(&mut self.zones[..self.zones_used]).find_map(|z| z.take(meta, order))?;
         self.mark_used(block, owner);
         Some(block)
+    }
+
+    /// Takes just the block of 2^`order` frames from `pfn` on, if it is free, and records it as `owner`'s.
+    pub(crate) fn take_at(&mut self, pfn: u64, order: u8, owner: Owner) -> Option<Block> {
+        if !pfn.is_multiple_of(1 << order) || pfn < LOW_END {
+            return None;
+        }
+        let zone = self.zone_of(pfn)?;
+        let block = self.zones[zone].take_at(self.meta, pfn, order)?;
+        self.mark_used(block, owner);
+        Some(block)
+    }
+
+    /// Whether a block of 2^`order` frames from `pfn` on is free, and could be [taken](Self::take_at).
+    pub(crate) fn is_free_at(&self, pfn: u64, order: u8) -> bool {
+        let found = self.zone_of(pfn).and_then(|zone| self.zones[zone].find(self.meta, pfn));
+        let free = matches!(found, Some((_, State::Free { order: found })) if found >= order);
+        free && pfn.is_multiple_of(1 << order)
     }
 
     /// Free frames from 1 MiB upwards.

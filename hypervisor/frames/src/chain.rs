@@ -70,7 +70,7 @@ impl Iterator for ChainBlocks<'_, '_> {
 
 impl<'m> FrameAllocator<'m> {
     /// Allocates `bytes` (rounded up to whole frames) in the fewest and largest blocks that are free,
-    /// from 1 GiB down to 4 KiB, never below 1 MiB. All or nothing.
+    /// from 1 GiB down to 4 KiB, never below 1 MiB, and of those the ones that follow each other. All or nothing.
     ///
     /// `None` where `bytes` is 0, there is not so much free memory, or `owner` cannot own it (see
     /// [`allocate`](Self::allocate)). Nothing has changed then.
@@ -82,16 +82,48 @@ impl<'m> FrameAllocator<'m> {
         }
         let mut chain = FrameChain { first: NIL, blocks: 0, frames: 0, owner };
         let mut last = NIL;
+        let mut end = None;
         while chain.frames < frames {
-            let order = (frames - chain.frames).ilog2().min(u32::from(MAX_ORDER)) as u8;
-            let Some(block) = self.take_largest(order, owner) else {
-                // Not reached while the counts are right; give back what there is if they are not.
-                let _ = self.free_range(chain);
-                return None;
+            // Not refused while the counts are right; what there is is given back if they are not.
+            let Some((mut first, blocks)) = self.take_run(frames - chain.frames, end, owner) else {
+                return self.give_up(chain);
             };
-            last = self.append(&mut chain, last, block);
+            for _ in 0..blocks {
+                last = self.append(&mut chain, last, first);
+                first.pfn += first.frames();
+            }
+            end = Some(first.pfn);
         }
         Some(chain)
+    }
+
+    /// Takes one or more blocks that follow each other, of the largest size that is free and no more than `frames`, which are
+    /// what is wanted: behind `end` if they are free there, else where what is wanted beside them may follow. The first one,
+    /// and how many.
+    fn take_run(&mut self, frames: u64, end: Option<u64>, owner: Owner) -> Option<(Block, u64)> {
+        let order = self.largest_free(frames.ilog2().min(u32::from(MAX_ORDER)) as u8)?;
+        if let Some(behind) = end.and_then(|end| self.take_at(end, order, owner)) {
+            return Some((behind, 1));
+        }
+        let block = self.take(order, owner)?;
+        let size = block.frames();
+        let (mut first, mut blocks) = (block, 1);
+        let mut before = |first: Block| self.take_at(first.pfn.checked_sub(size)?, order, owner);
+        while blocks < frames >> order
+            && let Some(found) = before(first)
+        {
+            (first, blocks) = (found, blocks + 1);
+        }
+        let rest = frames - blocks * size;
+        if rest >= size || rest == 0 || self.is_free_at(block.pfn + size, rest.ilog2() as u8) {
+            return Some((first, blocks));
+        }
+        // All of it one block further down, so that the rest finds room where the last one was.
+        if let Some(found) = first.pfn.checked_sub(size).and_then(|pfn| self.take_at(pfn, order, owner)) {
+            self.take_back(self.zone_of(block.pfn)?, block, owner);
+            first = found;
+        }
+        Some((first, blocks))
     }
 
     /// Allocates `bytes` (rounded up to whole frames) in one piece: the blocks of the chain follow each other. All or nothing.

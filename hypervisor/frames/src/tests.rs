@@ -117,6 +117,38 @@ fn ordinary_allocations_spare_low_memory() {
     });
 }
 
+/// Where the blocks of a chain are, in its order, with those that follow each other as one.
+fn pieces(frames: &FrameAllocator, chain: &FrameChain) -> Vec<(u64, u64)> {
+    let mut pieces: Vec<(u64, u64)> = Vec::new();
+    for (start, bytes) in frames.blocks_of(chain) {
+        match pieces.last_mut() {
+            Some((first, length)) if *first + *length == start.as_u64() => *length += bytes,
+            _ => pieces.push((start.as_u64(), bytes)),
+        }
+    }
+    pieces
+}
+
+#[test]
+fn a_range_is_in_one_piece_where_its_blocks_follow_each_other() {
+    // No block of 256 MiB is free in it, but two of 128 MiB are, one behind the other.
+    with_machine(&[(128 * MIB, 256 * MIB)], |frames| {
+        for bytes in [256 * MIB, 254 * MIB, 130 * MIB, 64 * MIB, 3 * MIB + 0x5000] {
+            let chain = frames.allocate_range(bytes, A).unwrap();
+            assert_eq!(pieces(frames, &chain).len(), 1, "{bytes:#x}");
+            blocks(frames);
+            frames.free_range(chain).unwrap();
+        }
+        // What is in the way parts it, and everything is found all the same.
+        let hole = frames.allocate_at(Hpa::new(300 * MIB), 0, B).unwrap();
+        let chain = frames.allocate_range(256 * MIB - 0x1000, A).unwrap();
+        assert_eq!(frames.free_frames(), 0);
+        blocks(frames);
+        frames.free_range(chain).unwrap();
+        frames.free(hole).unwrap();
+    });
+}
+
 #[test]
 fn wrong_frees_are_told_apart() {
     with_machine(&REGIONS, |frames| {
