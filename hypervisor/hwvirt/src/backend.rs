@@ -152,7 +152,10 @@ pub trait Vcpu: VcpuState {
     /// Whether an event is waiting for the next entry.
     fn injecting(&self) -> bool;
 
-    /// Takes the event whose delivery the last exit interrupted.
+    /// Whether the last exit interrupted the delivery of an event.
+    fn has_interrupted_event(&self) -> bool;
+
+    /// Takes that event, where there is one. `None` as well where the guest's instruction raises it once more.
     fn take_interrupted_event(&mut self) -> Option<Event>;
 
     /// Asks for [`Exit::InterruptWindow`], or no longer.

@@ -1,6 +1,5 @@
 //! Events: injection, windows, and the blocking of NMIs (APM vol. 2, sections 15.20 and 15.21).
 
-use caisson_hwvirt::svm::decode_interrupted;
 use caisson_hwvirt::{Event, InterruptWindow};
 use caisson_x86::svm::{EventInjection, EventKind, ExitCode, Intercepts};
 use caisson_x86::{Cr0, ExceptionKind, Rflags};
@@ -40,6 +39,14 @@ pub(crate) struct NmiState {
     pub(crate) stepping: bool,
 }
 
+impl NmiState {
+    /// Whether an exit may mean something for it: otherwise no IRET exits, and no #DB is one of ours.
+    #[inline]
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.blocked || self.returning.is_some()
+    }
+}
+
 impl SvmVcpu {
     pub(crate) fn cancel_events(&mut self) {
         self.vmcb.set_event_injection(EventInjection::NONE);
@@ -75,13 +82,6 @@ impl SvmVcpu {
             }
         };
         self.vmcb.set_event_injection(injection);
-    }
-
-    /// The event whose delivery the last exit interrupted.
-    #[inline]
-    pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
-        let info = self.vmcb.exit_int_info();
-        if info.is_valid() { decode_interrupted(info, self.vmcb.cr2()) } else { None }
     }
 
     /// Asks for the exit at which the guest can take an interrupt: that of a virtual interrupt, or that of a write to

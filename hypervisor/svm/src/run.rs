@@ -2,12 +2,12 @@
 
 use core::arch::asm;
 
-use caisson_hwvirt::svm::{RawExit, decode};
+use caisson_hwvirt::svm::{RawExit, decode, decode_interrupted};
 use caisson_hwvirt::{Event, Exit, InterruptWindow, Refusal, Vcpu};
 use caisson_machine::cpu::write_msr;
 use caisson_machine::percpu;
 use caisson_x86::msr;
-use caisson_x86::svm::{ExitCode, SvmFeatures, TlbControl};
+use caisson_x86::svm::{ExitCode, TlbControl};
 
 use crate::event::DEBUG_EXCEPTION;
 use crate::vcpu::{INTERCEPTED_DR, SvmVcpu, V_INTR_MASKING};
@@ -107,26 +107,37 @@ impl SvmVcpu {
         }
     }
 
-    /// Whether the exit is an instruction's, for which the CPU saves the next RIP (section 15.7.1).
-    #[inline]
-    fn saves_next_rip(code: ExitCode) -> bool {
-        matches!(code.0, 0x00..=0x3f | 0x65..=0x7c | 0x80..=0x8e)
-    }
-
-    /// Enters the guest once, and keeps what the exit leaves only until the next one.
+    /// Enters the guest once.
     #[inline]
     fn enter(&mut self) -> RawExit {
         self.refresh_asid();
         self.world_switch();
-        if self.shared.features.contains(SvmFeatures::CLEAN_BITS) {
-            self.vmcb.mark_clean();
+        let vmcb = &mut *self.vmcb;
+        vmcb.set_clean(self.clean);
+        vmcb.set_tlb_control(TlbControl::None);
+        let raw = RawExit { code: vmcb.exit_code(), info_1: vmcb.exit_info_1(), info_2: vmcb.exit_info_2() };
+        percpu::current().record_exit(self.id, raw.code.0, vmcb.rip());
+        raw
+    }
+
+    /// What an exit means for a guest in its NMI handler, or on its way out of it. `None`: it is entered again.
+    #[inline(never)]
+    fn exit_in_handler(&mut self, raw: RawExit) -> Option<RawExit> {
+        let returned = self.nmi.returning.is_some() && self.nmi_return_ended(raw.code);
+        match raw.code {
+            ExitCode::IRET => self.nmi_return_begins(),
+            DEBUG_EXCEPTION if self.swallow_step() => {
+                if returned {
+                    return Some(RawExit { code: ExitCode::IRET, info_1: 0, info_2: 0 });
+                }
+            }
+            _ => return Some(raw),
         }
-        self.vmcb.set_tlb_control(TlbControl::None);
-        let code = self.vmcb.exit_code();
-        percpu::current().record_exit(self.id, code.0, self.vmcb.rip());
-        self.next_rip = (self.shared.features.contains(SvmFeatures::NRIP_SAVE) && Self::saves_next_rip(code))
-            .then(|| self.vmcb.next_rip());
-        RawExit { code, info_1: self.vmcb.exit_info_1(), info_2: self.vmcb.exit_info_2() }
+        // What was being delivered is delivered now.
+        if let Some(event) = self.take_interrupted_event() {
+            self.inject_event(event);
+        }
+        None
     }
 }
 
@@ -140,26 +151,18 @@ impl Vcpu for SvmVcpu {
     fn run(&mut self) -> RawExit {
         loop {
             let raw = self.enter();
-            let returned = self.nmi.returning.is_some() && self.nmi_return_ended(raw.code);
-            match raw.code {
-                ExitCode::IRET => self.nmi_return_begins(),
-                DEBUG_EXCEPTION if self.swallow_step() => {
-                    if returned {
-                        return RawExit { code: ExitCode::IRET, info_1: 0, info_2: 0 };
-                    }
-                }
-                _ => return raw,
+            if !self.nmi.is_watched() {
+                return raw;
             }
-            // What was being delivered is delivered now.
-            if let Some(event) = self.interrupted_event() {
-                self.inject_event(event);
+            if let Some(raw) = self.exit_in_handler(raw) {
+                return raw;
             }
         }
     }
 
     #[inline(always)]
     fn decode(&self, raw: RawExit) -> Exit {
-        decode(raw, self.shared.features)
+        decode(raw, self.features)
     }
 
     fn inject(&mut self, event: Event) {
@@ -172,8 +175,12 @@ impl Vcpu for SvmVcpu {
     }
 
     #[inline]
+    fn has_interrupted_event(&self) -> bool {
+        self.vmcb.exit_int_info().is_valid()
+    }
+
     fn take_interrupted_event(&mut self) -> Option<Event> {
-        self.interrupted_event()
+        decode_interrupted(self.vmcb.exit_int_info(), self.vmcb.cr2())
     }
 
     fn set_interrupt_window(&mut self, window: InterruptWindow) {

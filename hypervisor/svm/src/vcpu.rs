@@ -7,7 +7,7 @@ use caisson_hwvirt::{VcpuSetup, VcpuState};
 use caisson_machine::context::GuestContext;
 use caisson_machine::memory::PageBox;
 use caisson_types::VcpuId;
-use caisson_x86::svm::{Intercepts, SvmFeatures, Vmcb};
+use caisson_x86::svm::{Clean, ExitCode, Intercepts, SvmFeatures, Vmcb};
 use caisson_x86::{Attributes, Cr0, Cr4, DescriptorTable, Efer, Gpr, Gprs, Rflags, Segment, SegmentRegister};
 
 use crate::asid::Asid;
@@ -53,6 +53,12 @@ pub(crate) const V_INTR_MASKING: u64 = 1 << 24;
 /// PAT after reset (APM vol. 2, section 7.8.2).
 const RESET_PAT: u64 = 0x0007_0406_0007_0406;
 
+/// Whether the exit is an instruction's, for which the CPU saves the next RIP (section 15.7.1).
+#[inline]
+fn saves_next_rip(code: ExitCode) -> bool {
+    matches!(code.0, 0x00..=0x3f | 0x65..=0x7c | 0x80..=0x8e)
+}
+
 /// A vCPU of AMD-V.
 pub struct SvmVcpu {
     pub(crate) id: VcpuId,
@@ -65,8 +71,10 @@ pub struct SvmVcpu {
     pub(crate) asid: Asid,
     pub(crate) context: GuestContext,
     pub(crate) nmi: crate::event::NmiState,
-    /// Whether the last exit left a next RIP in the VMCB.
-    pub(crate) next_rip: Option<u64>,
+    /// What the CPU has, out of [`Shared::features`].
+    pub(crate) features: SvmFeatures,
+    /// What need not be read again after an exit: everything, or nothing where the CPU knows no clean bits.
+    pub(crate) clean: Clean,
     /// The physical CPU that the vCPU last ran on.
     pub(crate) last_cpu: Option<u32>,
 }
@@ -91,6 +99,7 @@ impl SvmVcpu {
                 vmcb.set_pause_filter_threshold(PAUSE_FILTER.1);
             }
         }
+        let features = shared.features;
         let context = GuestContext::new(shared.carried, id.domain)?;
         let mut vcpu = Self {
             id,
@@ -101,7 +110,8 @@ impl SvmVcpu {
             asid: Asid::NONE,
             context,
             nmi: crate::event::NmiState::default(),
-            next_rip: None,
+            features,
+            clean: if features.contains(SvmFeatures::CLEAN_BITS) { Clean::all() } else { Clean::empty() },
             last_cpu: None,
         };
         vcpu.reset_registers(false);
@@ -170,7 +180,7 @@ impl SvmVcpu {
 
     /// Flushes this guest's TLB entries before the next entry, as narrowly as the CPU can.
     pub(crate) fn flush_guest_tlb(&mut self) {
-        if self.shared.features.contains(SvmFeatures::FLUSH_BY_ASID) {
+        if self.features.contains(SvmFeatures::FLUSH_BY_ASID) {
             self.vmcb.set_tlb_control(caisson_x86::svm::TlbControl::FlushAsid);
         } else {
             self.drop_asid();
@@ -352,14 +362,11 @@ impl VcpuState for SvmVcpu {
 
     #[inline]
     fn next_rip(&self) -> Option<u64> {
-        self.next_rip
+        let there = self.features.contains(SvmFeatures::NRIP_SAVE) && saves_next_rip(self.vmcb.exit_code());
+        there.then(|| self.vmcb.next_rip())
     }
 
     fn fetched_bytes(&self) -> &[u8] {
-        if self.shared.features.contains(SvmFeatures::DECODE_ASSISTS) {
-            self.vmcb.fetched_bytes()
-        } else {
-            &[]
-        }
+        if self.features.contains(SvmFeatures::DECODE_ASSISTS) { self.vmcb.fetched_bytes() } else { &[] }
     }
 }

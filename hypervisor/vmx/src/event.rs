@@ -53,18 +53,15 @@ impl VmxVcpu {
         self.injection = Some(encode_event(event, protected));
     }
 
-    /// The event whose delivery the last exit interrupted.
+    /// What the CPU says of the delivery that the last exit has interrupted, after such a kind of exit.
     #[inline]
-    pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
-        if !self.reason.may_interrupt_delivery() {
-            return None;
-        }
-        let info = EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32);
-        if info.is_valid() { self.decode_interrupted(info) } else { None }
+    pub(crate) fn interrupted_info(&self) -> EventInfo {
+        EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32)
     }
 
-    #[cold]
-    fn decode_interrupted(&mut self, info: EventInfo) -> Option<Event> {
+    /// The event whose delivery the last exit interrupted.
+    pub(crate) fn interrupted_event(&mut self) -> Option<Event> {
+        let info = self.interrupted_info();
         let code = if info.has_error_code() { self.vmcs.read(field::INTERRUPTED_ERROR_CODE) } else { 0 };
         let event = decode_interrupted(info, code, self.context.cr2());
         if event == Some(Event::Nmi) {
@@ -77,8 +74,7 @@ impl VmxVcpu {
     /// An IRET that exits for a fault of its own has unblocked NMIs by then, although it will be executed again
     /// (section 28.2.3).
     pub(crate) fn block_nmis_again(&mut self) {
-        let interrupted = EventInfo(self.vmcs.get(Register::InterruptedEvent) as u32);
-        if interrupted.is_valid() {
+        if self.interrupted_info().is_valid() {
             return;
         }
         let unblocked = if matches!(self.reason.basic(), ExitReason::EPT_VIOLATION | ExitReason::LOG_FULL) {

@@ -376,6 +376,10 @@ impl Vcpu for VmxVcpu {
     }
 
     #[inline]
+    fn has_interrupted_event(&self) -> bool {
+        self.reason.may_interrupt_delivery() && self.interrupted_info().is_valid()
+    }
+
     fn take_interrupted_event(&mut self) -> Option<Event> {
         self.interrupted_event()
     }

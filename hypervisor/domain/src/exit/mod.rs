@@ -29,9 +29,8 @@ impl<V: Vcpu> VirtualCpu<V> {
         host: &mut impl Host,
         raw: V::Raw,
     ) -> Outcome {
-        if let Some(event) = self.hw.take_interrupted_event() {
-            self.interrupted = Some(event);
-            self.attention = true;
+        if self.hw.has_interrupted_event() {
+            self.keep_interrupted();
         }
         let exit = self.hw.decode(raw);
         host.answering(exit.class());
@@ -80,6 +79,15 @@ impl<V: Vcpu> VirtualCpu<V> {
             Exit::Unknown { reason, qualification } => {
                 self.end(Ended::Killed(KillReason::UnknownExit { reason, qualification }))
             }
+        }
+    }
+
+    /// The exit came in between an event and its handler.
+    #[cold]
+    fn keep_interrupted(&mut self) {
+        if let Some(event) = self.hw.take_interrupted_event() {
+            self.interrupted = Some(event);
+            self.attention = true;
         }
     }
 

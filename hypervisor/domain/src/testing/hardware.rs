@@ -273,6 +273,10 @@ impl Vcpu for FakeHw {
         self.injected.is_some()
     }
 
+    fn has_interrupted_event(&self) -> bool {
+        self.interrupted.is_some()
+    }
+
     fn take_interrupted_event(&mut self) -> Option<Event> {
         self.interrupted.take()
     }

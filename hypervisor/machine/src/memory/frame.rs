@@ -16,6 +16,7 @@ use super::{direct, frames, scrub};
 pub struct PageBox<T: FromZeros> {
     block: Option<FrameBlock>,
     value: *mut T,
+    hpa: Hpa,
 }
 
 // SAFETY: the box owns its frames and the value in them.
@@ -30,15 +31,15 @@ impl<T: FromZeros> PageBox<T> {
         const { assert!(align_of::<T>() <= PAGE_SIZE as usize && !core::mem::needs_drop::<T>()) };
         let order = size_of::<T>().div_ceil(PAGE_SIZE as usize).next_power_of_two().ilog2();
         let block = frames().allocate(order as u8, owner)?;
-        let value = direct(block.start()).cast();
-        Some(Self { block: Some(block), value })
+        let hpa = block.start();
+        Some(Self { block: Some(block), value: direct(hpa).cast(), hpa })
     }
 
     /// Where the value is, for the hardware.
     #[inline]
     #[must_use]
     pub fn hpa(&self) -> Hpa {
-        Hpa::new(self.value as u64 - super::DIRECT_MAP)
+        self.hpa
     }
 }
 

@@ -495,10 +495,10 @@ impl Vmcb {
         self.control.tlb_control = control as u8;
     }
 
-    /// Marks every group that the CPU knows as clean: called after each exit, before any setter.
+    /// Marks groups as clean, all or none: called after each exit, before any setter.
     #[inline]
-    pub fn mark_clean(&mut self) {
-        self.control.clean = Clean::all().bits();
+    pub fn set_clean(&mut self, clean: Clean) {
+        self.control.clean = clean.bits();
     }
 
     /// Makes the CPU read everything at the next VMRUN: for another physical CPU, or another VMCB at this address.
@@ -521,7 +521,7 @@ mod tests {
     #[test]
     fn setters_clear_their_clean_bit() {
         let mut vmcb = Vmcb::new_zeroed();
-        vmcb.mark_clean();
+        vmcb.set_clean(Clean::all());
         vmcb.set_cr3(0x1000);
         vmcb.set_rip(5);
         assert_eq!(vmcb.clean(), Clean::all() - Clean::CONTROL_REGISTERS);
