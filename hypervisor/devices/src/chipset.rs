@@ -18,7 +18,7 @@ mod lines;
 mod outbox;
 
 use caisson_irqchip::InterruptMessage;
-use caisson_types::Instant;
+use caisson_types::{Instant, Moment};
 
 use crate::{PciConfig, Pit, PowerManagement, ResetControl, Rtc, Uart, pci, pm, reset, uart};
 use lines::Interrupts;
@@ -123,27 +123,31 @@ impl Chipset {
 
     /// Reads `size` bytes (1, 2 or 4) at `port`.
     #[inline]
-    pub fn port_read(&mut self, port: u16, size: u8, now: Instant) -> u32 {
-        let now = self.not_before(now);
+    pub fn port_read(&mut self, port: u16, size: u8, now: impl Moment) -> u32 {
         match (port, size) {
             (_, 1) => u32::from(self.read_byte(port, now)),
-            (pm::TIMER, 4) => PowerManagement::timer(now),
+            (pm::TIMER, 4) => PowerManagement::timer(self.not_before(now)),
             (pci::ADDRESS, 4) => self.pci.read_address(),
-            _ => self.read_split(port, size, now),
+            _ => {
+                let now = self.not_before(now);
+                self.read_split(port, size, now)
+            }
         }
     }
 
     /// Writes the low `size` bytes (1, 2 or 4) of `value` to `port`.
     #[inline]
-    pub fn port_write(&mut self, port: u16, size: u8, value: u32, now: Instant) -> Effect {
-        let now = self.not_before(now);
+    pub fn port_write(&mut self, port: u16, size: u8, value: u32, now: impl Moment) -> Effect {
         match (port, size) {
             (_, 1) => self.write_byte(port, value as u8, now),
             (pci::ADDRESS, 4) => {
                 self.pci.write_address(value);
                 Effect::None
             }
-            _ => self.write_split(port, size, value, now),
+            _ => {
+                let now = self.not_before(now);
+                self.write_split(port, size, value, now)
+            }
         }
     }
 
@@ -293,8 +297,8 @@ impl Chipset {
     }
 
     #[inline]
-    fn not_before(&mut self, now: Instant) -> Instant {
-        self.latest = self.latest.max(now);
+    fn not_before(&mut self, now: impl Moment) -> Instant {
+        self.latest = self.latest.max(now.instant());
         self.latest
     }
 
@@ -304,9 +308,15 @@ impl Chipset {
         self.deadline = pit.min(self.rtc.next_deadline()).min(self.pm.next_deadline());
     }
 
+    /// Brings the PIT up to `now`, where it has anything to do.
     #[inline]
-    fn advance_pit(&mut self, now: Instant) {
-        if now >= self.pit.next_deadline() {
+    fn advance_pit(&mut self, now: impl Moment) {
+        let deadline = self.pit.next_deadline();
+        if deadline == Instant::NEVER {
+            return;
+        }
+        let now = self.not_before(now);
+        if now >= deadline {
             self.tick(now);
         }
     }
@@ -343,7 +353,7 @@ impl Chipset {
     }
 
     #[inline]
-    fn read_byte(&mut self, port: u16, now: Instant) -> u8 {
+    fn read_byte(&mut self, port: u16, now: impl Moment) -> u8 {
         match port {
             COM1..=0x3FF => {
                 let value = self.uart.read(port - COM1);
@@ -357,6 +367,15 @@ impl Chipset {
                 self.advance_pit(now);
                 self.interrupts.pic.read(port)
             }
+            _ => {
+                let now = self.not_before(now);
+                self.read_rare(port, now)
+            }
+        }
+    }
+
+    fn read_rare(&mut self, port: u16, now: Instant) -> u8 {
+        match port {
             0x40..=0x43 => self.pit.read(port - 0x40, now),
             0x61 => self.pit.read_control_b(now),
             0x71 => {
@@ -364,12 +383,6 @@ impl Chipset {
                 self.update_rtc();
                 value
             }
-            _ => self.read_rare(port, now),
-        }
-    }
-
-    fn read_rare(&mut self, port: u16, now: Instant) -> u8 {
-        match port {
             0x60 => {
                 let value = self.reset.read_data();
                 self.update_keyboard();
@@ -390,7 +403,7 @@ impl Chipset {
     }
 
     #[inline]
-    fn write_byte(&mut self, port: u16, value: u8, now: Instant) -> Effect {
+    fn write_byte(&mut self, port: u16, value: u8, now: impl Moment) -> Effect {
         match port {
             COM1..=0x3FF => {
                 let sent = self.uart.write(port - COM1, value);
@@ -402,25 +415,33 @@ impl Chipset {
                 self.interrupts.pic_write(port, value);
                 self.plan();
             }
-            0x40..=0x43 => {
-                self.advance_pit(now);
-                self.pit.write(port - 0x40, value, now);
-                self.interrupts.set(PIT_IRQ, self.pit.output(now));
-                self.plan();
-            }
-            0x61 => self.pit.write_control_b(value, now),
             0x70 => self.rtc.write_index(value),
-            0x71 => {
-                self.rtc.write_data(value, now);
-                self.update_rtc();
+            _ => {
+                let now = self.not_before(now);
+                return self.write_rare(port, value, now);
             }
-            _ => return self.write_rare(port, value, now),
         }
         Effect::None
     }
 
     fn write_rare(&mut self, port: u16, value: u8, now: Instant) -> Effect {
         let resets = match port {
+            0x40..=0x43 => {
+                self.advance_pit(now);
+                self.pit.write(port - 0x40, value, now);
+                self.interrupts.set(PIT_IRQ, self.pit.output(now));
+                self.plan();
+                false
+            }
+            0x61 => {
+                self.pit.write_control_b(value, now);
+                false
+            }
+            0x71 => {
+                self.rtc.write_data(value, now);
+                self.update_rtc();
+                false
+            }
             0x60 | 0x64 => {
                 let resets =
                     if port == 0x60 { self.reset.write_data(value) } else { self.reset.write_command(value) };

@@ -16,4 +16,4 @@ pub use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
 pub use id::{DomainId, VcpuId};
 pub use memory::{GuestMemory, MemoryError, SliceMemory};
 pub use region::{MemoryRegion, RegionKind};
-pub use time::{Instant, TICKS_NEVER, ticks_at};
+pub use time::{Instant, Moment, TICKS_NEVER, ticks_at};

@@ -34,6 +34,26 @@ impl Instant {
     }
 }
 
+/// A point in time that is worked out only when it is asked for: an [`Instant`], or what reads a clock.
+pub trait Moment: Copy {
+    /// Which one.
+    fn instant(self) -> Instant;
+}
+
+impl Moment for Instant {
+    #[inline]
+    fn instant(self) -> Instant {
+        self
+    }
+}
+
+impl<F: Fn() -> Instant + Copy> Moment for F {
+    #[inline]
+    fn instant(self) -> Instant {
+        self()
+    }
+}
+
 /// Saturates at [`Instant::NEVER`].
 impl Add<u64> for Instant {
     type Output = Self;

@@ -32,7 +32,8 @@ impl<V: Vcpu> VirtualCpu<V> {
                 None => self.skip(domain, Opcode::PortIo, Outcome::Resume),
             };
         }
-        let now = domain.clock.at(host.tsc());
+        // Read only where the port has to do with it.
+        let now = || domain.clock.at(host.tsc());
         let rax = self.hw.gpr(Gpr::Rax);
         let mut chipset = domain.chipset();
         let effect = match io.direction {
