@@ -5,6 +5,7 @@
 //! | `request.rs` | a chain of descriptors as a request, checked against the disk's extent |
 //! | `storage.rs` | what a disk's data lies in |
 //! | `raw.rs` | a file or block device, as it is |
+//! | `limits.rs` | what one takes |
 //! | `qcow2.rs` | an image in that format |
 //!
 //! Requests are taken as they come and work on them overlaps; they are given back in their order (`ring.rs` says why). A flush
@@ -14,6 +15,7 @@
 //! While many requests are under way, each side is told less often than something happens: the guest need not notify, because the
 //! end of a request makes the ring looked at in any case, and is interrupted for several answers at once, or after a short while.
 
+mod limits;
 mod qcow2;
 mod raw;
 mod request;
@@ -55,6 +57,8 @@ pub const MAX_RANGE_SECTORS: u32 = 1 << 21;
 const BUSY: usize = 8;
 const ANSWERS: u16 = 4;
 const DELAY: Duration = Duration::from_micros(200);
+/// With so many bytes under way their end takes longer than a sleep costs.
+const LARGE: usize = 256 << 10;
 /// The bytes of a disk's serial number.
 const SERIAL: usize = 20;
 
@@ -69,8 +73,9 @@ pub struct Block {
     slots: VecDeque<Slot>,
     /// The number of the first slot.
     first: u64,
-    /// How many of them the storage works on.
+    /// How many of them the storage works on, and how many bytes those move.
     under_way: usize,
+    moving: usize,
     done: Vec<Done>,
     /// When the guest is to be told of answers at the latest.
     announce: Option<Instant>,
@@ -83,6 +88,8 @@ struct Slot {
     status: Buffers,
     /// Bytes that the guest finds in its buffers when the request has gone well.
     bytes: u32,
+    /// Bytes that the storage moves for it.
+    moves: usize,
     stage: Stage,
 }
 
@@ -130,6 +137,7 @@ impl Block {
             slots: VecDeque::new(),
             first: 0,
             under_way: 0,
+            moving: 0,
             done: Vec::new(),
             announce: None,
         }
@@ -149,10 +157,12 @@ impl Block {
             let geometry = self.storage.geometry();
             let Request { head, status, bytes, action } = Request::read(&chain, ring.memory(), &geometry)?;
             let token = self.first.wrapping_add(self.slots.len() as u64);
+            let mut moves = 0;
             let stage = match action {
                 Action::Transfer(Transfer::Flush) => Stage::Flush,
                 Action::Transfer(transfer) => {
-                    count(&transfer, counters);
+                    moves = count(&transfer, counters);
+                    self.moving += moves;
                     self.storage.start(token, transfer, !self.flushes);
                     self.under_way += 1;
                     Stage::Started
@@ -164,7 +174,7 @@ impl Block {
                 Action::Unsupported => Stage::Ended(VIRTIO_BLK_S_UNSUPP),
                 Action::Refused => Stage::Ended(VIRTIO_BLK_S_IOERR),
             };
-            self.slots.push_back(Slot { head, status, bytes, stage });
+            self.slots.push_back(Slot { head, status, bytes, moves, stage });
         }
         Ok(any)
     }
@@ -177,6 +187,7 @@ impl Block {
             self.under_way = self.under_way.saturating_sub(1);
             let index = usize::try_from(token.wrapping_sub(self.first)).unwrap_or(usize::MAX);
             if let Some(slot) = self.slots.get_mut(index) {
+                self.moving = self.moving.saturating_sub(std::mem::take(&mut slot.moves));
                 slot.stage = Stage::Ended(if result.is_ok() { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR });
             }
         }
@@ -229,13 +240,15 @@ impl Block {
     }
 }
 
-/// Counts a transfer that begins.
-fn count(transfer: &Transfer, counters: &Counters) {
-    match transfer {
-        Transfer::Read { into, .. } => counters.bytes_to_guest.add(into.bytes() as u64),
-        Transfer::Write { from, .. } => counters.bytes_from_guest.add(from.bytes() as u64),
-        _ => {}
-    }
+/// Counts a transfer that begins: how many bytes it moves.
+fn count(transfer: &Transfer, counters: &Counters) -> usize {
+    let (counter, bytes) = match transfer {
+        Transfer::Read { into, .. } => (&counters.bytes_to_guest, into.bytes()),
+        Transfer::Write { from, .. } => (&counters.bytes_from_guest, from.bytes()),
+        _ => return 0,
+    };
+    counter.add(bytes as u64);
+    bytes
 }
 
 impl Device for Block {
@@ -274,6 +287,7 @@ impl Device for Block {
         }
         self.first = self.first.wrapping_add(self.slots.len() as u64);
         self.slots.clear();
+        self.moving = 0;
         self.announce = None;
         self.ring = None;
     }
@@ -302,7 +316,7 @@ impl Device for Block {
     fn awaits(&self) -> Awaits {
         match self.under_way {
             0 => Awaits::Guest,
-            1..BUSY => Awaits::End,
+            1..BUSY if self.moving < LARGE => Awaits::End,
             _ => Awaits::Ends,
         }
     }

@@ -4,6 +4,9 @@
 //! driver domain's page cache. Buffers that are not aligned as the medium needs it go through pages of the daemon's own, a bounded
 //! number at a time.
 //!
+//! A transfer that the medium's driver would have to split goes to the kernel in parts that it takes whole ([`Limits`]): the kernel
+//! refuses to split one that must not wait, after all its pages have been looked up, and has a thread of its own do it once more.
+//!
 //! A write that the guest has been told of must outlive the driver domain, whose crash the guest does not notice: its next flush
 //! would come to a file system that has forgotten. A device's own cache outlives it, and a file's data that are in the page cache,
 //! or the places of which its file system has only noted in memory, do not. So each write to a file ends when it is on the medium
@@ -19,12 +22,13 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, ioctl_blksszget};
+use rustix::fs::FlockOperation;
 
-use super::{Done, Geometry, SECTOR, Storage, Transfer};
+use super::limits::{Limits, Parts, block_size};
+use super::{Done, Geometry, Storage, Transfer};
 use crate::claims;
 use crate::sys::{Buffers, Completion, Pages, Uring, Work};
 
@@ -47,19 +51,27 @@ pub struct Raw {
     direct: bool,
     /// Every change has to be on the medium before the guest is told.
     durable: bool,
+    limits: Limits,
+    /// By the number that the kernel gives back, and the next such number.
     jobs: HashMap<u64, Job>,
+    next: u64,
+    /// Transfers in parts, and the parts that wait for a place.
+    parts: Parts,
+    waiting: VecDeque<(Job, Buffers)>,
     bounces: usize,
     /// Transfers that write zeroes, and those that wait for their turn to.
     zeroings: usize,
-    unzeroed: VecDeque<(u64, Job)>,
+    unzeroed: VecDeque<Job>,
     completions: Vec<Completion>,
     /// Ended without the kernel.
     ended: Vec<Done>,
 }
 
-/// A transfer on its way.
+/// A transfer on its way, or a part of one.
 #[derive(Debug)]
 struct Job {
+    /// Of the transfer, as it was given.
+    token: u64,
     kind: Kind,
     /// Where the piece that is under way begins, in bytes.
     offset: u64,
@@ -111,6 +123,7 @@ impl Raw {
         if bytes == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is too small for a disk"));
         }
+        let limits = if direct { Limits::of(&file)? } else { Limits::NONE };
         let ring = Uring::new(file, depth as u16)?;
         let geometry = Geometry { bytes, block, read_only };
         Ok(Self {
@@ -118,7 +131,11 @@ impl Raw {
             geometry,
             direct,
             durable,
+            limits,
             jobs: HashMap::new(),
+            next: 0,
+            parts: Parts::default(),
+            waiting: VecDeque::new(),
             bounces: 0,
             zeroings: 0,
             unzeroed: VecDeque::new(),
@@ -128,7 +145,7 @@ impl Raw {
     }
 
     /// Begins the next piece of a job. `whole` are the guest's buffers of one that goes straight.
-    fn go(&mut self, token: u64, mut job: Job, whole: Option<Buffers>) {
+    fn go(&mut self, mut job: Job, whole: Option<Buffers>) {
         let Job { offset, left, durable, .. } = job;
         let bounce =
             || Buffers::own(Pages::new(BOUNCE_BYTES.min(left as usize)), BOUNCE_BYTES.min(left as usize));
@@ -155,22 +172,51 @@ impl Raw {
                 (write, Some(Buffers::own(Pages::new(bytes), bytes)))
             }
         };
-        match self.ring.start(token, work, buffers) {
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        match self.ring.start(number, work, buffers) {
             Ok(()) => {
-                self.jobs.insert(token, job);
+                self.jobs.insert(number, job);
             }
-            Err(error) => self.end(token, &job.kind, Err(error)),
+            Err(error) => self.end(&job, Err(error)),
         }
     }
 
-    fn end(&mut self, token: u64, kind: &Kind, result: io::Result<()>) {
-        self.ended.push(Done { token, result });
-        match kind {
+    /// Begins a transfer straight from and to the guest's memory, in parts where it is too much for one.
+    fn go_straight(&mut self, mut job: Job, mut rest: Buffers) {
+        let Limits { bytes, pieces } = self.limits;
+        let mut count = 1;
+        while let Some(first) = rest.split_first(bytes, pieces) {
+            // Always the one behind as well, so that none of these is the last one.
+            self.parts.add(job.token, if count == 1 { 2 } else { 1 });
+            count += 1;
+            let left = first.bytes() as u64;
+            let kind = if matches!(job.kind, Kind::Write) { Kind::Write } else { Kind::Read };
+            self.go_or_wait(Job { kind, left, ..job }, first);
+            job.offset += left;
+            job.left -= left;
+        }
+        self.go_or_wait(job, rest);
+    }
+
+    /// Begins a part, when there is a place.
+    fn go_or_wait(&mut self, part: Job, buffers: Buffers) {
+        if self.ring.has_room() {
+            self.go(part, Some(buffers));
+        } else {
+            self.waiting.push_back((part, buffers));
+        }
+    }
+
+    fn end(&mut self, job: &Job, result: io::Result<()>) {
+        let token = job.token;
+        self.ended.extend(self.parts.end(token, result).map(|result| Done { token, result }));
+        match &job.kind {
             Kind::BounceRead(_) | Kind::BounceWrite(_) => self.bounces -= 1,
             Kind::ZeroByWriting => {
                 self.zeroings -= 1;
-                if let Some((token, job)) = self.unzeroed.pop_front() {
-                    self.zero(token, job);
+                if let Some(job) = self.unzeroed.pop_front() {
+                    self.zero(job);
                 }
             }
             _ => {}
@@ -178,32 +224,32 @@ impl Raw {
     }
 
     /// Begins to write zeroes, when fewer do than may: each has pages of the daemon's own.
-    fn zero(&mut self, token: u64, job: Job) {
+    fn zero(&mut self, job: Job) {
         if self.zeroings == MAX_ZEROINGS {
-            return self.unzeroed.push_back((token, job));
+            return self.unzeroed.push_back(job);
         }
         self.zeroings += 1;
-        self.go(token, Job { kind: Kind::ZeroByWriting, ..job }, None);
+        self.go(Job { kind: Kind::ZeroByWriting, ..job }, None);
     }
 
     /// Work of the kernel's has ended: the job ends, or goes on.
     fn proceed(&mut self, completion: Completion) {
-        let Completion { token, result, buffers } = completion;
-        let Some(mut job) = self.jobs.remove(&token) else { return };
+        let Completion { token: number, result, buffers } = completion;
+        let Some(mut job) = self.jobs.remove(&number) else { return };
         if job.given_up {
-            return self.end(token, &job.kind, Err(io::ErrorKind::Interrupted.into()));
+            return self.end(&job, Err(io::ErrorKind::Interrupted.into()));
         }
         let count = match result {
             Ok(count) => count,
-            Err(error) => return self.fail(token, job, buffers, error),
+            Err(error) => return self.fail(job, buffers, error),
         };
         job.retries = 0;
         match &mut job.kind {
             Kind::Zero { .. } if job.durable => {
                 job.kind = Kind::Flush;
-                return self.go(token, job, None);
+                return self.go(job, None);
             }
-            Kind::Flush | Kind::Discard | Kind::Zero { .. } => return self.end(token, &job.kind, Ok(())),
+            Kind::Flush | Kind::Discard | Kind::Zero { .. } => return self.end(&job, Ok(())),
             Kind::BounceRead(guest) => {
                 if let Some(own) = &buffers {
                     guest.copy_from(own, count);
@@ -216,31 +262,31 @@ impl Raw {
         job.left = job.left.saturating_sub(count as u64);
         job.offset += count as u64;
         if job.left == 0 {
-            return self.end(token, &job.kind, Ok(()));
+            return self.end(&job, Ok(()));
         }
         // The end of a file that has become shorter; or a part of a block, behind which nothing direct can go on.
         if count == 0 || !job.offset.is_multiple_of(u64::from(self.geometry.block)) {
-            return self.end(token, &job.kind, Err(io::ErrorKind::UnexpectedEof.into()));
+            return self.end(&job, Err(io::ErrorKind::UnexpectedEof.into()));
         }
         let rest = buffers.map(|mut buffers| {
             buffers.skip(count);
             buffers
         });
-        self.go(token, job, rest);
+        self.go(job, rest);
     }
 
-    fn fail(&mut self, token: u64, mut job: Job, buffers: Option<Buffers>, error: io::Error) {
+    fn fail(&mut self, mut job: Job, buffers: Option<Buffers>, error: io::Error) {
         let code = error.raw_os_error();
         if matches!(code, Some(libc::EAGAIN | libc::EINTR)) && job.retries < RETRIES {
             job.retries += 1;
-            return self.go(token, job, buffers);
+            return self.go(job, buffers);
         }
         let unsupported = matches!(code, Some(libc::EOPNOTSUPP | libc::ENODEV | libc::EINVAL));
         match job.kind {
             // To discard is a hint.
-            Kind::Discard if unsupported => self.end(token, &job.kind, Ok(())),
-            Kind::Zero { .. } if unsupported => self.zero(token, job),
-            _ => self.end(token, &job.kind, Err(error)),
+            Kind::Discard if unsupported => self.end(&job, Ok(())),
+            Kind::Zero { .. } if unsupported => self.zero(job),
+            _ => self.end(&job, Err(error)),
         }
     }
 }
@@ -252,7 +298,10 @@ impl Storage for Raw {
 
     fn has_room(&self) -> bool {
         // Those that wait for their turn have a place each.
-        self.ring.has_room() && self.bounces < MAX_BOUNCES && self.unzeroed.is_empty()
+        self.ring.has_room()
+            && self.bounces < MAX_BOUNCES
+            && self.unzeroed.is_empty()
+            && self.waiting.is_empty()
     }
 
     fn start(&mut self, token: u64, transfer: Transfer, durable: bool) {
@@ -284,7 +333,11 @@ impl Storage for Raw {
             self.bounces += 1;
         }
         let durable = durable || self.durable;
-        self.go(token, Job { kind, offset, left, durable, retries: 0, given_up: false }, whole);
+        let job = Job { token, kind, offset, left, durable, retries: 0, given_up: false };
+        match whole {
+            Some(buffers) => self.go_straight(job, buffers),
+            None => self.go(job, None),
+        }
     }
 
     fn submit(&mut self) {
@@ -293,10 +346,11 @@ impl Storage for Raw {
 
     fn give_up(&mut self) {
         self.jobs.values_mut().for_each(|job| job.given_up = true);
-        let unzeroed = self.unzeroed.drain(..);
-        self.ended.extend(
-            unzeroed.map(|(token, _)| Done { token, result: Err(io::ErrorKind::Interrupted.into()) }),
-        );
+        let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(job, _)| job);
+        for job in std::mem::take(&mut self.unzeroed).into_iter().chain(waiting) {
+            let result = self.parts.end(job.token, Err(io::ErrorKind::Interrupted.into()));
+            self.ended.extend(result.map(|result| Done { token: job.token, result }));
+        }
     }
 
     fn collect(&mut self, into: &mut Vec<Done>) {
@@ -306,6 +360,11 @@ impl Storage for Raw {
             self.proceed(completion);
         }
         self.completions = completions;
+        while self.ring.has_room()
+            && let Some((part, buffers)) = self.waiting.pop_front()
+        {
+            self.go(part, Some(buffers));
+        }
         into.append(&mut self.ended);
         self.ring.submit();
     }
@@ -345,33 +404,88 @@ fn open(path: &Path, read_only: bool) -> io::Result<(File, bool)> {
     Ok((file, direct))
 }
 
-/// What transfers of the file have to be multiples of.
-fn block_size(file: &File) -> io::Result<u32> {
-    let metadata = file.metadata()?;
-    let size = if metadata.file_type().is_block_device() {
-        ioctl_blksszget(file)?
-    } else {
-        file_block_size(metadata.dev()).unwrap_or(SECTOR as u32)
-    };
-    Ok(size.clamp(512, 4096).next_power_of_two())
-}
-
-/// The logical block of the device that the file system of a file lies on, if it is one.
-fn file_block_size(device: u64) -> Option<u32> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    // A partition's queue is its disk's.
-    ["queue", "../queue"].iter().find_map(|queue| {
-        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
-        std::fs::read_to_string(path).ok()?.trim().parse().ok()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
 
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::SECTOR;
     use super::*;
-    use crate::testing::file;
+    use crate::sys::Memory;
+    use crate::testing::{file, memory};
+
+    /// Works until so many transfers have ended.
+    fn finish(raw: &mut Raw, done: &mut Vec<Done>, count: usize) {
+        while done.len() < count {
+            raw.submit();
+            raw.wait();
+            raw.collect(done);
+        }
+    }
+
+    /// All of a guest's memory, in ranges of `bytes`.
+    fn buffers(memory: &Arc<Memory>, bytes: usize) -> Buffers {
+        let ranges: Vec<_> =
+            (0..memory.mapped() / bytes).map(|at| (GuestAddress((at * bytes) as u64), bytes)).collect();
+        Buffers::guest(memory, &ranges).unwrap()
+    }
+
+    #[test]
+    fn what_is_too_much_for_one_transfer_goes_in_parts() {
+        const BYTES: usize = 64 << 10;
+        let (from, to) = (memory(&[(0, BYTES)]), memory(&[(0, BYTES)]));
+        let data: Vec<u8> = (0..BYTES).map(|at| (at / 7 % 251) as u8).collect();
+        from.regions().write_slice(&data, GuestAddress(0)).unwrap();
+        let limits = [(4096, usize::MAX), (usize::MAX, 3), (12 << 10, 2), (usize::MAX, usize::MAX)];
+        for ((bytes, pieces), most) in limits.into_iter().zip([16, 43, 64, 2]) {
+            let disk = file(2 * BYTES as u64);
+            // Fewer places than parts.
+            let mut raw = Raw::new(disk.try_clone().unwrap(), false, false, 4).unwrap();
+            raw.limits = Limits { bytes, pieces };
+            let mut done = Vec::new();
+            raw.start(7, Transfer::Write { offset: 512, from: buffers(&from, 512) }, false);
+            raw.start(8, Transfer::Write { offset: 512 + BYTES as u64, from: buffers(&from, 512) }, true);
+            assert_eq!(raw.has_room(), most == 2);
+            finish(&mut raw, &mut done, 2);
+            raw.start(9, Transfer::Read { offset: 512, into: buffers(&to, 1024) }, false);
+            finish(&mut raw, &mut done, 3);
+            assert!(done.iter().all(|done| done.result.is_ok()) && raw.has_room());
+            assert!(raw.next >= most, "{} parts", raw.next);
+            let mut back = vec![0; BYTES];
+            to.regions().read_slice(&mut back, GuestAddress(0)).unwrap();
+            assert!(back == data);
+            disk.read_exact_at(&mut back, 512 + BYTES as u64).unwrap();
+            assert!(back == data);
+        }
+    }
+
+    #[test]
+    fn a_transfer_fails_with_any_of_its_parts() {
+        let disk = file(64 << 10);
+        let mut raw = Raw::new(disk.try_clone().unwrap(), false, false, 4).unwrap();
+        raw.limits = Limits { bytes: 4096, pieces: 1 };
+        // The second half is gone.
+        disk.set_len(32 << 10).unwrap();
+        let memory = memory(&[(0, 64 << 10)]);
+        let mut done = Vec::new();
+        raw.start(1, Transfer::Read { offset: 0, into: buffers(&memory, 64 << 10) }, false);
+        raw.start(2, Transfer::Read { offset: 0, into: buffers(&memory, 4096) }, false);
+        // What is given up with parts that have not begun ends once.
+        raw.give_up();
+        finish(&mut raw, &mut done, 2);
+        assert!(done.iter().all(|done| done.result.is_err()));
+        done.clear();
+        raw.start(3, Transfer::Read { offset: 0, into: buffers(&memory, 64 << 10) }, false);
+        finish(&mut raw, &mut done, 1);
+        raw.collect(&mut done);
+        let [Done { token: 3, result: Err(error) }] = done.as_slice() else { panic!("{done:?}") };
+        assert_eq!(
+            (error.kind(), raw.ring.under_way(), raw.jobs.len()),
+            (io::ErrorKind::UnexpectedEof, 0, 0)
+        );
+    }
 
     /// A file in memory does not become zero by itself where it is not to become a hole.
     #[test]

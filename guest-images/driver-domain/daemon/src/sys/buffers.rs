@@ -32,7 +32,7 @@ impl Pages {
 /// What keeps the memory of [`Buffers`] where it is.
 #[derive(Debug)]
 enum Keep {
-    Guest { _memory: Arc<Memory> },
+    Guest(Arc<Memory>),
     Own { _pages: Pages },
 }
 
@@ -42,7 +42,7 @@ enum Keep {
 pub struct Buffers {
     pieces: Vec<libc::iovec>,
     bytes: usize,
-    _keep: Keep,
+    keep: Keep,
 }
 
 // SAFETY: the pieces point to memory that lives as long as the value wherever it is; every access is volatile or the kernel's.
@@ -65,8 +65,8 @@ impl Buffers {
                 bytes = bytes.checked_add(slice.len())?;
             }
         }
-        let keep = Keep::Guest { _memory: Arc::clone(memory) };
-        (pieces.len() <= MAX_PIECES).then_some(Self { pieces, bytes, _keep: keep })
+        let keep = Keep::Guest(Arc::clone(memory));
+        (pieces.len() <= MAX_PIECES).then_some(Self { pieces, bytes, keep })
     }
 
     /// The first `bytes` bytes of pages of the daemon's own, as many as there are.
@@ -74,7 +74,7 @@ impl Buffers {
     pub fn own(mut pages: Pages, bytes: usize) -> Self {
         let bytes = bytes.min(pages.pages.len() * 4096);
         let pieces = vec![libc::iovec { iov_base: pages.pages.as_mut_ptr().cast(), iov_len: bytes }];
-        Self { pieces, bytes, _keep: Keep::Own { _pages: pages } }
+        Self { pieces, bytes, keep: Keep::Own { _pages: pages } }
     }
 
     /// How many bytes there are.
@@ -108,6 +108,29 @@ impl Buffers {
             first.iov_base = first.iov_base.wrapping_byte_add(bytes);
             first.iov_len -= bytes;
         }
+    }
+
+    /// Takes away what comes first, of a guest's memory: at most `bytes` bytes in at most `pieces` pieces, one of each at least;
+    /// `None` where that is all there is, or where the memory is the daemon's own.
+    #[must_use]
+    pub fn split_first(&mut self, bytes: usize, pieces: usize) -> Option<Self> {
+        let Keep::Guest(memory) = &self.keep else { return None };
+        let (mut first, mut count) = (Vec::new(), 0);
+        for piece in self.pieces.iter().take(pieces.max(1)) {
+            let room = bytes.max(1) - count;
+            let part = piece.iov_len.min(room);
+            first.push(libc::iovec { iov_len: part, ..*piece });
+            count += part;
+            if part == room {
+                break;
+            }
+        }
+        if count >= self.bytes {
+            return None;
+        }
+        let first = Self { pieces: first, bytes: count, keep: Keep::Guest(Arc::clone(memory)) };
+        self.skip(count);
+        Some(first)
     }
 
     fn slices(&self) -> impl Iterator<Item = VolatileSlice<'_>> {
@@ -205,5 +228,36 @@ impl Buffers {
 
     pub(super) fn raw(&self) -> &[libc::iovec] {
         &self.pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::memory;
+
+    #[test]
+    fn what_comes_first_is_split_off_by_bytes_and_by_pieces() {
+        let memory = memory(&[(0, 0x4000)]);
+        let ranges =
+            [(GuestAddress(0), 0x1000), (GuestAddress(0x2000), 0x800), (GuestAddress(0x3000), 0x1000)];
+        let all = || Buffers::guest(&memory, &ranges).unwrap();
+        let lengths = |buffers: &Buffers| buffers.raw().iter().map(|piece| piece.iov_len).collect::<Vec<_>>();
+        for (bytes, pieces, first, rest) in [
+            (0x1000, 9, vec![0x1000], vec![0x800, 0x1000]),
+            (0x1400, 9, vec![0x1000, 0x400], vec![0x400, 0x1000]),
+            (0x9000, 2, vec![0x1000, 0x800], vec![0x1000]),
+            (0x200, 1, vec![0x200], vec![0xe00, 0x800, 0x1000]),
+            (0, 0, vec![1], vec![0xfff, 0x800, 0x1000]),
+        ] {
+            let mut buffers = all();
+            let (start, split) = (buffers.raw()[0].iov_base, buffers.split_first(bytes, pieces).unwrap());
+            assert_eq!((lengths(&split), lengths(&buffers)), (first, rest), "{bytes:#x} {pieces}");
+            assert_eq!((split.raw()[0].iov_base, split.bytes() + buffers.bytes()), (start, 0x2800));
+        }
+        for (bytes, pieces) in [(0x2800, 3), (usize::MAX, usize::MAX)] {
+            assert!(all().split_first(bytes, pieces).is_none());
+        }
+        assert!(Buffers::own(Pages::new(0x2000), 0x2000).split_first(0x1000, 1).is_none());
     }
 }
