@@ -17,6 +17,7 @@
 //! | [`host`] | what Caisson is to the daemon: the door, its calls; a fake one for tests |
 //! | [`daemon`] | which devices there are; who hears of which event |
 //! | [`service`] | the thread of a device: follows the transport, works, sleeps |
+//! | [`pace`] | how long it looks before it sleeps |
 //! | [`device`] | what a kind of device has to be able to do |
 //! | [`ring`] | virtqueues of guests that may do anything, given back in order |
 //! | [`block`] | disks |
@@ -53,6 +54,7 @@ pub mod host;
 pub mod kinds;
 pub mod log;
 pub mod net;
+pub mod pace;
 pub mod parameters;
 pub mod port;
 pub mod ring;

@@ -6,10 +6,9 @@
 //! # Sleep
 //!
 //! While there is work, notifications are off: the rings are looked at again and again. When there is none, the thread looks a
-//! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt ([`Pace`]): sleeps that turn out
-//! short make it longer, up to what a sleep and a wake-up cost on this machine; long ones make it shorter, down to nothing, so that
-//! an idle guest costs nothing. It is learnt apart for the two things that there are to wait for: the end of what is under way, as
-//! long as a disk takes, and the guest's next request. Where much is under way the thread sleeps at once, and finds more at a time.
+//! while longer, before it asks for notifications, looks once more, and sleeps. How long is learnt ([`Pace`]), apart for the two
+//! things that there are to wait for: the end of what is under way, as long as a disk takes, and the guest's next request. Where much
+//! is under way the thread sleeps at once, and finds more at a time.
 //!
 //! Looking saves the guest exits as well. It need not notify who looks by itself. And where it shares its CPU with this domain, it
 //! does not run, and so does not execute HLT, while the thread waits for a disk that answers soon.
@@ -31,6 +30,7 @@ use crate::bell::{Bell, CHANGED};
 use crate::device::{Awaits, Device, Fault};
 use crate::host::{Caisson, Refusal, State};
 use crate::log::Voice;
+use crate::pace::Pace;
 use crate::ring::QueueSetup;
 use crate::statistics::Counters;
 use crate::sys::Memory;
@@ -47,41 +47,6 @@ pub enum End {
     Guest,
     /// The device is not this backend's any more.
     Lost(Refusal),
-}
-
-/// How long a thread looks for something before it sleeps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pace {
-    spin: Duration,
-    most: Duration,
-}
-
-impl Pace {
-    const LEAST: Duration = Duration::from_micros(5);
-
-    /// Not at all at first, and never longer than `most`: about what a sleep and a wake-up cost. Who looks for as long as that
-    /// and then sleeps pays twice of what the wait has cost at least.
-    #[must_use]
-    pub fn new(most: Duration) -> Self {
-        Self { spin: Duration::ZERO, most: most.max(Self::LEAST) }
-    }
-
-    /// How long to look.
-    #[must_use]
-    pub fn spin(self) -> Duration {
-        self.spin
-    }
-
-    /// A sleep has ended after `slept`, its own costs and the time before it among that.
-    pub fn woke(&mut self, slept: Duration) {
-        self.spin = if slept < self.most * 2 {
-            (self.spin * 2).clamp(Self::LEAST, self.most)
-        } else if self.spin <= Self::LEAST {
-            Duration::ZERO
-        } else {
-            self.spin / 2
-        };
-    }
 }
 
 /// A device that is attached to.
@@ -110,6 +75,18 @@ struct Running {
     started: u64,
     /// For the guest, and for what is under way.
     paces: [Pace; 2],
+}
+
+impl Running {
+    /// That of what is awaited.
+    fn pace(&mut self, awaited: Awaits) -> Option<&mut Pace> {
+        let [for_guest, for_end] = &mut self.paces;
+        match awaited {
+            Awaits::Guest => Some(for_guest),
+            Awaits::End => Some(for_end),
+            Awaits::Ends => None,
+        }
+    }
 }
 
 impl Service {
@@ -157,7 +134,7 @@ impl Service {
         &mut self,
         running: &mut Running,
         told: &mut u64,
-        idle_since: &mut Option<Instant>,
+        idle_since: &mut Option<(Instant, Awaits)>,
     ) -> Result<(), Fault> {
         let progress = self.device.work(std::mem::take(told), &self.counters)?;
         if progress.interrupt {
@@ -165,18 +142,18 @@ impl Service {
             self.caisson.host().interrupt(self.channel);
         }
         if progress.any {
-            *idle_since = None;
+            // Which wait that was is known by what there was to wait for when it began.
+            if let Some((_, awaited)) = idle_since.take()
+                && let Some(pace) = running.pace(awaited)
+            {
+                pace.found();
+            }
             return Ok(());
         }
         let now = Instant::now();
-        let since = *idle_since.get_or_insert(now);
-        let [for_guest, for_end] = &mut running.paces;
-        let mut pace = match self.device.awaits() {
-            Awaits::Guest => Some(for_guest),
-            Awaits::End => Some(for_end),
-            Awaits::Ends => None,
-        };
-        if now.duration_since(since) < pace.as_deref().map_or(Duration::ZERO, |pace| pace.spin()) {
+        let (since, awaited) = *idle_since.get_or_insert_with(|| (now, self.device.awaits()));
+        let pace = running.pace(awaited);
+        if now.duration_since(since) < pace.map_or(Duration::ZERO, |pace| pace.spin()) {
             // Others of this domain's may have to do what is waited for.
             std::thread::yield_now();
             return Ok(());
@@ -187,7 +164,7 @@ impl Service {
         let deadline = self.device.deadline();
         self.sleep(true, deadline);
         *idle_since = None;
-        if let Some(pace) = &mut pace {
+        if let Some(pace) = running.pace(awaited) {
             pace.woke(since.elapsed());
         }
         Ok(())
@@ -340,25 +317,5 @@ mod tests {
         // One for each time that it was told of something, and at first; a wake-up may come twice.
         let (sleeps, events) = (counters.sleeps.get(), counters.events.get());
         assert!(sleeps <= 2 * events + 1, "{sleeps} sleeps for {events} events");
-    }
-
-    #[test]
-    fn the_pace_follows_the_sleeps() {
-        let most = Duration::from_micros(50);
-        let mut pace = Pace::new(most);
-        assert_eq!(pace.spin(), Duration::ZERO);
-        for _ in 0..10 {
-            pace.woke(Duration::from_micros(20));
-        }
-        assert_eq!(pace.spin(), most);
-        for _ in 0..10 {
-            pace.woke(Duration::from_millis(1));
-        }
-        assert_eq!(pace.spin(), Duration::ZERO);
-        // A wait that is as long as what it costs to look and then to sleep is just worth while.
-        pace.woke(Duration::from_micros(99));
-        assert_eq!(pace.spin(), Pace::LEAST);
-        pace.woke(Duration::from_micros(100));
-        assert_eq!(pace.spin(), Duration::ZERO);
     }
 }

@@ -18,6 +18,9 @@ use caisson_abi::door::{AREA_PAGES, CALLS_COUNT, DATA_PAGE, EVENTS_PAGE, LIST_PA
 use caisson_abi::events::PAGE_WORDS;
 use caisson_abi::io::MemoryRange;
 use caisson_abi::{BATCH_ENTRY_BYTES, BATCH_MAX, CallError, VERSION};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::dax::{self, Dax};
 use super::{Call, Host, MAX_DATA};
@@ -40,15 +43,15 @@ const ENTRY_WORDS: usize = BATCH_ENTRY_BYTES as usize / 8;
 const ANSWER_WORD: usize = 5;
 /// What no call answers.
 const UNANSWERED: u64 = 1 << 63;
-/// About so many exits does this domain have for a sleep of a thread that an event ends: its CPU's HLT, the interrupt with the
-/// kernel's looks at the function's configuration and the interrupt's end, two threads that change; each costs more than a look at a
-/// register, because more is done.
-const EXITS_OF_SLEEP: u32 = 16;
+/// An event that a thread sleeps for costs so many times of how late a timer's sleep ends: it wakes two threads, and its interrupt,
+/// by the kernel's looks at the function's configuration and at the level-triggered pin, has more exits than a timer's.
+const EVENT_IN_TIMERS: u32 = 2;
 /// What that makes is believed between these bounds.
 const LEAST_COST: Duration = Duration::from_micros(50);
 const MOST_COST: Duration = Duration::from_millis(1);
-/// How often the register is looked at, to know what an exit costs; the quickest one counts.
-const LOOKS: u32 = 32;
+/// How many times and for how long the door sleeps, to know how late a sleep ends.
+const NAPS: usize = 9;
+const NAP: Duration = Duration::from_millis(1);
 /// What the register of the interrupt's pin reads while it has none.
 const NO_PIN: u32 = 0xff;
 
@@ -138,7 +141,7 @@ impl Door {
         let dax = Dax::all();
         let bytes = u64::from(AREA_PAGES) * PAGE as u64;
         let (area, area_offset) = dax::map(&dax, area_address, bytes).map_err(step("map the door's area"))?;
-        let mut door = Self {
+        let door = Self {
             registers,
             area,
             area_offset,
@@ -146,9 +149,8 @@ impl Door {
             interrupt,
             dax,
             calls: Mutex::new(()),
-            cost_of_sleep: LEAST_COST,
+            cost_of_sleep: cost_of_sleep().map_err(step("sleep by a timer"))?,
         };
-        door.cost_of_sleep = (door.cost_of_exit() * EXITS_OF_SLEEP).clamp(LEAST_COST, MOST_COST);
         // Linux's numbers of interrupts are the I/O APIC's pins, where that is the first one.
         let irq = fs::read_to_string(device.join("irq")).map_err(step("read the function's interrupt"))?;
         let irq = irq.trim().parse().unwrap_or(0);
@@ -167,16 +169,6 @@ impl Door {
     #[must_use]
     pub fn domain(&self) -> u32 {
         self.half(register::DOMAIN).map_or(0, |word| word.load(Ordering::Acquire))
-    }
-
-    /// What the shortest exit costs on this machine.
-    fn cost_of_exit(&self) -> Duration {
-        let look = |_| {
-            let start = Instant::now();
-            let _ = self.half(register::STATUS).map(|status| status.load(Ordering::Acquire));
-            start.elapsed()
-        };
-        (0..LOOKS).map(look).min().unwrap_or_default()
     }
 
     fn half(&self, at: u16) -> Option<&AtomicU32> {
@@ -250,6 +242,26 @@ impl Door {
         }
         Some(())
     }
+}
+
+/// What it costs to sleep for an event, on this machine as it is: by how late sleeps end that a timer does, the middle one of them. Its
+/// CPU's HLT, the timer's setting, the interrupt and the thread's turn are in that.
+fn cost_of_sleep() -> io::Result<Duration> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+    let once = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: Timespec::try_from(NAP).unwrap_or_default(),
+    };
+    let mut late = [Duration::ZERO; NAPS];
+    for late in &mut late {
+        let start = Instant::now();
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+        rustix::io::read(&timer, &mut [0; 8])?;
+        *late = start.elapsed().saturating_sub(NAP);
+    }
+    late.sort_unstable();
+    let middle = late.get(NAPS / 2).copied().unwrap_or_default();
+    Ok((middle * EVENT_IN_TIMERS).clamp(LEAST_COST, MOST_COST))
 }
 
 /// Looks for the function among the UIO devices, and tells the driver of it where it is not: its UIO name, and its directory.
