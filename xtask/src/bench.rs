@@ -337,8 +337,14 @@ fn exact(images: &Images, what: &str, memory_mib: u64, boot: Boot, expected: Out
 
 /// Runs a machine that has to end with `expected`; gives what it printed.
 fn collect(what: &str, machine: &Machine, expected: Outcome) -> Result<String> {
+    collect_within(LIMIT, what, machine, expected)
+}
+
+/// The same within another time.
+fn collect_within(limit: Duration, what: &str, machine: &Machine, expected: Outcome) -> Result<String> {
     let step = Step::start(&format!("measure {what}"));
-    let printed = collect_running(what, Running::Qemu(machine.start()?), &machine.directory, expected)?;
+    let running = Running::Qemu(machine.start()?);
+    let printed = collect_running_within(limit, what, running, &machine.directory, expected)?;
     step.done("");
     Ok(printed)
 }
@@ -346,6 +352,16 @@ fn collect(what: &str, machine: &Machine, expected: Outcome) -> Result<String> {
 /// The same of one that runs already, whose files are in `directory`.
 fn collect_running(what: &str, running: Running, directory: &Path, expected: Outcome) -> Result<String> {
     let limit = running.kind().limit(LIMIT);
+    collect_running_within(limit, what, running, directory, expected)
+}
+
+fn collect_running_within(
+    limit: Duration,
+    what: &str,
+    running: Running,
+    directory: &Path,
+    expected: Outcome,
+) -> Result<String> {
     let (printed, outcome) = running.collect(limit)?;
     // Nothing of it is wanted any more, and nothing depends on its going.
     let _ = fs::remove_dir_all(directory);
