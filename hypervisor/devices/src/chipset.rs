@@ -102,7 +102,7 @@ impl Chipset {
         self.rtc.reset(now);
         self.pm = PowerManagement::new(now);
         self.reset = ResetControl::new();
-        self.pci = PciConfig::new();
+        self.pci.reset();
         self.pages = [0; 16];
         for line in [PIT_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, pm::SCI_IRQ, MOUSE_IRQ, COPROCESSOR_IRQ] {
             self.interrupts.set(line, false);
@@ -114,6 +114,11 @@ impl Chipset {
     /// The machine's DSDT calls S5 by this SLP_TYP instead of [`pm::SLEEP_TYPE_S5`].
     pub fn set_soft_off(&mut self, sleep_type: u8) {
         self.pm.set_soft_off(sleep_type);
+    }
+
+    /// Its PCI bus has a host bridge.
+    pub fn add_host_bridge(&mut self) {
+        self.pci.add_bridge();
     }
 
     /// The real-time clock, for the bytes that firmware keeps in its memory.
@@ -392,6 +397,7 @@ impl Chipset {
             0x80..=0x8F => self.pages[usize::from(port & 15)],
             0x92 => self.reset.read_port_92(),
             reset::CONTROL => self.reset.read_control(),
+            pci::DATA..=pci::DATA_END => self.pci.read_data(port - pci::DATA),
             _ => match self.pm.read(port, now) {
                 Some(value) => {
                     self.update_pm();

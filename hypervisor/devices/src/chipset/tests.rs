@@ -46,6 +46,19 @@ fn an_empty_port_reads_all_ones_at_every_size() {
 }
 
 #[test]
+fn a_host_bridge_is_read_in_any_width_and_survives_a_reset() {
+    let mut chipset = fresh();
+    chipset.add_host_bridge();
+    for _ in 0..2 {
+        let _ = chipset.port_write(0xCF8, 4, 0x8000_0008, T0);
+        assert_eq!(chipset.port_read(0xCFC, 4, T0), 0x0600_0000);
+        assert_eq!(chipset.port_read(0xCFE, 2, T0), 0x0600);
+        assert_eq!(chipset.port_read(0xCFF, 1, T0), 6);
+        chipset.reset(T0);
+    }
+}
+
+#[test]
 fn pci_ports_have_an_address_and_nothing_behind_it() {
     let mut chipset = fresh();
     for address in [0x8000_0000u32, 0x8000_FF08] {
