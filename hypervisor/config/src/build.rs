@@ -91,6 +91,7 @@ pub fn build(
             first_device: count(first_device),
             virtio_devices: count(domain.virtio_devices.len()),
             functions: tables.text(&domain.devices),
+            private: U64::new(domain.private),
         };
         tables.domains.push(record);
     }

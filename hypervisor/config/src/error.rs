@@ -4,6 +4,7 @@ use core::fmt;
 
 use crate::cpus::MAX_CPU;
 use crate::functions::{MAX_FUNCTIONS, PciAddress};
+use crate::private::PrivateReason;
 use crate::settings::DeviceKind;
 use crate::virtio::DeviceReason;
 use crate::{pools, rules};
@@ -213,6 +214,8 @@ pub enum Reason<'a> {
     MemoryTooSmall(u64),
     /// More memory than any machine can address.
     MemoryTooLarge(u64),
+    /// Of memory that nobody else sees.
+    Private(PrivateReason),
     /// A number of vCPUs that is out of range.
     BadVcpus(u32),
     /// A TSC frequency that is out of range, in kHz.
@@ -432,6 +435,7 @@ impl Reason<'_> {
             Self::MemoryTooLarge(bytes) => {
                 write!(f, "{} is too much; give it at most {}", Size(bytes), Size(rules::MAX_MEMORY))
             }
+            Self::Private(reason) => write!(f, "{reason}"),
             Self::BadVcpus(vcpus) => {
                 write!(f, "{vcpus} is out of range; write a number from 1 to {}", rules::MAX_VCPUS)
             }

@@ -8,6 +8,7 @@ use crate::blob::{Blob, DeviceBackend};
 use crate::error::Reason;
 use crate::functions::{Functions, MAX_FUNCTIONS};
 use crate::layout::{HEADER_SHA256, Header};
+use crate::private::MIN_SHARED;
 use crate::rules::{MAX_NAME, MachineLimits};
 
 /// Parses `data` as a blob, as it is and with its header's checksum corrected, so that the checks behind it are
@@ -101,6 +102,7 @@ fn walk(bytes: &[u8]) {
             }
             for domain in blob.domains() {
                 assert!(!domain.kernel().data().is_empty());
+                assert!(domain.private() == 0 || domain.private() + MIN_SHARED <= domain.memory());
                 for device in domain.virtio_devices() {
                     match device.backend {
                         DeviceBackend::Domain(index) => assert!(blob.domain(index).is_some()),

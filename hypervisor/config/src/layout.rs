@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"CAISSON\x1A";
 
 /// The format version that this code reads and writes.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// [`DomainRecord::max_restarts`] when there is no limit.
 pub(crate) const NO_RESTART_LIMIT: u32 = u32::MAX;
@@ -81,6 +81,7 @@ pub(crate) struct DomainRecord {
     pub(crate) first_device: U32,
     pub(crate) virtio_devices: U32,
     pub(crate) functions: Text,
+    pub(crate) private: U64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -123,7 +124,7 @@ pub(crate) struct DeviceRecord {
 const _: () = {
     assert!(size_of::<Header>() == 96);
     assert!(core::mem::offset_of!(Header, sha256) == HEADER_SHA256.start);
-    assert!(size_of::<DomainRecord>() == 116);
+    assert!(size_of::<DomainRecord>() == 124);
     assert!(size_of::<ModuleRecord>() == 16);
     assert!(size_of::<PayloadRecord>() == 64);
     assert!(size_of::<PoolRecord>() == 32);

@@ -4,7 +4,7 @@
 //! hypervisor as a multiboot2 module. [`Blob::parse`] is the one gate: host tools and hypervisor call the same code,
 //! and what it lets through has been checked to the last byte. It borrows from the blob and never allocates.
 //!
-//! # Format, version 5
+//! # Format, version 6
 //!
 //! All integers are little-endian. Offsets of payloads count from the start of the blob, offsets of text from the
 //! start of the text section. Everything reserved is zero.
@@ -12,7 +12,7 @@
 //! | part | size | content |
 //! |---|---|---|
 //! | header | 96 | [magic](MAGIC), version, lengths, counts, machine settings, SHA-256 |
-//! | domain records | 116 each | one per domain, in the order of their start |
+//! | domain records | 124 each | one per domain, in the order of their start |
 //! | module records | 16 each | all modules of domain 0, then those of domain 1, … |
 //! | payload records | 64 each | name, offset, length, SHA-256 of each payload |
 //! | pool records | 32 each | one per CPU pool |
@@ -24,7 +24,7 @@
 //! | header at | type | field |
 //! |---|---|---|
 //! | 0 | 8 bytes | magic, `CAISSON` and byte 0x1A |
-//! | 8 | u32 | version, 5 |
+//! | 8 | u32 | version, 6 |
 //! | 12 | u32 | pools |
 //! | 16 | u64 | bytes in the whole blob, a multiple of 4096 |
 //! | 24 | u64 | bytes before the first payload, a multiple of 4096 |
@@ -63,6 +63,7 @@
 //! | 96 | u32 | privileges, a bit each: 0 events, 1 control, 2 io-backend |
 //! | 100 | 2 × u32 | first device record, number of device records |
 //! | 108 | text | PCI functions of the machine that it owns: addresses such as `0000:00:03.0`, rising, between them commas; `all`; empty: none |
+//! | 116 | u64 | bytes of memory, the last ones, that no other domain sees |
 //!
 //! | pool record at | type | field |
 //! |---|---|---|
@@ -111,6 +112,7 @@ mod functions;
 pub mod fuzz;
 mod layout;
 mod pools;
+mod private;
 mod rules;
 mod schedule;
 mod settings;
@@ -131,6 +133,7 @@ pub use layout::{MAGIC, VERSION};
 pub use pools::{
     DEFAULT_POOL, MAX_CAP, MAX_POOLS, MAX_TIME, MAX_WEIGHT, MIN_TIME, Pool, QUANTUM, RESERVABLE, WARP_PERIOD,
 };
+pub use private::{MIN_SHARED, PRIVATE_GRANULE, PrivateReason};
 pub use rules::{
     ADDRESS_OVERHEAD, MAX_CMDLINE, MAX_DOMAINS, MAX_MEMORY, MAX_MODULES, MAX_NAME, MAX_REFERENCE,
     MAX_TSC_KHZ, MAX_VCPUS, MEMORY_GRANULE, MIN_MEMORY, MIN_TSC_KHZ, MachineLimits, RESERVED_NAMES,

@@ -3,6 +3,7 @@
 
 use crate::error::{BlobError, Field, Reason};
 use crate::functions::Functions;
+use crate::private;
 use crate::settings::SelectedConsole;
 
 /// The longest name of a domain, in bytes.
@@ -38,6 +39,9 @@ pub const MAX_REFERENCE: usize = 1023;
 pub(crate) struct DomainValues<'a> {
     pub(crate) name: &'a str,
     pub(crate) memory: u64,
+    pub(crate) private: u64,
+    /// What it owns of the machine's functions, as a text.
+    pub(crate) functions: &'a str,
     pub(crate) vcpus: u32,
     pub(crate) cmdline: &'a str,
     pub(crate) tsc_khz: Option<u32>,
@@ -50,6 +54,11 @@ pub(crate) fn check_domain<'a>(index: usize, values: &DomainValues<'a>) -> Resul
     };
     at("name", check_name(values.name))?;
     at("memory", check_memory(values.memory))?;
+    // What is no such text is told later.
+    let owns_functions =
+        Functions::parse(values.functions).is_some_and(|functions| functions != Functions::None);
+    let private = private::check(values.private, values.memory, owns_functions);
+    at("private", private.map_err(Reason::Private))?;
     at("vcpus", check_vcpus(values.vcpus))?;
     at("tsc_khz", values.tsc_khz.map_or(Ok(()), check_tsc_khz))?;
     at("cmdline", check_text(values.cmdline, MAX_CMDLINE))

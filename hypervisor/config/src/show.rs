@@ -87,6 +87,9 @@ fn show_domain(
         domain.loader(),
         domain.console()
     )?;
+    if domain.private() != 0 {
+        write!(f, ", {} of the memory private", Size(domain.private()))?;
+    }
     if domain.entropy() {
         f.write_str(", entropy")?;
     }

@@ -19,6 +19,7 @@
 //! [[domain]]                # one for each domain, started in this order
 //! name = "linux"            # 1 to 31 of a-z 0-9 -
 //! memory = "512M"           # K, M, G or T, of 1024; a multiple of 4K, at least 1M
+//! private = "0M"            # the part of it that no other domain sees; a multiple of 2M, as memory is then
 //! vcpus = 1                 # default 1
 //! tsc_khz = 2500000         # the TSC's frequency; default: the host's
 //! loader = "auto"           # auto, linux, pvh or multiboot1; default auto
@@ -153,6 +154,8 @@ pub struct DomainText {
     pub name: String,
     /// `memory`, in bytes.
     pub memory: u64,
+    /// `private`, in bytes.
+    pub private: u64,
     /// `vcpus`.
     pub vcpus: u32,
     /// `tsc_khz`; `None` for the host's.
@@ -355,6 +358,8 @@ impl ConfigText {
             let values = DomainValues {
                 name: &domain.name,
                 memory: domain.memory,
+                private: domain.private,
+                functions: &domain.devices,
                 vcpus: domain.vcpus,
                 cmdline: &domain.cmdline,
                 tsc_khz: domain.tsc_khz,

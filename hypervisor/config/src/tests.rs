@@ -40,6 +40,7 @@ cap = 150
 prefer = "0-1"
 warp = "5ms"
 warp_limit = "1500us"
+private = "16M"
 
 [[domain]]
 name = "second"

@@ -112,8 +112,7 @@ impl Maker {
         let vcpus = record.vcpus() as usize;
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
         let devices = self.devices.as_ref().filter(|_| record.owns_devices());
-        let mut memory =
-            allocate(record.memory(), id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        let mut memory = allocate(record, id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
         let has_door = devices.is_some() && record.privileges().contains(Privileges::EVENTS);
         let door = match has_door {
             true => Some(memory.add_door().ok_or(MakeError::OutOfMemory(record.memory()))?),
@@ -130,7 +129,7 @@ impl Maker {
         let own = core::iter::repeat_n(VirtioDevice::Entropy, own_devices);
         let virtio = register_pages(id, own.chain(served)).ok_or(MakeError::OutOfMemory(record.memory()))?;
         let pages: Vec<Hpa> = virtio.iter().map(|(_, page)| page.hpa()).collect();
-        let mut layout = GuestLayout { virtio: virtio.len(), ..GuestLayout::new(record.memory(), &apic_ids) };
+        let mut layout = GuestLayout { virtio: virtio.len(), ..layout_of(record, &apic_ids) };
         layout.real = devices.zip(acpi).map(|(devices, acpi)| RealMachine {
             regions: &regions,
             acpi,
@@ -329,18 +328,24 @@ fn register_pages(
     devices.map(|device| Some((device, PageBox::zeroed(Owner::Domain(id))?))).collect()
 }
 
+/// What a guest's record says of its machine.
+fn layout_of<'a>(record: &Record<'_>, apic_ids: &'a [u32]) -> GuestLayout<'a> {
+    GuestLayout { private: record.private(), ..GuestLayout::new(record.memory(), apic_ids) }
+}
+
 /// A guest's RAM: from address 0 on, or, where it owns devices, where it is.
-fn allocate(bytes: u64, id: DomainId, devices: Option<&Devices>) -> Option<GuestRam> {
+fn allocate(record: &Record<'_>, id: DomainId, devices: Option<&Devices>) -> Option<GuestRam> {
     match devices {
         None => {
-            let ranges: Vec<_> = GuestLayout::new(bytes, &[]).backed().collect();
-            GuestRam::allocate(id, &ranges)
+            let layout = layout_of(record, &[]);
+            let ranges: Vec<_> = layout.backed().collect();
+            Some(GuestRam::allocate(id, &ranges)?.private_from(layout.private_from()))
         }
         Some(_) => {
             const LOW: u64 = 1 << 20;
             let mut memory = GuestRam::allocate(id, &[(Gpa::new(0), LOW)])?;
             // Nobody else's memory shares a piece of 2 MiB with it, which is what its kernel can map of others'.
-            let bytes = bytes.saturating_sub(LOW).next_multiple_of(PageSize::Size2M.bytes());
+            let bytes = record.memory().saturating_sub(LOW).next_multiple_of(PageSize::Size2M.bytes());
             memory.add_identical(bytes).then_some(memory)
         }
     }

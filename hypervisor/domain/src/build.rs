@@ -56,7 +56,10 @@ pub fn load<M: GuestMemory, V: Vcpu>(
     image: &Image<'_>,
 ) -> Result<(), BuildError> {
     let rsdp = caisson_firmware::install(layout, &domain.memory).map_err(BuildError::Firmware)?;
-    domain.chipset().rtc_mut().set_memory_size(layout.ram_below_4g(), layout.ram_above_4g());
+    domain.chipset().rtc_mut().set_memory_size(layout.shared_below_4g(), layout.shared_above_4g());
+    if layout.private != 0 {
+        domain.chipset().add_host_bridge();
+    }
     let map: Vec<MemoryRegion> = layout.memory_map().collect();
     let request = LoadRequest {
         modules: image.modules,

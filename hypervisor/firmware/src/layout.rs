@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use caisson_types::{Gpa, MemoryRegion, PAGE_SIZE};
+use caisson_types::{Gpa, MemoryRegion, PAGE_SIZE, PageSize};
 
 /// Where RAM below 4 GiB ends unless a layout says otherwise: the last GiB is for devices.
 pub const DEFAULT_HOLE: u64 = 0xC000_0000;
@@ -30,8 +30,14 @@ pub const fn virtio_pin(index: usize) -> u8 {
     VIRTIO_FIRST_PIN + (index % VIRTIO_PINS as usize) as u8
 }
 
+/// Where RAM goes on behind the hole.
+pub(crate) const FOUR_GIB: u64 = 1 << 32;
+
 /// The first address of devices that have a fixed place; the hole must start below.
 const FIXED_DEVICES: u64 = VIRTIO_ADDRESS as u64;
+
+/// Private memory is given in multiples of this many bytes: what Linux maps of soft-reserved memory at a time (`device_dax`).
+pub const PRIVATE_GRANULE: u64 = PageSize::Size2M.bytes();
 
 /// The least RAM of a guest: the first MiB, of which the lower 639 KiB are its own.
 const LEAST_RAM: u64 = 1 << 20;
@@ -42,6 +48,9 @@ pub struct GuestLayout<'a> {
     /// Bytes of RAM, a multiple of 4 KiB. RAM starts at address 0; what does not fit below [`Self::hole`] goes on at
     /// 4 GiB.
     pub ram: u64,
+    /// How much of the RAM, the last in the order of addresses, is private: no other domain ever sees it, and the memory map says
+    /// that it is soft-reserved. A multiple of [`PRIVATE_GRANULE`], as the RAM and the hole are where it is not 0; less than the RAM.
+    pub private: u64,
     /// Where RAM below 4 GiB ends at the latest, and addresses of devices begin: a multiple of 4 KiB.
     pub hole: u64,
     /// The local APIC id of each vCPU; the first is the boot CPU.
@@ -102,6 +111,8 @@ pub enum LayoutError {
     Unaligned(u64),
     /// The hole cannot start at this address.
     BadHole(u64),
+    /// So many bytes of RAM cannot be private.
+    BadPrivate(u64),
     /// There is no vCPU.
     NoVcpu,
     /// Two vCPUs have this local APIC id, or it means "all".
@@ -127,6 +138,12 @@ impl fmt::Display for LayoutError {
                     "the device hole cannot start at {at:#x}: choose {LEAST_RAM:#x} to {FIXED_DEVICES:#x}"
                 )
             }
+            Self::BadPrivate(bytes) => {
+                write!(
+                    f,
+                    "{bytes:#x} bytes of RAM cannot be private: let them and all RAM be multiples of {PRIVATE_GRANULE:#x}, and less"
+                )
+            }
             Self::NoVcpu => write!(f, "the guest has no vCPU: give it at least one"),
             Self::BadApicId(id) => write!(f, "APIC id {id:#x} is taken or means all CPUs: choose another"),
             Self::NoRoomForAcpi(bytes) => {
@@ -141,11 +158,11 @@ impl fmt::Display for LayoutError {
 }
 
 impl<'a> GuestLayout<'a> {
-    /// A machine with `ram` bytes of RAM and a vCPU for each of `apic_ids`, with the usual hole, an I/O APIC of id 0, and no
+    /// A machine with `ram` bytes of RAM, none of it private, and a vCPU for each of `apic_ids`, with the usual hole, an I/O APIC of id 0, and no
     /// virtio device.
     #[must_use]
     pub const fn new(ram: u64, apic_ids: &'a [u32]) -> Self {
-        Self { ram, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0, virtio: 0, real: None }
+        Self { ram, private: 0, hole: DEFAULT_HOLE, apic_ids, ioapic_id: 0, virtio: 0, real: None }
     }
 
     /// Checks the description.
@@ -161,6 +178,11 @@ impl<'a> GuestLayout<'a> {
         }
         if !(LEAST_RAM..=FIXED_DEVICES).contains(&self.hole) {
             return Err(LayoutError::BadHole(self.hole));
+        }
+        let whole =
+            [self.ram, self.hole, self.private].iter().all(|bytes| bytes.is_multiple_of(PRIVATE_GRANULE));
+        if self.private != 0 && (!whole || self.private >= self.ram || self.real.is_some()) {
+            return Err(LayoutError::BadPrivate(self.private));
         }
         if self.apic_ids.is_empty() {
             return Err(LayoutError::NoVcpu);
@@ -187,6 +209,29 @@ impl<'a> GuestLayout<'a> {
     pub fn ram_above_4g(&self) -> u64 {
         self.ram.saturating_sub(self.hole)
     }
+
+    /// Bytes of RAM below the hole that are not private.
+    #[must_use]
+    pub fn shared_below_4g(&self) -> u64 {
+        let above = self.private.min(self.ram_above_4g());
+        self.ram_below_4g().saturating_sub(self.private - above)
+    }
+
+    /// Bytes of RAM from 4 GiB on that are not private.
+    #[must_use]
+    pub fn shared_above_4g(&self) -> u64 {
+        self.ram_above_4g().saturating_sub(self.private)
+    }
+
+    /// Where private RAM begins: all RAM from there on is. Where there is none, the end of all addresses.
+    #[must_use]
+    pub fn private_from(&self) -> Gpa {
+        Gpa::new(match (self.private, self.shared_above_4g()) {
+            (0, _) => u64::MAX,
+            (_, 0) => self.shared_below_4g(),
+            (_, above) => FOUR_GIB.saturating_add(above),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -202,6 +247,10 @@ mod tests {
             (GuestLayout { ram: 4096, ..good }, LayoutError::TooLittleRam(4096)),
             (GuestLayout { ram: (64 << 20) + 1, ..good }, LayoutError::Unaligned((64 << 20) + 1)),
             (GuestLayout { hole: 0xFFFF_F000, ..good }, LayoutError::BadHole(0xFFFF_F000)),
+            (GuestLayout { private: 64 << 20, ..good }, LayoutError::BadPrivate(64 << 20)),
+            (GuestLayout { private: 1 << 20, ..good }, LayoutError::BadPrivate(1 << 20)),
+            (GuestLayout { private: 2 << 20, ram: 63 << 20, ..good }, LayoutError::BadPrivate(2 << 20)),
+            (GuestLayout { private: 2 << 20, hole: 63 << 20, ..good }, LayoutError::BadPrivate(2 << 20)),
             (GuestLayout { apic_ids: &[], ..good }, LayoutError::NoVcpu),
             (GuestLayout { apic_ids: &[3, 4, 3], ..good }, LayoutError::BadApicId(3)),
             (GuestLayout { apic_ids: &[u32::MAX], ..good }, LayoutError::BadApicId(u32::MAX)),
@@ -219,5 +268,25 @@ mod tests {
         assert_eq!((small.ram_below_4g(), small.ram_above_4g()), (1 << 30, 0));
         let large = GuestLayout::new(8 << 30, &[0]);
         assert_eq!((large.ram_below_4g(), large.ram_above_4g()), (3 << 30, 5 << 30));
+    }
+
+    #[test]
+    fn private_ram_is_the_last() {
+        for (ram, private, below, above, from) in [
+            (64 << 20, 0, 64 << 20, 0, u64::MAX),
+            (64 << 20, 16 << 20, 48 << 20, 0, 48 << 20),
+            (8 << 30, 1 << 30, 3 << 30, 4 << 30, 8 << 30),
+            (8 << 30, 5 << 30, 3 << 30, 0, 3 << 30),
+            (8 << 30, 6 << 30, 2 << 30, 0, 2 << 30),
+        ] {
+            let layout = GuestLayout { private, ..GuestLayout::new(ram, &[0]) };
+            assert_eq!(layout.check(), Ok(()));
+            assert_eq!(
+                (layout.shared_below_4g(), layout.shared_above_4g()),
+                (below, above),
+                "{private:#x} of {ram:#x}"
+            );
+            assert_eq!(layout.private_from(), Gpa::new(from), "{private:#x} of {ram:#x}");
+        }
     }
 }

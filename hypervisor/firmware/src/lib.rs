@@ -30,7 +30,7 @@ mod tables;
 
 pub use layout::{
     DEFAULT_HOLE, EcamRange, GuestLayout, IOAPIC_ADDRESS, LOCAL_APIC_ADDRESS, LayoutError, MAX_VIRTIO,
-    RealMachine, SourceOverride, VIRTIO_ADDRESS, virtio_pin,
+    PRIVATE_GRANULE, RealMachine, SourceOverride, VIRTIO_ADDRESS, virtio_pin,
 };
 pub use real::real_memory_map;
 pub use tables::{Blob, InstallError, RSDP, Tables, build, install};

@@ -1,5 +1,5 @@
 //! The words that every other crate of Caisson speaks: addresses of three kinds that cannot be mixed up, page
-//! sizes, ids, guest memory as a trait, and virtual time.
+//! sizes, ids, guest memory as a trait and as pieces, and virtual time.
 //!
 //! Pure: no `unsafe`, no hardware, no allocation.
 
@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod extent;
 mod id;
 mod memory;
 mod region;
 mod time;
 
 pub use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
+pub use extent::Extent;
 pub use id::{DomainId, VcpuId};
 pub use memory::{GuestMemory, MemoryError, SliceMemory};
 pub use region::{MemoryRegion, RegionKind};

@@ -180,6 +180,8 @@ impl<'a> Blob<'a> {
             let values = DomainValues {
                 name,
                 memory: record.memory.get(),
+                private: record.private.get(),
+                functions: self.check_text(record.functions).map_err(|reason| at("devices", reason))?,
                 vcpus: u32::from(record.vcpus.get()),
                 cmdline,
                 tsc_khz: tsc_khz(record),
@@ -201,10 +203,6 @@ impl<'a> Blob<'a> {
             return Err(BlobError::new(Field::Header("modules"), reason));
         }
         rules::check_unique(&self.domains.iter().map(|record| self.text(record.name)))?;
-        for (index, record) in self.domains.iter().enumerate() {
-            let at = |reason| BlobError::new(Field::Domain(index, "devices"), reason);
-            self.check_text(record.functions).map_err(at)?;
-        }
         rules::check_owners(&self.domains.iter().map(|record| self.text(record.functions)))
     }
 

@@ -53,6 +53,14 @@ impl<'a> Domain<'a> {
         self.record.memory.get()
     }
 
+    /// How much of the memory, the last in the order of the domain's addresses, no other domain sees, in bytes: a multiple of
+    /// [`PRIVATE_GRANULE`](crate::PRIVATE_GRANULE), as the memory is where it is not 0, of which it leaves
+    /// [`MIN_SHARED`](crate::MIN_SHARED) at least.
+    #[must_use]
+    pub fn private(&self) -> u64 {
+        self.record.private.get()
+    }
+
     /// The number of vCPUs, 1 to [`MAX_VCPUS`](crate::MAX_VCPUS).
     #[must_use]
     pub fn vcpus(&self) -> u32 {

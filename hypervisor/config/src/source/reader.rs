@@ -83,9 +83,10 @@ struct Reader<'t> {
     positions: BTreeMap<Field, Position>,
 }
 
-const DOMAIN_KEYS: [&str; 31] = [
+const DOMAIN_KEYS: [&str; 32] = [
     "name",
     "memory",
+    "private",
     "vcpus",
     "tsc_khz",
     "loader",
@@ -213,6 +214,7 @@ impl Reader<'_> {
         let name = self.required(name, &table, "name", "\"linux\"")?;
         let memory = self.size(&table, "memory", at("memory"))?;
         let memory = self.required(memory, &table, "memory", "\"512M\"")?;
+        let private = self.size(&table, "private", at("private"))?.unwrap_or(0);
         let vcpus = self.number(&table, "vcpus", at("vcpus"))?.unwrap_or(1);
         let tsc_khz = self.number(&table, "tsc_khz", at("tsc_khz"))?;
         let kernel = self.string(&table, "kernel", at("kernel"))?;
@@ -232,6 +234,7 @@ impl Reader<'_> {
         Ok(DomainText {
             name,
             memory,
+            private,
             vcpus,
             tsc_khz,
             loader: loader.unwrap_or(LoaderKind::Auto),

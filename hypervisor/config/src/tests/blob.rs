@@ -94,7 +94,7 @@ fn a_blob_can_be_shown() {
         "pool[1] default: CPUs the rest, bvt, quantum 10ms",
         "    pool default, weight 512, cap 150%, warp 5ms for up to 1500us, preferably on CPUs 0-1",
         "    pool rt, weight 256, 5ms in every 20ms and no more, on CPUs 2,8",
-        "domain[0] first: 512M of memory, 2 vCPUs, loader linux, console none, privileges events io-backend",
+        "domain[0] first: 512M of memory, 2 vCPUs, loader linux, console none, 16M of the memory private, privileges events io-backend",
         "    disk by first: path=/srv/data 1.qcow2 format=qcow2 read_only=true serial=SN 0001",
         "    port by first: name=agent",
         "    kernel @linux (5000 bytes): console=ttyS0 äöü",
@@ -157,8 +157,8 @@ fn patched(at: usize, patch: &[u8]) -> (Field, String) {
 #[test]
 fn contradictions_with_a_good_checksum_are_refused() {
     const DOMAIN: usize = 96;
-    const SECOND: usize = DOMAIN + 116;
-    const MODULE: usize = DOMAIN + 2 * 116;
+    const SECOND: usize = DOMAIN + 124;
+    const MODULE: usize = DOMAIN + 2 * 124;
     const PAYLOAD: usize = MODULE + 4 * 16;
     const POOL: usize = PAYLOAD + 4 * 64;
     const DEVICE: usize = POOL + 2 * 32;
@@ -180,6 +180,9 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (DOMAIN + 4, &[0], Field::Domain(0, "name")),
         (DOMAIN + 16, &[1], Field::Domain(0, "memory")),
         (DOMAIN + 16, &[0xFF; 8], Field::Domain(0, "memory")),
+        (DOMAIN + 116, &[1], Field::Domain(0, "private")),
+        (DOMAIN + 116 + 3, &[0x20], Field::Domain(0, "private")),
+        (SECOND + 116 + 2, &[0x20], Field::Domain(1, "private")),
         (DOMAIN + 24, &[0, 0], Field::Domain(0, "vcpus")),
         (DOMAIN + 26, &[4], Field::Domain(0, "loader")),
         (DOMAIN + 27, &[2], Field::Domain(0, "console")),
@@ -269,7 +272,7 @@ fn contradictions_with_a_good_checksum_are_refused() {
 #[test]
 fn a_payload_without_a_user_is_told_all_the_same() {
     const KERNEL_OF_FIRST: usize = 96 + 36;
-    const PAYLOAD: usize = 96 + 2 * 116 + 4 * 16;
+    const PAYLOAD: usize = 96 + 2 * 124 + 4 * 16;
     const NAME_OF_THIRD: usize = PAYLOAD + 2 * 64 + 16;
     let damaged = |patches: &[(usize, &[u8])]| {
         let mut bytes = full_blob();
@@ -360,7 +363,8 @@ fn domain() -> impl Strategy<Value = DomainText> {
                 let (contract, virtio_devices) = other;
                 DomainText {
                     name: String::new(),
-                    memory: pages * 4096,
+                    memory: if pages % 2 == 0 { pages * 4096 } else { (pages << 21).max(4 << 20) },
+                    private: if pages % 2 == 0 { 0 } else { (pages / 2) << 21 },
                     vcpus,
                     tsc_khz,
                     loader: LoaderKind::Auto,
@@ -434,6 +438,9 @@ fn config() -> impl Strategy<Value = ConfigText> {
                 2 => String::new(),
                 _ => alloc::format!("0000:{index:02x}:00.0,0001:{index:02x}:1f.7"),
             };
+            if !domain.devices.is_empty() {
+                domain.private = 0;
+            }
             if index == 0 {
                 domain.privileges = Privileges::IO_BACKEND;
                 domain.virtio_devices.clear();
@@ -457,6 +464,7 @@ proptest! {
         for (domain, wanted) in blob.domains().zip(&config.domains) {
             prop_assert_eq!(domain.name(), &wanted.name);
             prop_assert_eq!(domain.memory(), wanted.memory);
+            prop_assert_eq!(domain.private(), wanted.private);
             prop_assert_eq!(domain.vcpus(), wanted.vcpus);
             prop_assert_eq!(domain.tsc_khz(), wanted.tsc_khz);
             prop_assert_eq!(domain.kernel().data(), wanted.kernel.as_bytes());

@@ -135,7 +135,7 @@ fn a_machine_starts_with_nothing_unknown() {
     let error = parse_toml(LATER, "t").unwrap_err().to_string();
     assert!(error.starts_with("t:17:1: domain[0].disk[0].backend: no domain serves devices;"), "{error}");
 
-    const DEVICE: usize = 96 + 2 * 116 + 4 * 16 + 4 * 64 + 2 * 32;
+    const DEVICE: usize = 96 + 2 * 124 + 4 * 16 + 4 * 64 + 2 * 32;
     let mut bytes = full_blob();
     bytes[DEVICE + 4..DEVICE + 8].fill(0xFF);
     reseal(&mut bytes);

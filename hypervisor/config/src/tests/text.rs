@@ -24,6 +24,7 @@ fn every_setting_is_understood() {
     assert_eq!(config.machine.log_level, LogLevel::Debug);
     let first = &config.domains[0];
     assert_eq!((first.memory, first.vcpus, first.loader), (512 << 20, 2, LoaderKind::Linux));
+    assert_eq!((first.private, config.domains[1].private), (16 << 20, 0));
     assert_eq!((first.console, first.max_restarts), (Console::None, Some(3)));
     assert!(!first.entropy && config.domains[1].entropy);
     assert_eq!(first.modules[1].file, "more.cpio");
@@ -134,7 +135,7 @@ fn files_that_cannot_be_had_are_named() {
     assert_eq!(error, "test.toml:18:22: domain[0].modules[1].file: \"missing\": no such file; and no hint");
     let config = text(&FULL.replace("probe.elf", "empty"));
     let error = build(&config, resolver).unwrap_err().to_string();
-    assert_eq!(error, "test.toml:35:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
+    assert_eq!(error, "test.toml:36:10: domain[1].kernel: \"empty\" is an empty file; name one with content");
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn a_value_from_elsewhere_is_not_blamed_on_the_text() {
     assert_eq!(error, "--kernel: \"empty\" is an empty file; name one with content");
     assert_eq!(config.kernel_error(0, "no kernel").to_string(), "--kernel: \"empty\": no kernel");
     let error = config.kernel_error(1, "no kernel").to_string();
-    assert_eq!(error, "test.toml:35:10: domain[1].kernel: \"probe.elf\": no kernel");
+    assert_eq!(error, "test.toml:36:10: domain[1].kernel: \"probe.elf\": no kernel");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn overcommitment_is_reported_with_its_place() {
     let error = text(FULL).check_machine(&limits).unwrap_err().to_string();
     assert!(
         error.starts_with(
-            "test.toml:34:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
+            "test.toml:35:10: domain[1].memory: 1M is more than the 0 left of this machine's 512M"
         ),
         "{error}"
     );

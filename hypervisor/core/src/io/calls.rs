@@ -127,9 +127,9 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
 
     fn memory(&self, channel: u16, into: Buffer) -> CallResult {
         self.with(channel, |guest, _, _| {
-            let extents = guest.domain.memory.extents();
-            let ranges: Vec<MemoryRange> = extents
-                .iter()
+            let granted = guest.domain.memory.granted();
+            let ranges: Vec<MemoryRange> = granted
+                .clone()
                 .map(|extent| MemoryRange {
                     guest: extent.gpa.as_u64(),
                     address: extent.hpa.as_u64(),
@@ -138,7 +138,7 @@ impl<B: Backend, F: Format> Caller<'_, B, F> {
                 .take(into.bytes as usize / size_of::<MemoryRange>())
                 .collect();
             self.write(into, ranges.as_bytes())?;
-            Ok(extents.len() as u64)
+            Ok(granted.count() as u64)
         })
     }
 

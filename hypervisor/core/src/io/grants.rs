@@ -1,20 +1,29 @@
 //! A guest's memory in its backend's domain: at its machine address, in the part of the backend's memory map that is
 //! soft-reserved. The backend's devices find it there as well, where there is an IOMMU.
+//!
+//! What of it is granted is [`GuestRam::granted`](caisson_machine::memory::GuestRam::granted), here and in what backends are told:
+//! all but what the configuration keeps private.
 
 use caisson_hwvirt::Backend;
 use caisson_machine::memory::DomainTables;
 use caisson_stage2::{Format, MemoryType, Permissions, Stage2};
-use caisson_types::Gpa;
+use caisson_types::{Extent, Gpa};
 
 use crate::dma::DmaDomain;
 use crate::guests::Live;
 
+/// Where a backend finds it.
+fn at(extent: Extent) -> Gpa {
+    Gpa::new(extent.hpa.as_u64())
+}
+
 impl<B: Backend, F: Format> Live<B, F> {
-    /// Maps `guest`'s memory in this domain, where the machine has it, and for its devices where they are restricted. Where it
-    /// cannot be mapped whole, a part may be, which other vCPUs may have reached already: it is to be revoked. Whether it was.
+    /// Maps what is granted of `guest`'s memory in this domain, where the machine has it, and for its devices where they are
+    /// restricted. Where it cannot be mapped whole, a part may be, which other vCPUs may have reached already: it is to be revoked.
+    /// Whether it was.
     pub(super) fn grant(&self, guest: &Self) -> bool {
-        let extents = guest.domain.memory.extents();
-        let there = || extents.iter().map(|extent| (Gpa::new(extent.hpa.as_u64()), extent.hpa, extent.bytes));
+        let granted = guest.domain.memory.granted();
+        let there = || granted.clone().map(|extent| (at(extent), extent.hpa, extent.bytes));
         let for_devices =
             |dma: &DmaDomain| there().all(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true).is_ok());
         if !self.dma.as_ref().is_none_or(for_devices) {
@@ -30,8 +39,7 @@ impl<B: Backend, F: Format> Live<B, F> {
 
     fn revoke_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
         let Some(dma) = &self.dma else { return Ok(()) };
-        let mut extents = guest.domain.memory.extents().iter();
-        extents.try_for_each(|extent| dma.unmap(Gpa::new(extent.hpa.as_u64()), extent.bytes))
+        guest.domain.memory.granted().try_for_each(|extent| dma.unmap(at(extent), extent.bytes))
     }
 
     /// Takes `guest`'s memory out of this domain: no CPU and no device reaches it from there when this returns. With no lock held,
@@ -45,9 +53,9 @@ impl<B: Backend, F: Format> Live<B, F> {
         let mut unmapped = true;
         let mut tables = self.tables.lock();
         for table in tables.all() {
-            for extent in guest.domain.memory.extents() {
+            for extent in guest.domain.memory.granted() {
                 // What was mapped as a whole goes as a whole: no table is needed for it.
-                if let Err(error) = table.unmap(frames, Gpa::new(extent.hpa.as_u64()), extent.bytes) {
+                if let Err(error) = table.unmap(frames, at(extent), extent.bytes) {
                     log::error!("guest {}: its memory stays granted: {error}", guest.domain.id);
                     unmapped = false;
                 }

@@ -176,6 +176,6 @@ proptest! {
     ) {
         let apic_ids: Vec<u32> = cpus.into_iter().filter(|&id| id != u32::MAX).chain([]).collect();
         prop_assume!(!apic_ids.is_empty());
-        check(&GuestLayout { ram: pages * 4096, hole: hole * 4096, apic_ids: &apic_ids, ioapic_id, virtio, real: None });
+        check(&GuestLayout { ram: pages * 4096, private: 0, hole: hole * 4096, apic_ids: &apic_ids, ioapic_id, virtio, real: None });
     }
 }

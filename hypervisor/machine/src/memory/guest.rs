@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use alloc::vec::Vec;
 use caisson_frames::{MAX_ORDER, Owner};
 use caisson_stage2::WriteLog;
-use caisson_types::{DomainId, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
+use caisson_types::{DomainId, Extent, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
 use spin::Once;
 
 use super::frame::DomainMarks;
@@ -23,17 +23,6 @@ const DOOR_ORDER: u8 = 9;
 
 /// What 32 bits reach.
 const FOUR_GIB: u64 = 4 << 30;
-
-/// A piece of a guest's RAM that is contiguous in both address spaces.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Extent {
-    /// Where the guest sees it.
-    pub gpa: Gpa,
-    /// Where it is.
-    pub hpa: Hpa,
-    /// Bytes.
-    pub bytes: u64,
-}
 
 /// The largest extent, as single loads look it up: nearly all of them go there.
 struct Main {
@@ -70,6 +59,8 @@ pub struct GuestRam {
     domain: DomainId,
     extents: Vec<Extent>,
     main: Main,
+    /// From here on it is the domain's alone.
+    private_from: Gpa,
     scrubbed: (usize, u64),
     /// Which pages have been written, once somebody has asked.
     log: Once<WriteLog<DomainMarks>>,
@@ -116,7 +107,15 @@ impl GuestRam {
             return None;
         };
         let (log, logging) = (Once::new(), AtomicBool::new(false));
-        Some(Self { domain, extents, main, scrubbed: (0, 0), log, logging })
+        let private_from = Gpa::new(u64::MAX);
+        Some(Self { domain, extents, main, private_from, scrubbed: (0, 0), log, logging })
+    }
+
+    /// The same, of which everything from the guest-physical address `from` on is the domain's alone: nobody is granted it.
+    #[must_use]
+    pub fn private_from(mut self, from: Gpa) -> Self {
+        self.private_from = from;
+        self
     }
 
     /// Adds `bytes` of memory, whole pages, that the guest sees where it is: for devices that reach it without translation.
@@ -275,6 +274,11 @@ impl GuestRam {
     #[must_use]
     pub fn extents(&self) -> &[Extent] {
         &self.extents
+    }
+
+    /// What other domains that serve this one may have of it, in the same order: the same for as long as it lives.
+    pub fn granted(&self) -> impl Iterator<Item = Extent> + Clone + '_ {
+        self.extents.iter().filter_map(|extent| extent.below(self.private_from))
     }
 
     /// From now on what is written here is marked in the log, which is empty; the guest's own writes are to be marked by who

@@ -26,7 +26,7 @@ use crate::paging;
 
 pub(crate) use frame::free;
 pub use frame::{DomainMarks, DomainTables, PageBox, TableFrames};
-pub use guest::{Extent, GuestRam};
+pub use guest::GuestRam;
 pub use heap::{bytes as heap_bytes, is_there as has_heap, used as heap_used};
 pub use piece::Piece;
 pub use stack::Stack;
