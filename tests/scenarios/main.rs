@@ -113,6 +113,7 @@ fn main() -> ExitCode {
         ("split-hostile", split::hostile),
         ("split-share", split::share),
         ("split-files", split::files),
+        ("split-private", split::private),
         ("split-kill", split::kill),
         ("split-crash", split::crash),
         ("functions", functions::messages),

@@ -191,7 +191,8 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     let probe = r#"
         [[domain]]
         name = "hostile"
-        memory = "4M"
+        memory = "8M"
+        private = "2M"
         kernel = "@probe/disk"
         [[domain.disk]]
         path = "/dev/nvme0n2"
@@ -200,7 +201,48 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     let mut run = lab.boot(name, &config.concat())?.start()?;
     run.expect(From::Guest("hostile"), 2 * BOOT, "^probe disk: ok$")?;
     filled(&mut run, From::Guest("disk"))?;
-    ended(&mut run, &["disk"])
+    ended(&mut run, &["disk"])?;
+    // Of so many lines the first few are written.
+    let why = "stopped until the guest resets it: .*: a (ring|buffer) is not in the memory that it grants$";
+    let told = run.count(DRIVER, &format!("^caisson-backend: hostile disk 0: {why}"))?;
+    ensure!(told != 0, "nobody told of rings and buffers in private memory");
+    Ok(())
+}
+
+/// What a guest keeps private the driver domain cannot read, unlike the rest; disk and network do not need it.
+pub(crate) fn private(lab: &Lab, name: &str) -> Verdict {
+    const PRIVATE: u64 = 16 << 20;
+    let config = driver("caisson.address=br0:10.1.0.9/24 caisson.run=httpd+-p+80+-h+/srv/look");
+    let config = config.replace("\"@driver-initrd\"", "[\"@driver-initrd\", \"@dax\"]");
+    let words = "caisson.ip=10.1.0.1/24 caisson.peer=10.1.0.9 caisson.test=ping,private,files,private";
+    let devices = format!("{DISK}\n[[domain.network]]\nbridge = \"br0\"");
+    let guest = guest("keeper", words, &devices).replace("\"@initrd\"", "[\"@initrd\", \"@dax\"]");
+    let guest = guest.replace("memory = \"128M\"", "memory = \"128M\"\nprivate = \"16M\"");
+    let machine = lab.boot(name, &(config + &guest))?.words("iommu=require").qemu("-device", "intel-iommu");
+    let mut run = machine.start()?;
+    let keeper = From::Guest("keeper");
+    run.expect(keeper, BOOT, "^caisson-test: ping peer=10.1.0.9 replies=[1-9]")?;
+    for turn in 0..2 {
+        run.expect(keeper, STEP, &format!("^caisson-test: private filled dax0.0: {PRIVATE} bytes$"))?;
+        // One place of each four pages of what is granted.
+        let there = run.expect(
+            keeper,
+            BOOT,
+            r"^caisson-test: private there of \d+ places: PRIVATE!=(\d+) GRANTED!=(\d+)$",
+        )?;
+        ensure!(there.number(1) < 0.5, "the driver domain reads {} places of private memory", there.group(1));
+        let granted = there.number(2);
+        ensure!(granted > 100.0, "the driver domain finds {granted} places of memory that is granted to it");
+        let places = PRIVATE / (16 << 10);
+        let here =
+            format!("^caisson-test: private here of {places} places: PRIVATE!={places} granted=131072$");
+        run.expect(keeper, STEP, &here)?;
+        if turn == 0 {
+            filled(&mut run, keeper)?;
+        }
+    }
+    ended(&mut run, &["keeper"])?;
+    run.never(From::Caisson, functions::STOPPED)
 }
 
 /// A directory of the driver domain's, which an unmodified virtiofsd serves. It comes late: that is told once, and so is that it

@@ -24,6 +24,8 @@ pub const PROBES: &str = "caisson-probes";
 pub const STAMP: &str = "caisson-guest-stamp";
 /// The package of the daemon that serves devices in the driver domain.
 pub const BACKEND: &str = "caisson-backend";
+/// The package of the program that looks into soft-reserved memory.
+pub const DAX: &str = "caisson-dax";
 /// The package of the benchmark program.
 pub const MEASURE: &str = "caisson-measure";
 /// The package of the control tool.

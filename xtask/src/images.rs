@@ -10,7 +10,7 @@ use caisson_config::{Blob, LoaderKind, source::ConfigText};
 
 use crate::{
     cargo::{self, Profile},
-    driver,
+    dax, driver,
     error::{Context, Error, Result},
     initrd, io_tools,
     iso::{Iso, Script},
@@ -55,7 +55,7 @@ impl Images {
     }
 
     /// The file behind one of the names that configs use: `@linux`, `@initrd`, `@driver-linux`,
-    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or for benchmarks `@initrd-stamp`, `@io-tools` and `@measure`.
+    /// `@driver-initrd`, `@memtest`, `@probe/NAME`, or for benchmarks and tests `@initrd-stamp`, `@io-tools`, `@measure` and `@dax`.
     ///
     /// # Errors
     /// When there is no such name, or its file cannot be fetched or built.
@@ -72,6 +72,7 @@ impl Images {
             }
             "@io-tools" => io_tools::archive(&self.workspace),
             "@measure" => measure::archive(&self.workspace),
+            "@dax" => dax::archive(&self.workspace),
             "@memtest" => packages::memtest(&self.workspace),
             _ => match name.strip_prefix("@probe/") {
                 Some(probe) => self.probe(probe),
@@ -217,7 +218,7 @@ pub fn references(config: &ConfigText) -> impl Iterator<Item = &str> {
 }
 
 /// The names that [`Images::provide`] knows, without those of probes.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "@linux",
     "@initrd",
     "@driver-linux",
@@ -226,9 +227,10 @@ const KNOWN: [&str; 8] = [
     "@initrd-stamp",
     "@io-tools",
     "@measure",
+    "@dax",
 ];
-/// Those of them that are for benchmarks.
-const FOR_BENCHMARKS: [&str; 3] = ["@initrd-stamp", "@io-tools", "@measure"];
+/// Those of them that are for benchmarks and tests.
+const FOR_US: [&str; 4] = ["@initrd-stamp", "@io-tools", "@measure", "@dax"];
 
 /// Whether `name` is one that [`Images::provide`] knows, as far as that can be told without building anything.
 #[must_use]
@@ -239,7 +241,7 @@ pub fn is_known(name: &str) -> bool {
 /// What to say of a name that is not known.
 #[must_use]
 pub fn unknown_name(name: &str) -> String {
-    let known = KNOWN.iter().filter(|known| !FOR_BENCHMARKS.contains(known));
+    let known = KNOWN.iter().filter(|known| !FOR_US.contains(known));
     let known: Vec<_> = known.copied().collect();
     format!("{name} is not provided; there are {} and @probe/NAME", known.join(", "))
 }

@@ -1,4 +1,4 @@
-//! The Linux guest's initial RAM disk: busybox, the links to its applets, the kernel's modules for virtio devices, and
+//! The Linux guest's initial RAM disk: busybox, the links to its applets, the kernel's modules for virtio devices and private memory, and
 //! `guest-images/linux/init`.
 
 use std::{
@@ -15,9 +15,17 @@ use crate::{
     process, stamp,
 };
 
-/// The modules for virtio devices.
-const MODULES: [&str; 6] =
-    ["virtio_mmio", "virtio-rng", "virtio_blk", "virtio_net", "virtio_console", "virtiofs"];
+/// The modules for virtio devices, and for private memory.
+const MODULES: [&str; 8] = [
+    "virtio_mmio",
+    "virtio-rng",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtiofs",
+    "device_dax",
+    "dax_hmem",
+];
 
 /// Builds the RAM disk when its ingredients have changed; gives its path. `stamp` is one more program, for the boot
 /// benchmark.

@@ -12,7 +12,9 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod cpio;
+pub mod dax;
 pub mod disk;
+
 pub mod doctor;
 pub mod driver;
 pub mod elf;

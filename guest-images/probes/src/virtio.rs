@@ -85,10 +85,15 @@ pub fn areas() -> [usize; 3] {
 
 /// From a reset to DRIVER_OK, with an empty queue 0; the status.
 pub fn start() -> u32 {
+    start_at(areas())
+}
+
+/// The same with the queue's areas elsewhere.
+pub fn start_at(areas: [usize; 3]) -> u32 {
     RING.set(Page([0; 4096]));
     agree(0);
     write(QUEUE_SEL, 0);
-    place(SIZE, areas());
+    place(SIZE, areas);
     write(QUEUE_READY, 1);
     write(STATUS, 15);
     read(STATUS)

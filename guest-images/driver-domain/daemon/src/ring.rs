@@ -37,7 +37,7 @@ pub const MAX_DESCRIPTORS: usize = 1024;
 /// What is wrong with a ring or a chain. Its device needs a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RingError {
-    /// The ring is not whole in the guest's memory, or its size is no power of two.
+    /// The ring is not whole in what the guest grants of its memory, or its size is no power of two.
     Place,
     /// The available index has moved by more than the ring holds, or back.
     Index,
@@ -50,20 +50,20 @@ pub enum RingError {
     Empty,
     /// A buffer to read behind one to write.
     Order,
-    /// A buffer is not in the guest's memory.
+    /// A buffer is not in what the guest grants of its memory.
     NotRam,
 }
 
 impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Place => "a ring does not lie in its memory",
+            Self::Place => "a ring is not in the memory that it grants",
             Self::Index => "the available index has moved by more than the ring holds",
             Self::Cut => "a chain of descriptors does not end as it should",
             Self::TooLong => "a chain has over 1024 descriptors",
             Self::Empty => "a descriptor has no bytes",
             Self::Order => "a buffer to read comes behind one to write",
-            Self::NotRam => "a buffer is not in its memory",
+            Self::NotRam => "a buffer is not in the memory that it grants",
         })
     }
 }

@@ -1,5 +1,5 @@
 //! A disk by hand that another domain serves (VIRTIO 1.2, section 5.2): what is beyond its end is out of reach however it is
-//! asked for, and a broken ring ends this device alone, until its reset.
+//! asked for, and a broken ring ends this device alone, until its reset. So does what lies in the guest's private memory.
 
 #![no_std]
 #![no_main]
@@ -25,6 +25,8 @@ const NOTHING_YET: u8 = 0xaa;
 const SECTOR: u32 = 512;
 /// Where there is no RAM.
 const NOWHERE: usize = 0x6000_0000;
+/// Where private memory begins, of 2 MiB: what its configuration says.
+const PRIVATE: usize = 0x60_0000;
 /// In ms. The domain that serves the disk may have much else to do.
 const PATIENCE: u64 = 20_000;
 
@@ -38,6 +40,7 @@ fn run() {
     check!(capacity > 64, "{} sectors", capacity);
     extents(capacity);
     requests();
+    private_memory();
     broken_rings();
 }
 
@@ -108,6 +111,51 @@ fn requests() {
     check_eq!(request(1, OUT, 0, SECTOR), OK, "a write after it");
 }
 
+/// The device's end, until its reset.
+fn ends(what: &str) {
+    virtio::notify();
+    let ended = || read(register::STATUS) & 64 != 0 || virtio::used() == 1;
+    check!(time::wait(PATIENCE, ended), "nothing became of {}", what);
+    check_eq!(read(register::STATUS), 79, "{}", what);
+}
+
+/// Private memory is the guest's alone: a ring or a buffer there is none, and nothing is written to it.
+fn private_memory() {
+    let secret = 0x5ec2_e75e_c2e7_5ec2;
+    let places = || (PRIVATE..PRIVATE + (2 << 20)).step_by(4096);
+    places().for_each(|at| cpu::write64(at, secret));
+    let (header, data) = (HEADER.address(), DATA.address());
+    for area in 0..3 {
+        let mut areas = virtio::areas();
+        areas[area] = PRIVATE + 0x1000 * area;
+        check_eq!(virtio::start_at(areas), 15, "DRIVER_OK");
+        virtio::offer(0, 0);
+        ends("a private ring");
+    }
+    // Each part of a request, and one that begins in granted memory and goes on in private.
+    let requests: [(&str, [usize; 3]); 4] = [
+        ("a private header", [PRIVATE, data, header + STATUS]),
+        ("private data", [header, PRIVATE + 4096, header + STATUS]),
+        ("data that go on in private memory", [header, PRIVATE - SECTOR as usize / 2, header + STATUS]),
+        ("a private status", [header, data, PRIVATE + (2 << 20) - 1]),
+    ];
+    for (what, [header, data, status]) in requests {
+        check_eq!(virtio::start(), 15, "DRIVER_OK");
+        cpu::write64(HEADER.address(), u64::from(IN));
+        cpu::write64(HEADER.address() + 8, 0);
+        virtio::describe(0, header, 16, NEXT, 1);
+        virtio::describe(1, data, SECTOR, NEXT | WRITE, 2);
+        virtio::describe(2, status, 1, WRITE, 0);
+        virtio::offer(0, 0);
+        ends(what);
+    }
+    let kept = places().all(|at| cpu::read64(at) == secret);
+    check!(kept, "private memory that nobody wrote to");
+    check_eq!(virtio::start(), 15, "DRIVER_OK");
+    check_eq!(request(0, IN, 0, SECTOR), OK, "a request after all that");
+    write(register::STATUS, 0);
+}
+
 /// Whatever is in the ring, the device says that it needs a reset, and works after one.
 fn broken_rings() {
     type Fill = fn(usize);
@@ -124,10 +172,7 @@ fn broken_rings() {
         check_eq!(virtio::start(), 15, "DRIVER_OK");
         fill(data);
         virtio::offer(0, 0);
-        virtio::notify();
-        let ended = || read(register::STATUS) & 64 != 0 || virtio::used() == 1;
-        check!(time::wait(PATIENCE, ended), "nothing became of {}", what);
-        check_eq!(read(register::STATUS), 79, "{}", what);
+        ends(what);
     }
     check_eq!(virtio::start(), 15, "DRIVER_OK");
     check_eq!(request(0, IN, 0, SECTOR), OK, "a request after all that");

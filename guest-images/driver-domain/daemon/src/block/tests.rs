@@ -443,11 +443,11 @@ fn each_broken_chain_has_its_name() {
         }),
         ("no header", |driver, _| set(driver, 0, DATA, 15, 0, 0)),
         ("no place for a status", |driver, _| set(driver, 0, DATA, 16, 0, 0)),
-        ("not in its memory", |driver, _| {
+        ("not in the memory that it grants", |driver, _| {
             set(driver, 0, RAM.0 + RAM.1 as u64 - 8, 16, NEXT, 1);
             set(driver, 1, DATA, 1, WRITE, 0);
         }),
-        ("not in its memory", |driver, _| {
+        ("not in the memory that it grants", |driver, _| {
             set(driver, 0, DATA, 16, NEXT, 1);
             set(driver, 1, 0, u32::MAX - 64, WRITE, 0);
         }),
