@@ -66,6 +66,47 @@ fn on(lab: &Lab, name: &str, cpus: u32) -> Verdict {
     lifecycle::all_memory_came_back(&run)
 }
 
+/// Domains that are made by calls alone, of a blob that came with the guest which makes them: what it may not give away, what is not
+/// granted to it, in which order domains can be forgotten, and the heap, which is promised before it is used.
+pub(crate) fn making(lab: &Lab, name: &str) -> Verdict {
+    const MANY: usize = 32;
+    let domain = |name: &str, vcpus: u32, more: &str| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nmemory = \"1M\"\nvcpus = {vcpus}\nkernel = \"@probe/idle\"\ncmdline = \"ms=600000\"\n\
+             console = \"none\"\n{more}\n"
+        )
+    };
+    let mut text = domain("greedy", 1, "privileges = [\"events\"]")
+        + &domain("served", 1, "[[domain.disk]]\npath = \"/nowhere\"\nbackend = \"maker\"")
+        + &domain("server", 1, "privileges = [\"io-backend\"]")
+        + &domain("client", 1, "[[domain.disk]]\npath = \"/nowhere\"\nbackend = \"server\"");
+    for index in 0..MANY {
+        text += &domain(&format!("many-{index}"), 64, "");
+    }
+    lab.later(name, "later.blob", &text)?;
+    let config = format!(
+        r#"
+        [machine]
+        console = "all"
+
+        [[domain]]
+        name = "maker"
+        memory = "8M"
+        kernel = "@probe/maker"
+        modules = ["later.blob"]
+        cmdline = "many={MANY}"
+        devices = "none"
+        privileges = ["control", "io-backend"]
+        "#
+    );
+    let mut run = lab.boot(name, &config)?.memory_mib(128).start()?;
+    let line = run.expect(From::Guest("maker"), BOOT * 4, r"^probe maker: (ok|FAIL .*)$")?;
+    ensure!(line.group(1) == "ok", "{}", line.group(0));
+    // The client could not be started, as it should.
+    run.end(STEP, Outcome::GuestFailed)?;
+    lifecycle::all_memory_came_back(&run)
+}
+
 /// A person at the driver domain's console, with the tool `caisson`.
 pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
     const PROMPT: &str = r"# $";

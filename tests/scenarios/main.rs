@@ -150,6 +150,7 @@ fn main() -> ExitCode {
         ("control-create", create::guest),
         ("control-create-refusals", create::refusals),
         ("control-create-crash", create::crash),
+        ("control-making", control::making),
         ("control", control::calls),
         ("control-on-2-cpus", control::calls_on_two),
         ("consoles", linux::consoles),

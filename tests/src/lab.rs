@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use caisson_config::source::{ConfigText, parse_toml};
+use caisson_config::source::{ConfigText, parse_later, parse_toml};
 use xtask::{
     bochs,
     cargo::Profile,
@@ -100,6 +100,19 @@ impl Lab {
         let text =
             parse_toml(toml, &format!("{scenario}.toml")).map_err(|error| Failure::new(error.to_string()))?;
         self.boot_text(scenario, &text)
+    }
+
+    /// Puts a blob of domains that are made at run time into the scenario's directory, as a file of this name.
+    ///
+    /// # Errors
+    /// With the field that is at fault, or when the file cannot be written.
+    pub fn later(&self, scenario: &str, file: &str, toml: &str) -> Verdict {
+        let text = parse_later(toml, &format!("{scenario}.toml"))
+            .map_err(|error| Failure::new(error.to_string()))?;
+        let path = self.directory(scenario)?.join(file);
+        let blob = self.images.blob(&text, &self.directory(scenario)?)?;
+        fs::write(&path, blob).cannot(|| format!("write {}", path.display()))?;
+        Ok(())
     }
 
     fn boot_text(&self, scenario: &str, text: &ConfigText) -> Verdict<Boot<'_>> {

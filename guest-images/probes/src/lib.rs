@@ -16,6 +16,7 @@
 #![allow(unsafe_code)]
 
 pub mod apic;
+pub mod control;
 pub mod cpu;
 pub mod end;
 pub mod gdt;
@@ -146,6 +147,28 @@ pub fn cmdline() -> &'static str {
 pub fn boot_info() -> usize {
     // SAFETY: the entry code has written it.
     unsafe { probe_boot_info as usize }
+}
+
+/// The file that came with the probe: address and bytes; none is 0 of both.
+#[must_use]
+pub fn module() -> (usize, usize) {
+    const MULTIBOOT: u32 = 0x2bad_b002;
+    const HAS_MODULES: u32 = 1 << 3;
+    let info = boot_info();
+    // SAFETY: the entry code has written it.
+    if unsafe { probe_boot_magic } == MULTIBOOT {
+        if cpu::read32(info) & HAS_MODULES == 0 || cpu::read32(info + 20) == 0 {
+            return (0, 0);
+        }
+        let list = cpu::read32(info + 24) as usize;
+        let (start, end) = (cpu::read32(list) as usize, cpu::read32(list + 4) as usize);
+        return (start, end - start);
+    }
+    if cpu::read32(info + 12) == 0 {
+        return (0, 0);
+    }
+    let list = cpu::read64(info + 16) as usize;
+    (cpu::read64(list) as usize, cpu::read64(list + 8) as usize)
 }
 
 /// The value of the word `key=…` of the command line.

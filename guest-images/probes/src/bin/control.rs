@@ -6,101 +6,22 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_abi::control::{
-    ConsoleHeader, DomainRecord, MAX_BLOB, MachineRecord, VcpuRecord, ended, flag, state,
-};
+use caisson_abi::control::{ConsoleHeader, MAX_BLOB, VcpuRecord, ended, flag, state};
 use caisson_abi::events::{MASK, PENDING};
 use caisson_abi::{CallError, Number};
-use caisson_probes::apic::{self, DEADLINE, TSC_DEADLINE, register::LVT_TIMER};
-use caisson_probes::hypercall::call;
-use caisson_probes::{Shared, check, check_eq, cpu, probe, say, time, trap};
-use zerocopy::FromBytes;
+use caisson_probes::control::{
+    self, DATA, DATA_BYTES, await_that, domains, find, is_up, machine, make, record, sleep,
+};
+use caisson_probes::{Shared, check, check_eq, cpu, probe, say};
 
 probe!("control", run_probe);
-
-const VECTOR: u8 = 0x40;
-/// How long others may take for what they are told.
-const PATIENCE_MS: u64 = 60_000;
-
-#[repr(C, align(4096))]
-#[derive(Clone, Copy)]
-struct Page([u64; 512]);
 
 #[repr(C, align(4096))]
 struct EventPage([AtomicU64; 512]);
 
-/// What calls write into, the shared page of events, and what is typed.
-static DATA: Shared<[Page; 5]> = Shared::new([Page([0; 512]); 5]);
+/// The shared page of events, and what is typed.
 static EVENTS: EventPage = EventPage([const { AtomicU64::new(0) }; 512]);
 static TYPED: Shared<u64> = Shared::new(b'q' as u64);
-
-const DATA_BYTES: u64 = 5 * 4096;
-
-fn make(number: Number, arguments: &[u64]) -> Result<u64, CallError> {
-    let mut all = [0; 4];
-    all.iter_mut().zip(arguments).for_each(|(to, from)| *to = *from);
-    let answer = call(number.value(), all);
-    u64::try_from(answer).map_err(|_| match CallError::of_answer(answer as u64) {
-        Some(error) => error,
-        None => caisson_probes::fail(file!(), line!(), format_args!("{number:?} answers {answer:#x}")),
-    })
-}
-
-/// The record at `index` of those that a call has written.
-fn record<T: FromBytes>(offset: usize, index: usize) -> T {
-    let mut bytes = [0; 128];
-    let bytes = &mut bytes[..size_of::<T>()];
-    let from = DATA.address() + offset + index * size_of::<T>();
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = cpu::read8(from + at);
-    }
-    match T::read_from_bytes(bytes) {
-        Ok(record) => record,
-        Err(_) => {
-            caisson_probes::fail(file!(), line!(), format_args!("a record of {} bytes", size_of::<T>()))
-        }
-    }
-}
-
-fn domains() -> impl Iterator<Item = DomainRecord> {
-    let count = make(Number::DomainList, &[DATA.address() as u64, DATA_BYTES]);
-    (0..count.unwrap_or(0) as usize).map(|index| record(0, index))
-}
-
-fn find(name: &str) -> DomainRecord {
-    let is = |record: &DomainRecord| {
-        let end = record.name.iter().position(|&byte| byte == 0).unwrap_or(record.name.len());
-        record.name[..end] == *name.as_bytes()
-    };
-    match domains().find(is) {
-        Some(record) => record,
-        None => caisson_probes::fail(file!(), line!(), format_args!("there is no domain {name}")),
-    }
-}
-
-fn machine() -> MachineRecord {
-    check_eq!(make(Number::MachineInfo, &[DATA.address() as u64, DATA_BYTES]), Ok(64), "machine_info");
-    record(0, 0)
-}
-
-fn sleep(milliseconds: u64) {
-    cpu::wrmsr(TSC_DEADLINE, cpu::tsc() + time::tsc_hz() * milliseconds / 1000);
-    cpu::sti_hlt();
-    cpu::cli();
-}
-
-/// Waits until `condition` holds.
-fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = cpu::tsc() + time::tsc_hz() / 1000 * PATIENCE_MS;
-    while !condition() {
-        check!(cpu::tsc() < end, "{}", what);
-        sleep(5);
-    }
-}
-
-fn is_up(record: &DomainRecord) -> bool {
-    matches!(record.state, state::RUNNING | state::BLOCKED)
-}
 
 /// Resumes as one has to: again while a vCPU is on its way.
 fn resume(id: u64) {
@@ -161,9 +82,7 @@ fn take_event(port: u64) -> bool {
 }
 
 fn run_probe() {
-    trap::handle(VECTOR, apic::count_and_eoi as trap::Handler);
-    apic::enable_x2();
-    apic::write(LVT_TIMER, DEADLINE | u32::from(VECTOR));
+    control::start();
     // Events are looked for, and interrupt nobody.
     let page = core::ptr::from_ref(&EVENTS).addr() as u64;
     check_eq!(make(Number::EventConnect, &[page, 0x50]), Ok(0), "event_connect");
