@@ -31,7 +31,7 @@ use crate::device::Device;
 use crate::guests::Guests;
 use crate::host::{Caisson, Host, Refusal};
 use crate::kinds::{self, OpenError};
-use crate::log::Voice;
+use crate::log::{Voice, log};
 use crate::service::{End, Service};
 use crate::statistics::{Counter, Counters};
 
@@ -54,6 +54,8 @@ pub struct Daemon {
     opened: (Sender<Opened>, Receiver<Opened>),
     /// When to try again what has failed.
     retry: Option<Instant>,
+    /// Devices beyond those that one daemon can serve.
+    unserved: u64,
     guests: Guests,
     questions: (Sender<Question>, Receiver<Question>),
 }
@@ -136,6 +138,7 @@ impl Daemon {
             ended: mpsc::channel(),
             opened: mpsc::channel(),
             retry: None,
+            unserved: 0,
             guests,
             questions: mpsc::channel(),
         };
@@ -229,7 +232,11 @@ impl Daemon {
         while let Ok(opened) = self.opened.1.try_recv() {
             self.opened(opened);
         }
-        let records = self.caisson.list()?;
+        let (records, more) = self.caisson.list()?;
+        if more > self.unserved {
+            log!("{more} devices are more than can be served here; give them to another driver domain");
+        }
+        self.unserved = more;
         self.entries.retain(|channel, entry| {
             matches!(entry.stage, Stage::Attached(_))
                 || records.iter().any(|record| record.channel == *channel)
@@ -317,6 +324,12 @@ impl Daemon {
 
     fn stages(&mut self, record: &ChannelRecord, entry: &mut Entry) -> Result<(), OpenError> {
         let channel = record.channel;
+        let ended = record.state & record::ENDED != 0;
+        if ended && record.state & record::ATTACHED != 0 && !matches!(entry.stage, Stage::Attached(_)) {
+            // Attached by a daemon before this one, to a guest that is no more; whether the device can be opened again or not.
+            self.caisson.detach(channel)?;
+            return Ok(());
+        }
         match entry.stage {
             Stage::Failed(again) if again > Instant::now() => {
                 self.retry = Some(self.retry.map_or(again, |retry| retry.min(again)));
@@ -344,12 +357,6 @@ impl Daemon {
         {
             self.caisson.describe(channel, &device.description().record())?;
             *described = true;
-        }
-        let ended = record.state & record::ENDED != 0;
-        if ended && matches!(entry.stage, Stage::Open { .. }) && record.state & record::ATTACHED != 0 {
-            // Attached by a daemon before this one, to a guest that is no more.
-            self.caisson.detach(channel)?;
-            return Ok(());
         }
         if record.life == 0 || ended {
             return Ok(());

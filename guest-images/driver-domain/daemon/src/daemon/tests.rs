@@ -164,6 +164,34 @@ fn the_next_daemon_goes_on_where_the_rings_are() {
 }
 
 #[test]
+fn a_guest_that_has_ended_is_let_go_of_without_its_file() {
+    let mut machine = Machine::new();
+    let (_guest, _driver) = machine.start();
+    let Machine { fake, daemon, .. } = machine;
+    // The daemon dies, then its guest ends; the file is not there for the next one.
+    fake.forget_ports();
+    std::mem::forget(daemon);
+    fake.end(DISK);
+    fake.set_parameters(DISK, "path=/nowhere/disk.img\n");
+    assert_ne!(fake.record(DISK).state & record::ATTACHED, 0);
+    let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
+    daemon.refresh().unwrap();
+    until(&mut daemon, |_| fake.record(DISK).state & (record::ATTACHED | record::ENDED) == 0);
+}
+
+#[test]
+fn devices_that_are_too_many_are_told() {
+    let fake = Fake::new();
+    let caisson = Caisson::new(Arc::clone(&fake) as Arc<dyn Host>);
+    for channel in 0..1030 {
+        fake.add(channel, 77, "web", "");
+        let (records, more) = caisson.list().unwrap();
+        let all = usize::from(channel) + 1;
+        assert_eq!((records.len(), more as usize), (all.min(1024), all.saturating_sub(1024)));
+    }
+}
+
+#[test]
 fn a_file_that_is_missing_is_waited_for() {
     let fake = Fake::new();
     fake.add(DISK, BLOCK, "web", "path=/nowhere/disk.img\n");

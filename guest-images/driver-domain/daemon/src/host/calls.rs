@@ -128,14 +128,16 @@ impl Caisson {
 
     // ---- channels
 
-    /// The devices that this domain serves.
+    /// The devices that this domain serves, as many as a call can tell of, and how many more there are.
     ///
     /// # Errors
     /// The call's.
-    pub fn list(&self) -> Result<Vec<ChannelRecord>, Refusal> {
+    pub fn list(&self) -> Result<(Vec<ChannelRecord>, u64), Refusal> {
         let call = Call::new(Number::ChannelList, &[0, MAX_DATA as u64]);
         let (count, data) = self.call(call.with_data(0, vec![0; MAX_DATA]))?;
-        Ok(records(&data, count))
+        let records = records::<ChannelRecord>(&data, count);
+        let more = count.saturating_sub(records.len() as u64);
+        Ok((records, more))
     }
 
     /// What the configuration says of a device, in `bytes` bytes.
