@@ -125,7 +125,8 @@ pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
 
         [[domain]]
         name = "ward"
-        memory = "4M"
+        memory = "8M"
+        private = "2M"
         kernel = "@probe/ward"
         on_reboot = "restart"
     "#;
@@ -138,18 +139,22 @@ pub(crate) fn tool(lab: &Lab, name: &str) -> Verdict {
     run.send("until caisson list >/dev/null 2>&1; do sleep 1; done; caisson list\r")?;
     run.expect(From::Raw, BOOT, r"^ID  NAME    STATE +VCPUS +MEMORY  RESTARTS +TIME$")?;
     run.expect(From::Raw, STEP, r"^ 1  driver  running +1  256 MiB +0 +\d+\.\d{3} s$")?;
-    run.expect(From::Raw, STEP, r"^ 2  ward    blocked +1    4 MiB +0 +\d+\.\d{3} s$")?;
+    run.expect(From::Raw, STEP, r"^ 2  ward    blocked +1    8 MiB +0 +\d+\.\d{3} s$")?;
     for (command, answer) in [
         ("caisson list --json", r#"^\[\{"id":1,"name":"driver","state":"running".*\{"id":2,"name":"ward""#),
         ("caisson console --dump ward", "^probe ward: ready$"),
         ("caisson pause ward", "^ward: paused$"),
         ("caisson info ward | grep state", "^state +paused$"),
+        ("caisson info ward | grep private", "^private memory +2 MiB$"),
         ("caisson resume ward", "^ward: resumed$"),
         // What follows the line is typed, and the end of the input leaves the console.
         ("(sleep 1; echo q; sleep 2) | caisson console ward", "^probe ward: typed q$"),
         ("caisson top -n 1 --json", r#"^\{"domains":\[.*"machine":\{"#),
         ("caisson shutdown --wait ward", "^ward: told to shut down$"),
-        ("caisson info ward --json", r#"^\{"domain":.*"ended":"poweroff".*"state":"gone""#),
+        (
+            "caisson info ward --json",
+            r#"^\{"domain":.*"ended":"poweroff".*"private":2097152,.*"state":"gone""#,
+        ),
         ("caisson pause ward; echo code $?", "^caisson: ward is gone: start it first$"),
         ("caisson start --wait ward", "^ward: started$"),
         ("caisson reset ward", "^ward: reset$"),

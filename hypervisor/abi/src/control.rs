@@ -207,8 +207,8 @@ pub struct DomainRecord {
     pub elapsed: u64,
     /// Its privileges ([`Privileges`](crate::Privileges)).
     pub privileges: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// How much of its RAM no other domain sees, in MiB.
+    pub private_mib: u32,
     /// Its name, in zeroes.
     pub name: [u8; 32],
 }

@@ -374,6 +374,7 @@ fn record_of<B: Backend, F: Format>(entry: &Entry<B, F>, guest: &Guest<B, F>) ->
         restarts: guest.restarts(),
         life: guest.life,
         privileges: entry.facts.privileges.bits(),
+        private_mib: (entry.facts.private >> 20) as u32,
         ..DomainRecord::default()
     };
     if entry.facts.has_console {

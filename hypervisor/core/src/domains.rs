@@ -53,6 +53,8 @@ pub(crate) struct Facts {
     pub(crate) name: Box<str>,
     /// Bytes of RAM.
     pub(crate) memory: u64,
+    /// Those of them that no other domain sees.
+    pub(crate) private: u64,
     pub(crate) vcpus: u32,
     pub(crate) privileges: Privileges,
     pub(crate) on_exit: OnExit,
@@ -68,6 +70,7 @@ impl Facts {
         Self {
             name: record.name().into(),
             memory: record.memory(),
+            private: record.private(),
             vcpus: record.vcpus(),
             privileges: record.privileges(),
             on_exit: record.on_exit(),

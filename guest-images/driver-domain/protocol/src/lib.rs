@@ -284,6 +284,8 @@ pub struct Domain {
     pub ended: Ended,
     pub vcpus: u32,
     pub memory: u64,
+    /// The bytes of that which no other domain sees.
+    pub private: u64,
     pub restarts: u32,
     pub life: u32,
     pub guest_ns: u64,
@@ -312,6 +314,7 @@ impl From<DomainRecord> for Domain {
             ended: Ended::of(record.ended),
             vcpus: record.vcpus,
             memory: record.memory,
+            private: u64::from(record.private_mib) << 20,
             restarts: record.restarts,
             life: record.life,
             guest_ns: record.guest_time,
@@ -446,6 +449,8 @@ mod tests {
             state: abi::state::PAUSED,
             ended: abi::ended::RESET,
             privileges: 0b101,
+            memory: 1 << 50,
+            private_mib: u32::MAX,
             ..DomainRecord::default()
         };
         record.name[..3].copy_from_slice(b"web");
@@ -453,9 +458,11 @@ mod tests {
         assert_eq!((domain.name.as_str(), domain.state, domain.ended), ("web", State::Paused, Ended::Reset));
         assert_eq!((domain.own, domain.console, domain.devices), (true, true, false));
         assert_eq!(domain.privileges, ["events", "io-backend"]);
+        assert_eq!((domain.memory, domain.private), (1 << 50, (1 << 52) - (1 << 20)));
         assert_eq!(State::of(99), State::Unknown);
         let text = serde_json::to_string(&domain).unwrap();
         assert!(text.contains(r#""state":"paused""#), "{text}");
+        assert!(text.contains(r#""private":4503599626321920"#), "{text}");
         assert_eq!(serde_json::from_str::<Domain>(&text).unwrap(), domain);
         // A newer daemon may know more.
         assert_eq!(serde_json::from_str::<State>(r#""asleep""#).unwrap(), State::Unknown);

@@ -66,6 +66,7 @@ pub(crate) fn list(out: &mut impl Write, domains: &[Domain]) -> io::Result<()> {
 /// All of one.
 pub(crate) fn info(out: &mut impl Write, domain: &Domain, vcpus: &[Vcpu]) -> io::Result<()> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    let private = if domain.private == 0 { "none".into() } else { bytes(domain.private) };
     let privileges = if domain.privileges.is_empty() { "none".into() } else { domain.privileges.join(", ") };
     let rows = [
         ("name", domain.name.clone()),
@@ -75,6 +76,7 @@ pub(crate) fn info(out: &mut impl Write, domain: &Domain, vcpus: &[Vcpu]) -> io:
         ("restarts", domain.restarts.to_string()),
         ("ended last", domain.ended.words().to_owned()),
         ("memory", bytes(domain.memory)),
+        ("private memory", private),
         ("vCPUs", domain.vcpus.to_string()),
         ("age", seconds(domain.elapsed_ns)),
         ("time in the guest", seconds(domain.guest_ns)),

@@ -127,6 +127,7 @@ impl Fake {
             console: id == 2,
             life: 1,
             memory: 512 << 20,
+            private: if id == 2 { 64 << 20 } else { 0 },
             vcpus: 1,
             ..Domain::default()
         };
@@ -177,8 +178,12 @@ fn domains_are_listed() {
     assert_eq!((&list[1]["name"], &list[1]["state"]), (&"web".into(), &"running".into()));
     let info = fake.json("info web");
     assert_eq!((&info["domain"]["id"], &info["vcpus"][0]["exits"]), (&2.into(), &77.into()));
+    assert_eq!(info["domain"]["private"], 64 << 20);
     let text = fake.run("info 2").unwrap();
     assert!(text.contains("state              running") && text.contains("EXITS"), "{text}");
+    assert!(text.contains("\nprivate memory     64 MiB\n"), "{text}");
+    let text = fake.run("info driver").unwrap();
+    assert!(text.contains("\nprivate memory     none\n"), "{text}");
 }
 
 #[test]
