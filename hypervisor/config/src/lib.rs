@@ -46,7 +46,7 @@
 //! | 26 | u8 | loader: 0 by the image, 1 Linux bzImage, 2 PVH, 3 multiboot1 |
 //! | 27 | u8 | console: 0 none, 1 serial |
 //! | 28 | 3 × u8 | on power-off, on reboot, on crash: 0 destroy, 1 restart |
-//! | 31 | u8 | 1: with a source of random numbers, 0: without |
+//! | 31 | u8 | 1: with a source of random numbers that Caisson serves, 0: without |
 //! | 32 | u32 | restarts before the domain is destroyed after all; 0xffff_ffff for no limit |
 //! | 36 | u32 | payload of the kernel |
 //! | 40 | 2 × u32 | first module record, number of module records |
@@ -75,7 +75,7 @@
 //!
 //! | device record at | type | field |
 //! |---|---|---|
-//! | 0 | u32 | virtio device type: 1 network, 2 disk, 3 port, 26 share |
+//! | 0 | u32 | virtio device type: 1 network, 2 disk, 3 port, 4 entropy, 26 share |
 //! | 4 | u32 | the domain that serves it, an earlier one; 0xffff_ffff for one that the blob does not describe |
 //! | 8 | text | parameters for that domain: lines `key=value`, each ended by a newline, at most 1024 bytes |
 //! | 16 | text | the name of a domain that the blob does not describe; empty: the one that makes this one |

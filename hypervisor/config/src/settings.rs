@@ -72,6 +72,8 @@ choice! {
         Disk = 2, "disk";
         /// A console port.
         Port = 3, "port";
+        /// A source of random numbers.
+        Entropy = 4, "entropy";
         /// A directory.
         Share = 26, "share";
     }

@@ -29,7 +29,7 @@
 //! cmdline = "console=ttyS0" # default empty
 //! console = "serial"        # serial or none; default serial
 //! devices = "all"           # the machine's PCI functions that it owns: ["00:03.0"], all that no other names, or none
-//! entropy = true            # a source of random numbers; default false
+//! entropy = true            # a source of random numbers, by Caisson; default false
 //! privileges = ["events", "io-backend"] # and "control"; default none
 //! on_poweroff = "destroy"   # destroy or restart; this is the default
 //! on_reboot = "restart"
@@ -67,6 +67,9 @@
 //!
 //! [[domain.port]]           # a console port
 //! name = "agent"
+//!
+//! # [[domain.entropy]]      # a source of random numbers, instead of entropy = true
+//! # rate = "64K"            # bytes per second, K, M or G of 1024; this is the default
 //! ```
 //!
 //! Unless the text says otherwise, the machine shows the console of the only domain that has one, or else all.
@@ -91,7 +94,8 @@ use crate::settings::{
 };
 
 pub use devices::{
-    DeviceSettings, DeviceText, DiskText, NetworkText, PortText, ShareText, parse_rate, usual_mac,
+    DeviceSettings, DeviceText, DiskText, EntropyText, NetworkText, PortText, ShareText, parse_rate,
+    usual_mac,
 };
 
 /// A configuration as the text gives it, checked as far as that is possible without its files.
@@ -172,11 +176,11 @@ pub struct DomainText {
     pub console: Console,
     /// `devices`, as the blob has it: see [`crate::Functions`].
     pub devices: String,
-    /// `entropy`.
+    /// `entropy = true`, and no `[[domain.entropy]]`.
     pub entropy: bool,
     /// `privileges`.
     pub privileges: Privileges,
-    /// `disk`, `network`, `share` and `port`: those of a kind one after the other.
+    /// `disk`, `network`, `share`, `port` and `entropy`: those of a kind one after the other.
     pub virtio_devices: Vec<DeviceText>,
     /// `on_poweroff`, `on_reboot` and `on_crash`.
     pub on_exit: OnExit,

@@ -8,6 +8,7 @@ use caisson_abi::Privileges;
 use crate::error::{BlobError, Field, Reason};
 #[cfg(feature = "build")]
 use crate::rules;
+use crate::settings::DeviceKind;
 
 /// The most devices of a domain that others serve; with the source of random numbers there are 32.
 pub const MAX_DEVICES: usize = 31;
@@ -57,6 +58,10 @@ pub enum DeviceReason<'a> {
     TooManyDevices(usize),
     /// A rate that is too low, in bits per second.
     LowRate(u64),
+    /// A rate of random numbers that is too low, in bytes per second.
+    LowEntropyRate(u64),
+    /// A source of random numbers that Caisson serves, and one that a domain does.
+    EntropyTwice,
 }
 
 /// The longest path of a device, in bytes.
@@ -73,6 +78,12 @@ pub const MAX_VLAN: u32 = 4094;
 pub const MAX_QUEUES: u32 = 8;
 /// The lowest limit of a network card's rate, in bits per second.
 pub const MIN_RATE: u64 = 8_000;
+/// The lowest limit of a source of random numbers, in bytes per second.
+#[cfg(feature = "build")]
+pub(crate) const MIN_ENTROPY_RATE: u64 = 1 << 10;
+/// Its usual limit, in bytes per second.
+#[cfg(feature = "build")]
+pub(crate) const ENTROPY_RATE: u64 = 64 << 10;
 
 impl fmt::Display for DeviceReason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,13 +153,18 @@ impl fmt::Display for DeviceReason<'_> {
                 "domain[{domain}].disk[{index}] is the same, and two that write would destroy it; name another, or give \
                  both read_only = true"
             ),
-            Self::TooManyDevices(count) => write!(
-                f,
-                "{count} disks, networks, shares and ports are too many; have at most {MAX_DEVICES}"
-            ),
+            Self::TooManyDevices(count) => {
+                write!(f, "{count} devices that other domains serve are too many; have at most {MAX_DEVICES}")
+            }
             Self::LowRate(rate) => {
                 write!(f, "{rate} bits per second are too few; write e.g. \"100M\", at least \"8K\"")
             }
+            Self::LowEntropyRate(rate) => {
+                write!(f, "{rate} bytes per second are too few; write e.g. \"64K\", at least \"1K\"")
+            }
+            Self::EntropyTwice => f.write_str(
+                "Caisson serves random numbers, and so does another domain; leave one of the two out",
+            ),
         }
     }
 }
@@ -194,6 +210,19 @@ pub(crate) fn check_devices<'a>(domain: usize, count: usize) -> Result<(), BlobE
     if count > MAX_DEVICES {
         let reason = Reason::Device(DeviceReason::TooManyDevices(count));
         return Err(BlobError::new(Field::WholeDomain(domain), reason));
+    }
+    Ok(())
+}
+
+/// Checks that a domain to which Caisson serves random numbers has no device that does too.
+pub(crate) fn check_entropy<'a>(
+    domain: usize,
+    is_own: bool,
+    mut kinds: impl Iterator<Item = Option<DeviceKind>>,
+) -> Result<(), BlobError<'a>> {
+    if is_own && kinds.any(|kind| kind == Some(DeviceKind::Entropy)) {
+        let reason = Reason::Device(DeviceReason::EntropyTwice);
+        return Err(BlobError::new(Field::Domain(domain, "entropy"), reason));
     }
     Ok(())
 }

@@ -67,6 +67,7 @@ fn every_key_is_described() {
         ("### `[[domain.network]]`", &with("network = [{ x = 1 }]")),
         ("### `[[domain.share]]`", &with("share = [{ x = 1 }]")),
         ("### `[[domain.port]]`", &with("port = [{ x = 1 }]")),
+        ("### `[[domain.entropy]]`", &with("entropy = [{ x = 1 }]")),
     ] {
         let error = parse_toml(table, "t").expect_err("an unknown key").reason;
         let known: Vec<_> =

@@ -226,6 +226,7 @@ impl<'a> Blob<'a> {
             }
             next = end;
             let records = self.devices.get(first as usize..end).unwrap_or_default();
+            virtio::check_entropy(domain, record.entropy != 0, records.iter().map(device_kind))?;
             for (index, device) in records.iter().enumerate() {
                 self.check_device(domain, device).map_err(|(name, reason)| {
                     BlobError::new(Field::Device(domain, None, index, name), reason)

@@ -118,7 +118,7 @@ impl<'a> Domain<'a> {
         self.functions() != Functions::None
     }
 
-    /// Whether it has a source of random numbers, a virtio device.
+    /// Whether Caisson serves it random numbers. Then no device of another domain does.
     #[must_use]
     pub fn entropy(&self) -> bool {
         self.record.entropy != 0

@@ -34,6 +34,8 @@ pub enum DeviceSettings {
     Share(ShareText),
     /// A `[[domain.port]]`.
     Port(PortText),
+    /// A `[[domain.entropy]]`.
+    Entropy(EntropyText),
 }
 
 /// A `[[domain.disk]]`.
@@ -80,6 +82,13 @@ pub struct ShareText {
 pub struct PortText {
     /// `name`.
     pub name: String,
+}
+
+/// A `[[domain.entropy]]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EntropyText {
+    /// `rate`, in bytes per second.
+    pub rate: u64,
 }
 
 /// The address of the network card with that index, of the domain of that name, where the text gives none: locally
@@ -130,6 +139,7 @@ impl DeviceText {
             DeviceSettings::Network(_) => DeviceKind::Network,
             DeviceSettings::Share(_) => DeviceKind::Share,
             DeviceSettings::Port(_) => DeviceKind::Port,
+            DeviceSettings::Entropy(_) => DeviceKind::Entropy,
         }
     }
 
@@ -170,6 +180,10 @@ impl DeviceText {
                 at("path", virtio::check_path(&share.path))
             }
             DeviceSettings::Port(port) => at("name", virtio::check_label(&port.name)),
+            DeviceSettings::Entropy(entropy) if entropy.rate < virtio::MIN_ENTROPY_RATE => {
+                Err(("rate", Reason::Device(DeviceReason::LowEntropyRate(entropy.rate))))
+            }
+            DeviceSettings::Entropy(_) => Ok(()),
         }
     }
 
@@ -199,6 +213,7 @@ impl DeviceText {
                 line("path", &share.path);
             }
             DeviceSettings::Port(port) => line("name", &port.name),
+            DeviceSettings::Entropy(entropy) => line("rate", &entropy.rate.to_string()),
         }
         lines
     }
@@ -229,6 +244,8 @@ impl ConfigText {
     pub(super) fn check_virtio_devices(&self) -> Result<(), BlobError<'_>> {
         for (number, domain) in self.domains.iter().enumerate() {
             virtio::check_devices(number, domain.virtio_devices.len())?;
+            let kinds = domain.virtio_devices.iter().map(|device| Some(device.kind()));
+            virtio::check_entropy(number, domain.entropy, kinds)?;
             for (index, device) in domain.indexed_devices() {
                 let at = |name, reason| {
                     BlobError::new(Field::Device(number, Some(device.kind()), index, name), reason)

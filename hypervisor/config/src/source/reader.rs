@@ -243,7 +243,7 @@ impl Reader<'_> {
             cmdline: self.string(&table, "cmdline", at("cmdline"))?.unwrap_or_default(),
             console: console.unwrap_or(Console::Serial),
             devices: self.functions(&table, at("devices"))?,
-            entropy: self.flag(&table, "entropy", at("entropy"))?.unwrap_or(false),
+            entropy: self.own_entropy(&table, at("entropy"))?,
             privileges: self.privileges(&table, at("privileges"))?,
             virtio_devices: self.virtio_devices(&table, index)?,
             on_exit,

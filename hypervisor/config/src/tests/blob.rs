@@ -10,9 +10,11 @@ use proptest::prelude::*;
 
 use super::{FULL, full_blob, resolver, text};
 use crate::fuzz::{drive, reseal};
-use crate::source::{ConfigText, DeviceSettings, DeviceText, DiskText, DomainText, ModuleText, NetworkText};
+use crate::source::{
+    ConfigText, DeviceSettings, DeviceText, DiskText, DomainText, EntropyText, ModuleText, NetworkText,
+};
 use crate::{
-    Blob, Console, Contract, DeviceBackend, DiskFormat, Field, Functions, LoaderKind, LogLevel,
+    Blob, Console, Contract, DeviceBackend, DeviceKind, DiskFormat, Field, Functions, LoaderKind, LogLevel,
     MachineLimits, OnExit, OnExitAction, PoolPolicy, Reason, ReservedTime, SelectedConsole, build, show,
 };
 
@@ -70,6 +72,25 @@ fn devices_of_backends_come_out() {
     ];
     assert_eq!(devices, expected);
     assert!(second.virtio_devices().all(|device| device.backend == DeviceBackend::Domain(0)));
+}
+
+/// Random numbers come from Caisson or from another domain, and not from both.
+#[test]
+fn random_numbers_have_one_source() {
+    let other =
+        FULL.replace("entropy = true\n", "") + "[[domain.entropy]]\n[[domain.entropy]]\nrate = \"1M\"\n";
+    let bytes = build(&text(&other), resolver).unwrap();
+    let domain = Blob::parse(&bytes).unwrap().domain(1).unwrap();
+    let sources: Vec<_> =
+        domain.virtio_devices().skip(6).map(|one| (one.kind.code(), one.parameters)).collect();
+    assert_eq!(sources, [(4, "rate=65536\n"), (4, "rate=1048576\n")]);
+    assert!(!domain.entropy());
+    let shown = show(&Blob::parse(&bytes).unwrap()).to_string();
+    assert!(shown.contains("\n    entropy by first: rate=1048576\n"), "{shown}");
+    let mut both = text(&other);
+    both.domains[1].entropy = true;
+    let error = "domain[1].entropy: Caisson serves random numbers, and so does another domain; leave one of the two out";
+    assert!(both.check().unwrap_err().to_string().ends_with(error));
 }
 
 #[test]
@@ -228,7 +249,8 @@ fn contradictions_with_a_good_checksum_are_refused() {
         (56, &[5], Field::Header("padding")),
         (56, &[0xFF, 0xFF], Field::Header("devices")),
         (60, &[1], Field::Header("reserved")),
-        (DEVICE, &[4], Field::Device(1, None, 0, "kind")),
+        (DEVICE, &[4], Field::Domain(1, "entropy")),
+        (DEVICE, &[5], Field::Device(1, None, 0, "kind")),
         (DEVICE + 2, &[1], Field::Device(1, None, 0, "kind")),
         (DEVICE + 24 + 4, &[1], Field::Device(1, None, 1, "backend")),
         (DEVICE + 24 + 4, &[2], Field::Device(1, None, 1, "backend")),
@@ -361,6 +383,7 @@ fn domain() -> impl Strategy<Value = DomainText> {
         .prop_map(
             |(pages, vcpus, kernel, modules, cmdline, serial, actions, (max_restarts, tsc_khz), other)| {
                 let (contract, virtio_devices) = other;
+                let is_served = virtio_devices.iter().any(|device| device.kind() == DeviceKind::Entropy);
                 DomainText {
                     name: String::new(),
                     memory: if pages % 2 == 0 { pages * 4096 } else { (pages << 21).max(4 << 20) },
@@ -373,7 +396,7 @@ fn domain() -> impl Strategy<Value = DomainText> {
                     cmdline,
                     console: if serial { Console::Serial } else { Console::None },
                     devices: String::new(),
-                    entropy: vcpus % 2 == 0,
+                    entropy: vcpus % 2 == 0 && !is_served,
                     privileges: Privileges::empty(),
                     virtio_devices,
                     on_exit: OnExit { poweroff: actions[0], reboot: actions[1], crash: actions[2] },
@@ -403,7 +426,8 @@ fn device() -> impl Strategy<Value = DeviceText> {
                 queues,
             })
         });
-    prop_oneof![disk, network].prop_map(|settings| DeviceText { backend: None, settings })
+    let entropy = (1024_u64..).prop_map(|rate| DeviceSettings::Entropy(EntropyText { rate }));
+    prop_oneof![disk, network, entropy].prop_map(|settings| DeviceText { backend: None, settings })
 }
 
 /// Small enough that all of them fit.

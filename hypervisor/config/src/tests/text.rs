@@ -200,6 +200,9 @@ fn devices_of_backends_are_checked() {
         &format!("{NET}vlan = 4094\nrate = \"8K\"\nqueues = 8\nbackend = \"driver\"\n{NET}"),
         "[[domain.share]]\ntag = \"a\"\npath = \"/\"\n[[domain.port]]\nname = \"a\"",
         &NET.repeat(31),
+        "[[domain.entropy]]\n",
+        "[[domain.entropy]]\nrate = \"1K\"\nbackend = \"driver\"",
+        "entropy = true\n[[domain.port]]\nname = \"a\"",
     ] {
         assert_eq!(refusal_of_devices(good), "", "{good}");
     }
@@ -227,11 +230,25 @@ fn devices_of_backends_are_checked() {
             "t:19:7: domain[2].network[1].mac: domain[2].network[0]",
         ),
         (&label.repeat(2), "t:17:8: domain[2].port[1].name: \"a\" is the name of number 0 already;"),
-        (&NET.repeat(32), "t: domain[2]: 32 disks, networks, shares and ports are too many; have at most 31"),
+        (&NET.repeat(32), "t: domain[2]: 32 devices that other domains serve are too many; have at most 31"),
         (
             "disk = {}",
             "t:14:8: domain[2].disk: not a list; begin each one's description with [[domain.disk]]",
         ),
+        ("entropy = {}", "t:14:11: domain[2].entropy: {} is neither; write true or false, or begin"),
+        (
+            "entropy = [{ rate = 64 }]",
+            "t:14:21: domain[2].entropy[0].rate: 64 is not a number of bytes per second; write e.g. \"64K\"",
+        ),
+        (
+            "entropy = [{ rate = \"0K\" }]",
+            "t:14:21: domain[2].entropy[0].rate: 0 bytes per second are too few; write e.g. \"64K\", at least \"1K\"",
+        ),
+        (
+            "entropy = [{ path = \"/a\" }]",
+            "t:14:14: domain[2].entropy[0].path: there is no such setting; use one of rate, backend",
+        ),
+        ("entropy = true\n[[domain.entropy]]", "t:15:10: not TOML: "),
         ("disk = [1]", "t:14:9: domain[2].disk[0]: 1 is not a table of settings;"),
         (
             &format!("{NET}rate = 5"),

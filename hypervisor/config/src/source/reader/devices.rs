@@ -14,10 +14,10 @@ use crate::error::Field;
 use crate::functions::PciAddress;
 use crate::settings::{DeviceKind, DiskFormat};
 use crate::source::{
-    DeviceSettings, DeviceText, DiskText, DomainText, NetworkText, PortText, ShareText, SourceError,
-    parse_rate,
+    DeviceSettings, DeviceText, DiskText, DomainText, EntropyText, NetworkText, PortText, ShareText,
+    SourceError, parse_rate, parse_size,
 };
-use crate::virtio::PRIVILEGE_WORDS;
+use crate::virtio::{ENTROPY_RATE, PRIVILEGE_WORDS};
 
 impl Reader<'_> {
     /// Which of the machine's PCI functions a domain owns, as the blob has it.
@@ -90,17 +90,38 @@ impl Reader<'_> {
         Ok(all)
     }
 
-    /// A domain's devices: disks, networks, shares and ports, those of a kind in their order.
+    /// Whether Caisson serves a domain random numbers. A list describes who else does.
+    pub(super) fn own_entropy(&mut self, table: &Table<'_>, field: Field) -> Result<bool, SourceError> {
+        let Some(value) = table.get("entropy") else { return Ok(false) };
+        self.remember(field, &value.span());
+        match value.get_ref() {
+            DeValue::Boolean(own) => Ok(*own),
+            DeValue::Array(_) => Ok(false),
+            _ => {
+                let what =
+                    "is neither; write true or false, or begin its description with [[domain.entropy]]";
+                Err(self.wrong(value, table.path("entropy"), what))
+            }
+        }
+    }
+
+    /// A domain's devices that others serve, those of a kind in their order.
     pub(super) fn virtio_devices(
         &mut self,
         domain: &Table<'_>,
         number: usize,
     ) -> Result<Vec<DeviceText>, SourceError> {
         let mut devices = Vec::new();
-        for kind in [DeviceKind::Disk, DeviceKind::Network, DeviceKind::Share, DeviceKind::Port] {
+        let kinds =
+            [DeviceKind::Disk, DeviceKind::Network, DeviceKind::Share, DeviceKind::Port, DeviceKind::Entropy];
+        for kind in kinds {
             let word = kind.word();
             let Some(value) = domain.get(word) else { continue };
             let DeValue::Array(values) = value.get_ref() else {
+                if kind == DeviceKind::Entropy {
+                    // `own_entropy` has it.
+                    continue;
+                }
                 let reason = format!(
                     "not a list; begin each one's description with [[domain.{word}]], in double brackets"
                 );
@@ -140,6 +161,12 @@ impl Reader<'_> {
                 let name = self.needed_string(&table, "name", at("name"), "\"agent\"")?;
                 DeviceSettings::Port(PortText { name })
             }
+            DeviceKind::Entropy => {
+                self.known_keys(&table, &["rate", "backend"])?;
+                let unit = "bytes per second; write e.g. \"64K\"";
+                let rate = self.rate(&table, at("rate"), parse_size, unit)?;
+                DeviceSettings::Entropy(EntropyText { rate: rate.unwrap_or(ENTROPY_RATE) })
+            }
         };
         Ok(DeviceText { backend: self.string(&table, "backend", at("backend"))?, settings })
     }
@@ -171,21 +198,27 @@ impl Reader<'_> {
             bridge: self.needed_string(table, "bridge", at("bridge"), "\"br0\"")?,
             mac: self.string(table, "mac", at("mac"))?,
             anti_spoofing: self.flag(table, "anti_spoofing", at("anti_spoofing"))?.unwrap_or(true),
-            rate: self.rate(table, at("rate"))?,
+            rate: self.rate(table, at("rate"), parse_rate, "bits per second; write e.g. \"100M\"")?,
             vlan: self.number(table, "vlan", at("vlan"))?,
             queues: self.number(table, "queues", at("queues"))?.unwrap_or(1),
         })
     }
 
-    fn rate(&mut self, table: &Table<'_>, field: Field) -> Result<Option<u64>, SourceError> {
+    fn rate(
+        &mut self,
+        table: &Table<'_>,
+        field: Field,
+        parse: fn(&str) -> Option<u64>,
+        unit: &str,
+    ) -> Result<Option<u64>, SourceError> {
         let Some(value) = table.get("rate") else { return Ok(None) };
         self.remember(field, &value.span());
         let rate = match value.get_ref() {
-            DeValue::String(text) => parse_rate(text),
+            DeValue::String(text) => parse(text),
             _ => None,
         };
-        let what = "is not a number of bits per second; write e.g. \"100M\"";
-        rate.map(Some).ok_or_else(|| self.wrong(value, table.path("rate"), what))
+        rate.map(Some)
+            .ok_or_else(|| self.wrong(value, table.path("rate"), &format!("is not a number of {unit}")))
     }
 
     fn needed_string(
