@@ -1,10 +1,13 @@
 //! The kinds of devices that there are.
 
 use caisson_abi::io::ChannelRecord;
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET};
+use virtio_bindings::virtio_ids::{
+    VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_RNG,
+};
 
 use crate::block::Block;
 use crate::device::Device;
+use crate::entropy::Entropy;
 use crate::net::Net;
 use crate::parameters::Parameters;
 use crate::port::Port;
@@ -21,6 +24,7 @@ pub const fn word(kind: u32) -> &'static str {
         VIRTIO_ID_BLOCK => "disk",
         VIRTIO_ID_CONSOLE => "port",
         VIRTIO_ID_FS => "share",
+        VIRTIO_ID_RNG => "entropy",
         _ => "device",
     }
 }
@@ -35,6 +39,7 @@ pub fn open(record: &ChannelRecord, parameters: &str) -> Result<Box<dyn Device>,
         VIRTIO_ID_BLOCK => Box::new(Block::open(record.channel, &parameters)?),
         VIRTIO_ID_NET => Box::new(Net::open(record.channel, &parameters)?),
         VIRTIO_ID_CONSOLE => Box::new(Port::open(&guest_of(record), &parameters)?),
+        VIRTIO_ID_RNG => Box::new(Entropy::open(&parameters)?),
         VIRTIO_ID_FS => Box::new(Share::open(record.channel, &parameters)?),
         kind => return Err(format!("virtio devices of type {kind} are not served here: leave it out").into()),
     })

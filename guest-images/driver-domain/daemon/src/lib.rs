@@ -23,6 +23,7 @@
 //! | [`block`] | disks |
 //! | [`net`] | network cards |
 //! | [`port`] | consoles at a socket |
+//! | [`entropy`] | random numbers, so many per second |
 //! | [`share`] | directories, by vhost-user backends |
 //! | [`sys`] | mappings, transfers, asynchronous work: all `unsafe` code |
 //! | [`control`] | the socket at which the daemon answers questions |
@@ -49,6 +50,7 @@ pub mod control;
 pub mod daemon;
 pub mod device;
 pub mod domains;
+pub mod entropy;
 pub mod guests;
 pub mod host;
 pub mod kinds;

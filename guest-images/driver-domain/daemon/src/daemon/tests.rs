@@ -290,3 +290,33 @@ fn a_number_that_is_anothers_has_anothers_device() {
     until(&mut machine.daemon, |_| driver.used_index() == 1);
     assert_eq!((sector(&other, 1), sector(&machine.disk, 1)), (5, 0));
 }
+
+/// What is over a source's rate is done later, though nobody tells its thread again; and it sleeps until then.
+#[test]
+fn what_waits_for_its_time_is_done_in_its_time() {
+    const ENTROPY: u16 = 34;
+    const REQUESTS: u16 = 8;
+    let fake = Fake::new();
+    fake.add(ENTROPY, 4, "web", "rate=1024\n");
+    let mut daemon = Daemon::new(Arc::clone(&fake) as Arc<dyn Host>, Guests::default()).unwrap();
+    daemon.refresh().unwrap();
+    until(&mut daemon, |_| fake.record(ENTROPY).state == record::DESCRIBED);
+    let guest = fake.start(ENTROPY);
+    let mut driver = Driver::new(&guest.memory, RINGS, REQUESTS);
+    until(&mut daemon, |_| fake.record(ENTROPY).state & record::ATTACHED != 0);
+    assert_eq!(daemon.status()[0].name, "web entropy 2");
+    guest.init(0, &[driver.state]);
+    for _ in 0..REQUESTS {
+        driver.add(&[(DATA, 64, true)]);
+    }
+    guest.notify(0);
+    until(&mut daemon, |_| driver.used_index() == REQUESTS);
+    for head in 0..REQUESTS {
+        assert_eq!(driver.used(), Some((head, 64)));
+    }
+    let counters = daemon.status()[0].counters.clone();
+    let counter = |name| counters.iter().find(|counter| counter.0 == name).map(|counter| counter.1);
+    assert_eq!((counter("requests"), counter("bytes_to_guest")), (Some(8), Some(512)));
+    // Two requests in each eighth of a second: three sleeps between them, and a few at the beginning and at the end.
+    assert!(counter("sleeps").is_some_and(|sleeps| (3..20).contains(&sleeps)), "{counters:?}");
+}
