@@ -186,7 +186,7 @@ pub(crate) fn crash(lab: &Lab, name: &str) -> Verdict {
 }
 
 /// A guest that drives its disk by hand reaches nothing beyond it, and breaks nothing but its own device: another one, whose disk
-/// is behind the same daemon, notices nothing.
+/// is behind the same daemon, notices nothing. Nor does it of a guest that does so with its source of random numbers.
 pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     let probe = r#"
         [[domain]]
@@ -196,16 +196,28 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
         kernel = "@probe/disk"
         [[domain.disk]]
         path = "/dev/nvme0n2"
+
+        [[domain]]
+        name = "greedy"
+        memory = "4M"
+        kernel = "@probe/virtio"
+        cmdline = "served=1"
+        on_reboot = "destroy"
+        [[domain.entropy]]
         "#;
     let config = [driver(""), guest("disk", "caisson.test=files", DISK), probe.to_owned()];
     let mut run = lab.boot(name, &config.concat())?.start()?;
     run.expect(From::Guest("hostile"), 2 * BOOT, "^probe disk: ok$")?;
+    run.expect(From::Guest("greedy"), BOOT, "^probe virtio: ok$")?;
     filled(&mut run, From::Guest("disk"))?;
     ended(&mut run, &["disk"])?;
     // Of so many lines the first few are written.
     let why = "stopped until the guest resets it: .*: a (ring|buffer) is not in the memory that it grants$";
     let told = run.count(DRIVER, &format!("^caisson-backend: hostile disk 0: {why}"))?;
     ensure!(told != 0, "nobody told of rings and buffers in private memory");
+    let why = "stopped until the guest resets it: the guest's driver has broken its ring: ";
+    let told = run.count(DRIVER, &format!("^caisson-backend: greedy entropy 0: {why}"))?;
+    ensure!(told != 0, "nobody told of a ring for random numbers that is broken");
     Ok(())
 }
 
@@ -264,14 +276,17 @@ pub(crate) fn share(lab: &Lab, name: &str) -> Verdict {
     Ok(())
 }
 
-/// A console port: bytes both ways between the guest and a client in the driver domain, before and after the daemon is killed.
+/// A console port: bytes both ways between the guest and a client in the driver domain, before and after the daemon is killed. And a
+/// source of random numbers, which the stock driver reads from with the first daemon and with the last.
 pub(crate) fn port(lab: &Lab, name: &str) -> Verdict {
     const ROUNDS: usize = 3;
-    let port = "[[domain.port]]\nname = \"talk\"";
+    let devices = "[[domain.port]]\nname = \"talk\"\n[[domain.entropy]]\nrate = \"16K\"";
     let config = driver(&format!("caisson.test=port:talker/talk:{ROUNDS}"))
-        + &guest("talker", "caisson.test=port", port);
+        + &guest("talker", "caisson.test=entropy,port,entropy", devices);
     let mut run = lab.boot(name, &config)?.start()?;
-    run.expect(From::Guest("talker"), BOOT, "^caisson-test: port ready$")?;
+    run.expect(From::Guest("talker"), BOOT, "^caisson-guest: user space is up$")?;
+    workload::random_numbers(&mut run, From::Guest("talker"))?;
+    run.expect(From::Guest("talker"), STEP, "^caisson-test: port ready$")?;
     let given = workload::hash_of_lines("what is given", 4096);
     for round in 1..=ROUNDS {
         let line = format!(
@@ -283,6 +298,7 @@ pub(crate) fn port(lab: &Lab, name: &str) -> Verdict {
     }
     let kills = run.count(DRIVER, "^caisson-driver: the backend has ended with 137 and is started again$")?;
     ensure!(kills == ROUNDS - 1, "the daemon was killed {kills} times");
+    workload::random_numbers(&mut run, From::Guest("talker"))?;
     run.expect(From::Guest("talker"), STEP, "^caisson-test: done$")?;
     ended(&mut run, &["talker"])
 }
