@@ -49,16 +49,18 @@ pub fn spin(microseconds: u64) {
     }
 }
 
-/// Whether `condition` becomes true within some milliseconds, with interrupts on meanwhile.
+/// Whether `condition` becomes true within some milliseconds, with interrupts on meanwhile. Those of that time have all been taken when
+/// it returns `false`, also where other guests ran for the most of it.
 pub fn wait(milliseconds: u64, mut condition: impl FnMut() -> bool) -> bool {
     let end = cpu::tsc() + tsc_hz() * milliseconds / 1000;
     loop {
         if condition() {
             return true;
         }
-        if cpu::tsc() > end {
-            return false;
-        }
+        let is_over = cpu::tsc() > end;
         cpu::take_interrupts();
+        if is_over {
+            return condition();
+        }
     }
 }
