@@ -10,9 +10,6 @@ const PPM: f64 = 100.0;
 /// Nanoseconds that each of the machine's instructions takes, as a power of two: it is as slow as an emulated minute is to
 /// be short.
 const SLOWNESS: u32 = 4;
-/// Interrupts that may come twice on QEMU, in a minute: where it stops emulating for a moment, for a timer of its own, between
-/// an injection and the guest's next exit, it delivers an injected interrupt again.
-const TWICE_ON_QEMU: f64 = 20.0;
 /// Others beside the guest that measures.
 const SPINNERS: usize = 3;
 
@@ -67,16 +64,15 @@ pub(crate) fn drift(lab: &Lab, name: &str) -> Verdict {
         ensure!(off(got, due) <= PPM, "{clock}: {got} in place of {due}: {:.0} ppm", off(got, due));
     }
     // What counts whole periods is right to one of them.
-    let twice = if lab.machine() == Kind::Qemu { TWICE_ON_QEMU } else { 0.0 };
-    for (clock, got, due, more) in [
-        ("the RTC's time", rtc.number(1), elapsed, 0.0),
-        ("the RTC's interrupts", rtc.number(2), elapsed, twice),
-        ("the 8254's ticks", pit.number(1), pit.number(2), twice),
+    for (clock, got, due) in [
+        ("the RTC's time", rtc.number(1), elapsed),
+        ("the RTC's interrupts", rtc.number(2), elapsed),
+        ("the 8254's ticks", pit.number(1), pit.number(2)),
     ] {
-        ensure!(got + 2.0 >= due && got <= due + 1.0 + more, "{clock}: {got} of {due:.1}");
+        ensure!(got + 2.0 >= due && got <= due + 1.0, "{clock}: {got} of {due:.1}");
     }
-    ensure!(deadlines.number(2) <= twice, "{} interrupts too many of deadlines", deadlines.number(2));
-    ensure!(periods.number(1) <= periods.number(2) + twice, "more periods than there are");
+    ensure!(deadlines.number(2) == 0.0, "{} interrupts too many of deadlines", deadlines.number(2));
+    ensure!(periods.number(1) <= periods.number(2), "more periods than there are");
     // In the first half of the time, but for a round of turns before it. That none was lost since the guest has checked.
     ensure!(
         deadlines.number(1) + 10.0 >= f64::from(seconds) / 2.0 * 250.0,

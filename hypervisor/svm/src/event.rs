@@ -13,12 +13,15 @@ const IRET_FAULTS: u32 = 0x1f << 10;
 const ALIGNMENT_CHECK: u32 = 1 << 17;
 
 /// Fields of the virtual-interrupt word (appendix B). A pending virtual interrupt whose intercept is set exits when the
-/// guest could take it: that is the interrupt window.
+/// guest could take it: that is the interrupt window. Without the intercept the guest takes it, before its next instruction.
 const V_IRQ: u64 = 1 << 8;
 const V_INTR_PRIO_SHIFT: u32 = 16;
 const V_INTR_PRIO: u64 = 0xf << V_INTR_PRIO_SHIFT;
 const V_IGN_TPR: u64 = 1 << 20;
-const V_INTR_VECTOR: u64 = 0xff << 32;
+const V_INTR_VECTOR_SHIFT: u32 = 32;
+const V_INTR_VECTOR: u64 = 0xff << V_INTR_VECTOR_SHIFT;
+/// A virtual interrupt, whatever the task priority.
+const V_REQUEST: u64 = V_IRQ | V_INTR_PRIO | V_IGN_TPR;
 /// Intercept of writes to CR8.
 const CR8_WRITE: u32 = 1 << (16 + 8);
 const DR6_SINGLE_STEP: u64 = 1 << 14;
@@ -41,7 +44,6 @@ pub(crate) struct NmiState {
 
 impl NmiState {
     /// Whether an exit may mean something for it: otherwise no IRET exits, and no #DB is one of ours.
-    #[inline]
     pub(crate) const fn is_watched(&self) -> bool {
         self.blocked || self.returning.is_some()
     }
@@ -51,6 +53,7 @@ impl SvmVcpu {
     pub(crate) fn cancel_events(&mut self) {
         self.vmcb.set_event_injection(EventInjection::NONE);
         self.vmcb.set_virtual_interrupt(V_INTR_MASKING);
+        self.delivering = false;
         self.vmcb.set_intercept_cr(INTERCEPTED_CR);
         self.nmi = NmiState::default();
         self.vmcb.set_intercept_exceptions(INTERCEPTED_EXCEPTIONS);
@@ -60,9 +63,11 @@ impl SvmVcpu {
 
     pub(crate) fn inject_event(&mut self, event: Event) {
         let injection = match event {
+            Event::Interrupt(vector) if self.is_open() => return self.inject_virtual_interrupt(vector),
             Event::Interrupt(vector) => EventInjection::new(EventKind::Interrupt, vector, None),
             Event::Nmi => {
                 self.nmi.blocked = true;
+                self.watched = true;
                 let intercepts = self.vmcb.intercepts() | Intercepts::IRET;
                 self.vmcb.set_intercepts(intercepts);
                 EventInjection::new(EventKind::Nmi, 2, None)
@@ -84,25 +89,63 @@ impl SvmVcpu {
         self.vmcb.set_event_injection(injection);
     }
 
+    /// Whether the guest takes an interrupt before its next instruction.
+    fn is_open(&self) -> bool {
+        self.vmcb.rflags() & Rflags::IF.bits() != 0 && self.vmcb.interrupt_shadow() & 1 == 0
+    }
+
+    /// An interrupt by way of V_IRQ (section 15.21.4), not of EVENTINJ: QEMU's emulated CPU may deliver that which comes by
+    /// EVENTINJ a second time, at any later instruction before the next exit.
+    fn inject_virtual_interrupt(&mut self, vector: u8) {
+        let intercepts = self.vmcb.intercepts();
+        if intercepts.contains(Intercepts::VINTR) {
+            self.vmcb.set_intercepts(intercepts - Intercepts::VINTR);
+        }
+        let word = self.vmcb.virtual_interrupt() & !V_INTR_VECTOR;
+        self.vmcb.set_virtual_interrupt(word | V_REQUEST | u64::from(vector) << V_INTR_VECTOR_SHIFT);
+        self.delivering = true;
+        self.watched = true;
+    }
+
+    /// After the exit that followed [`SvmVcpu::inject_virtual_interrupt`]: where an event of the machine's came first, the guest has
+    /// not taken the interrupt, and it shows as one that was interrupted, as one of EVENTINJ's does.
+    ///
+    /// A guest that can no longer take it has taken it. QEMU's emulated CPU keeps V_IRQ where the delivery has raised an exception.
+    pub(crate) fn end_delivery(&mut self) {
+        let word = self.vmcb.virtual_interrupt();
+        if word & V_IRQ != 0 && self.is_open() {
+            let vector = (word >> V_INTR_VECTOR_SHIFT) as u8;
+            self.vmcb.set_exit_int_info(EventInjection::new(EventKind::Interrupt, vector, None));
+        }
+        self.vmcb.set_virtual_interrupt(word & !(V_REQUEST | V_INTR_VECTOR));
+        self.delivering = false;
+    }
+
     /// Asks for the exit at which the guest can take an interrupt: that of a virtual interrupt, or that of a write to
     /// CR8 where the task priority holds it back.
     ///
     /// The CPU could compare priorities itself, but not every one does as section 15.21.4 says: QEMU's emulated one takes
     /// an interrupt of the same priority, and aborts when a guest writes CR8 while a virtual interrupt is pending.
     pub(crate) fn set_window(&mut self, window: InterruptWindow) {
-        let intercepts = self.vmcb.intercepts();
         let request = match window {
             InterruptWindow::Closed | InterruptWindow::Above(_) => 0,
-            InterruptWindow::Any => V_IRQ | V_INTR_PRIO | V_IGN_TPR,
+            InterruptWindow::Any => V_REQUEST,
         };
         let cr = INTERCEPTED_CR | if window == InterruptWindow::Closed { 0 } else { CR8_WRITE };
         if self.vmcb.intercept_cr() != cr {
             self.vmcb.set_intercept_cr(cr);
         }
+        let intercepts = self.vmcb.intercepts();
         if request == 0 && !intercepts.contains(Intercepts::VINTR) {
             return;
         }
-        let word = self.vmcb.virtual_interrupt() & !(V_IRQ | V_INTR_PRIO | V_IGN_TPR | V_INTR_VECTOR);
+        if self.delivering {
+            // There is one virtual interrupt, and the window is to be that.
+            let vector = (self.vmcb.virtual_interrupt() >> V_INTR_VECTOR_SHIFT) as u8;
+            self.vmcb.set_event_injection(EventInjection::new(EventKind::Interrupt, vector, None));
+            self.delivering = false;
+        }
+        let word = self.vmcb.virtual_interrupt() & !(V_REQUEST | V_INTR_VECTOR);
         self.vmcb.set_virtual_interrupt(word | request);
         let kept = intercepts - Intercepts::VINTR;
         self.vmcb.set_intercepts(if request == 0 { kept } else { kept | Intercepts::VINTR });
@@ -110,6 +153,7 @@ impl SvmVcpu {
 
     pub(crate) fn block_nmis(&mut self, blocked: bool) {
         self.nmi.blocked = blocked;
+        self.watched = true;
         let intercepts = self.vmcb.intercepts() - Intercepts::IRET;
         self.vmcb.set_intercepts(if blocked { intercepts | Intercepts::IRET } else { intercepts });
     }

@@ -120,8 +120,18 @@ impl SvmVcpu {
         raw
     }
 
-    /// What an exit means for a guest in its NMI handler, or on its way out of it. `None`: it is entered again.
+    /// What an exit means for an event that was on its way to its handler, or is in it. `None`: the guest is entered again.
     #[inline(never)]
+    fn exit_amid_event(&mut self, raw: RawExit) -> Option<RawExit> {
+        if self.delivering {
+            self.end_delivery();
+        }
+        let raw = if self.nmi.is_watched() { self.exit_in_handler(raw) } else { Some(raw) };
+        self.watched = self.delivering || self.nmi.is_watched();
+        raw
+    }
+
+    /// What an exit means for a guest in its NMI handler, or on its way out of it.
     fn exit_in_handler(&mut self, raw: RawExit) -> Option<RawExit> {
         let returned = self.nmi.returning.is_some() && self.nmi_return_ended(raw.code);
         match raw.code {
@@ -151,10 +161,10 @@ impl Vcpu for SvmVcpu {
     fn run(&mut self) -> RawExit {
         loop {
             let raw = self.enter();
-            if !self.nmi.is_watched() {
+            if !self.watched {
                 return raw;
             }
-            if let Some(raw) = self.exit_in_handler(raw) {
+            if let Some(raw) = self.exit_amid_event(raw) {
                 return raw;
             }
         }
@@ -171,7 +181,7 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn injecting(&self) -> bool {
-        self.vmcb.event_injection().is_valid()
+        self.delivering || self.vmcb.event_injection().is_valid()
     }
 
     #[inline]

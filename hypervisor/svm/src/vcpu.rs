@@ -71,6 +71,10 @@ pub struct SvmVcpu {
     pub(crate) asid: Asid,
     pub(crate) context: GuestContext,
     pub(crate) nmi: crate::event::NmiState,
+    /// An interrupt is in the virtual-interrupt word, for the guest to take at its next entry.
+    pub(crate) delivering: bool,
+    /// The next exit may mean something for `nmi` or `delivering`.
+    pub(crate) watched: bool,
     /// What the CPU has, out of [`Shared::features`].
     pub(crate) features: SvmFeatures,
     /// What need not be read again after an exit: everything, or nothing where the CPU knows no clean bits.
@@ -110,6 +114,8 @@ impl SvmVcpu {
             asid: Asid::NONE,
             context,
             nmi: crate::event::NmiState::default(),
+            delivering: false,
+            watched: false,
             features,
             clean: if features.contains(SvmFeatures::CLEAN_BITS) { Clean::all() } else { Clean::empty() },
             last_cpu: None,

@@ -461,6 +461,12 @@ impl Vmcb {
         EventInjection(self.control.exit_int_info)
     }
 
+    /// Sets what an exit has interrupted, where the CPU does not tell.
+    #[inline]
+    pub fn set_exit_int_info(&mut self, event: EventInjection) {
+        self.control.exit_int_info = event.0;
+    }
+
     /// The event to be delivered at the next VMRUN; the CPU clears its valid bit when it has taken it.
     #[inline]
     #[must_use]
