@@ -50,6 +50,15 @@ impl Accelerator {
         }
     }
 
+    /// What `-accel` is given. QEMU keeps up to 1 GiB of translations, and goes through all those of a page at each store into it: of pages
+    /// whose code is mapped at other places in every process they become thousands, and clearing a guest's memory takes minutes.
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg,tb-size=256",
+        }
+    }
+
     /// The CPU model that gives Caisson virtualisation. MONITOR is hidden under TCG: its MWAIT cannot be used.
     #[must_use]
     pub fn default_cpu(self) -> &'static str {
@@ -163,7 +172,7 @@ impl Machine {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         let memory = self.memory_mib.to_string();
-        add(&["-machine", "q35", "-accel", self.accelerator.name(), "-cpu", &self.cpu, "-m", &memory]);
+        add(&["-machine", "q35", "-accel", self.accelerator.setting(), "-cpu", &self.cpu, "-m", &memory]);
         if self.cpus > 1 {
             add(&["-smp", &self.cpus.to_string()]);
         }
@@ -367,7 +376,7 @@ mod tests {
     fn the_usual_machine() {
         let line = line(&machine(), None);
         for part in [
-            "-machine q35 -accel tcg -cpu EPYC,-monitor -m 512",
+            "-machine q35 -accel tcg,tb-size=256 -cpu EPYC,-monitor -m 512",
             "-nodefaults",
             "-no-reboot",
             "-device isa-debug-exit,iobase=0xf4,iosize=4",
