@@ -233,16 +233,18 @@ impl<B: Backend, F: Format> System<B, F> {
 
     fn start_again(&self, entry: &Arc<Entry<B, F>>) -> Result<(), CallError> {
         let mut guest = entry.guest.lock();
-        if !guest.is_gone() || guest.is_lost {
+        if !guest.is_gone() {
             return Err(CallError::Busy);
         }
         if guest.definition.is_none() {
             // It has just been forgotten.
             return Err(CallError::NoSuchDomain);
         }
+        if !guest.begin_anew() {
+            return Err(CallError::Busy);
+        }
         // The caller lives, so that the last guest has not gone.
         self.expect_another();
-        guest.begin_anew();
         log::info!("guest {}: told to start", entry.name());
         drop(guest);
         self.io.returns(self, entry);
@@ -256,7 +258,7 @@ impl<B: Backend, F: Format> System<B, F> {
             if guest.is_gone() {
                 return Err(CallError::NoSuchDomain);
             }
-            guest.unwanted = true;
+            guest.lives.told_to_go();
             guest.live.clone()
         };
         match live {
@@ -361,7 +363,7 @@ fn record_of<B: Backend, F: Format>(entry: &Entry<B, F>, guest: &Guest<B, F>) ->
         id: entry.id.0,
         state: state_of(guest),
         ended: match guest.ended() {
-            _ if guest.is_unmade => ended::FAILED,
+            _ if guest.lives.is_unmade() => ended::FAILED,
             None => ended::NEVER,
             Some(Ended::PowerOff) => ended::POWEROFF,
             Some(Ended::Reset) => ended::RESET,
@@ -371,7 +373,7 @@ fn record_of<B: Backend, F: Format>(entry: &Entry<B, F>, guest: &Guest<B, F>) ->
         },
         vcpus: entry.facts.vcpus,
         memory: entry.facts.memory,
-        restarts: guest.restarts(),
+        restarts: guest.lives.restarts(),
         life: guest.life,
         privileges: entry.facts.privileges.bits(),
         private_mib: (entry.facts.private >> 20) as u32,
@@ -391,7 +393,7 @@ fn state_of<B: Backend, F: Format>(guest: &Guest<B, F>) -> u32 {
     match (&guest.phase, &guest.live) {
         (Phase::Gone, _) => state::GONE,
         (Phase::Awaited | Phase::Unmade | Phase::Restart(_), _) | (Phase::Living, None) => state::WAITING,
-        (Phase::Ended | Phase::Resets(..) | Phase::Burial(_), _) => state::ENDING,
+        (Phase::Ending(_), _) => state::ENDING,
         (Phase::Living, Some(live)) if live.is_ending() => state::ENDING,
         (Phase::Living, Some(live)) if live.pause.is_on() => state::PAUSED,
         (Phase::Living, Some(_)) => state::RUNNING,

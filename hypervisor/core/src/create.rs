@@ -365,7 +365,7 @@ impl<B: Backend, F: Format> System<B, F> {
             return Err(CallError::Busy);
         }
         let mut guest = entry.guest.lock();
-        if !guest.is_gone() || guest.is_lost {
+        if !guest.is_gone() || guest.lives.is_lost() {
             return Err(CallError::Busy);
         }
         let definition = guest.definition.take().ok_or(CallError::NoSuchDomain)?;

@@ -119,6 +119,8 @@ pub(crate) enum DmaError {
     Iommu(Error),
     /// Requests with this id are another guest's.
     Shared(Address),
+    /// The IOMMU, and what they reach of the guest's memory already cannot be taken from them.
+    Lost(Error),
 }
 
 impl From<Error> for DmaError {
@@ -131,6 +133,12 @@ impl fmt::Display for DmaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Iommu(error) => write!(f, "IOMMU: {error}"),
+            Self::Lost(error) => {
+                write!(
+                    f,
+                    "its memory is lost until the machine restarts: they cannot be kept out of it: IOMMU: {error}"
+                )
+            }
             Self::Shared(device) => write!(
                 f,
                 "the bridge {device} makes one of functions of several guests: give all that is behind it to one guest"
@@ -194,6 +202,9 @@ impl Dma {
     }
 
     /// An address space for these functions of a guest's, with its memory in it.
+    ///
+    /// # Errors
+    /// [`DmaError`]: they reach nothing, but for [`DmaError::Lost`]: then nobody must get the memory.
     pub(crate) fn domain(
         &'static self,
         id: DomainId,
@@ -212,17 +223,14 @@ impl Dma {
             state.claims.extend(ids.iter().map(claim));
             (tag, ids)
         };
-        let domain = DmaDomain { dma: self, tag, ended: false };
-        for extent in memory.extents() {
-            domain.map(extent.gpa, extent.hpa, extent.bytes, true)?;
+        let mut domain = DmaDomain { dma: self, tag, ended: false };
+        match domain.fill(memory, &ids) {
+            Ok(()) => Ok(domain),
+            Err(error) => match domain.end() {
+                Ok(()) => Err(error.into()),
+                Err(error) => Err(DmaError::Lost(error)),
+            },
         }
-        let state = &mut *self.state.lock();
-        for device in ids {
-            if state.used.iommu.covers(device) {
-                state.used.iommu.attach(tag, device)?;
-            }
-        }
-        Ok(domain)
     }
 
     /// Has the interrupt with `vector`, of a function or a line, arrive at this CPU as just that, where interrupts are remapped.
@@ -300,6 +308,20 @@ pub(crate) struct DmaDomain {
 }
 
 impl DmaDomain {
+    /// Maps a guest's memory, then has requests with these ids find it.
+    fn fill(&self, memory: &GuestRam, ids: &[Address]) -> Result<(), Error> {
+        for extent in memory.extents() {
+            self.map(extent.gpa, extent.hpa, extent.bytes, true)?;
+        }
+        let state = &mut *self.dma.state.lock();
+        for &device in ids {
+            if state.used.iommu.covers(device) {
+                state.used.iommu.attach(self.tag, device)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Maps memory where nothing is mapped; devices write it if `write`.
     ///
     /// # Errors

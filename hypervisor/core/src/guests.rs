@@ -1,15 +1,14 @@
 //! What exists of a domain while it lives, and what is kept of its lives: how it ended, and whether it comes again.
 
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use caisson_accounts::{Activity, VcpuAccount};
-use caisson_config::OnExitAction;
 use caisson_console::Ring;
 use caisson_domain::{Domain, Ended, VirtualCpu};
 use caisson_hwvirt::{Backend, Vcpu};
+use caisson_life::{Cause, Lives, Verdict};
 use caisson_locks::{Mutex, Rank};
 use caisson_machine::memory::GuestRam;
 use caisson_machine::pci::Access;
@@ -42,20 +41,10 @@ pub(crate) struct Guest<B: Backend, F: Format> {
     pub(crate) phase: Phase,
     /// The number of its life, or its last one; 0 before the first.
     pub(crate) life: u32,
-    /// Somebody has said that it is to be gone, whatever it is doing.
-    pub(crate) unwanted: bool,
-    /// It could not be made the last time.
-    pub(crate) is_unmade: bool,
-    /// Devices may still reach memory of its last life, which stays its: it does not come again.
-    pub(crate) is_lost: bool,
-    /// How often it has been restarted.
-    restarts: u32,
+    /// Whether it comes again.
+    pub(crate) lives: Lives,
     /// How it ended last.
     ended: Option<Ended>,
-    /// It is to be started again as soon as its old memory is free.
-    restarting: bool,
-    /// The earliest TSC for that, by what the last start cost.
-    not_before: u64,
     /// The TSC when it was last said how it ended, and how often it ended since without a word.
     said: u64,
     unsaid: u64,
@@ -84,8 +73,8 @@ impl<V: Vcpu> Task<V> {
     }
 }
 
-/// A living guest. Its end is in the order of the fields: the vCPUs go first, then the memory, and with it every frame that
-/// the domain owns, those of its stage-2 tables included. No CPU walks those any more: the vCPUs are gone, and their
+/// A living guest. Its end is in the order of the fields: the vCPUs go first, then what its functions reach, then the
+/// memory, and with it every frame that the domain owns, those of its stage-2 tables included. No CPU walks those any more: the vCPUs are gone, and their
 /// address-space ids are not used again before a flush.
 pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) tasks: Box<[Task<B::Vcpu>]>,
@@ -94,10 +83,10 @@ pub(crate) struct Live<B: Backend, F: Format> {
     pub(crate) changes: Changes,
     /// Which pages it writes, where somebody wants to know.
     pub(crate) tracking: Tracking,
-    /// What the vCPUs share.
-    pub(crate) domain: Domain<GuestRam>,
     /// What its functions reach, where the machine has an IOMMU.
     pub(crate) dma: Option<DmaDomain>,
+    /// What the vCPUs share.
+    pub(crate) domain: Domain<GuestRam>,
     /// What Caisson accesses of its functions for it, if it owns any.
     pub(crate) access: Option<Arc<Access>>,
     /// What stays of it.
@@ -150,7 +139,7 @@ impl<B: Backend, F: Format> Live<B, F> {
     }
 
     /// Takes everything apart but the memory, which is still to be scrubbed.
-    fn into_memory(self) -> GuestRam {
+    pub(crate) fn into_memory(self) -> GuestRam {
         drop(self.tasks);
         self.domain.memory
     }
@@ -164,21 +153,11 @@ impl<B: Backend, F: Format> Guest<B, F> {
             live: None,
             phase,
             life: 0,
-            unwanted: false,
-            is_unmade: false,
-            is_lost: false,
-            restarts: 0,
+            lives: Lives::new(),
             ended: None,
-            restarting: false,
-            not_before: 0,
             said: 0,
             unsaid: 0,
         }
-    }
-
-    /// Its old memory is free: the TSC from which on it may be made again, if it is to be.
-    pub(crate) fn restart_at(&mut self) -> Option<u64> {
-        (core::mem::take(&mut self.restarting) && !self.unwanted).then_some(self.not_before)
     }
 
     /// It lives again, after work of `cost` TSC ticks: the next time must wait so long that such work stays a small part
@@ -188,12 +167,12 @@ impl<B: Backend, F: Format> Guest<B, F> {
         self.phase = Phase::Living;
         // 0 is no life.
         self.life = self.life.checked_add(1).unwrap_or(1);
-        self.not_before = cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART));
+        self.lives.made(cpu::tsc().saturating_add(cost.saturating_mul(RESTART_PART)));
     }
 
     /// Says that it is started, the first time.
     pub(crate) fn say_start(&self, facts: &Facts) {
-        if self.restarts != 0 {
+        if self.lives.restarts() != 0 {
             return;
         }
         let (memory, vcpus) = (facts.memory >> 20, facts.vcpus);
@@ -201,17 +180,14 @@ impl<B: Backend, F: Format> Guest<B, F> {
         log::info!("guest {}: {memory} MiB, {vcpus} vCPU{s}, started", facts.name);
     }
 
-    /// It is gone, and is to live again as if for the first time.
-    pub(crate) fn begin_anew(&mut self) {
-        self.restarts = 0;
-        self.unwanted = false;
-        self.is_unmade = false;
-        self.phase = Phase::Awaited;
-    }
-
-    /// How often it has been started again by itself.
-    pub(crate) fn restarts(&self) -> u32 {
-        self.restarts
+    /// It is gone, and is to live again as if for the first time. Whether it may.
+    #[must_use]
+    pub(crate) fn begin_anew(&mut self) -> bool {
+        let may = self.lives.begin_anew();
+        if may {
+            self.phase = Phase::Awaited;
+        }
+        may
     }
 
     /// How it ended last.
@@ -224,38 +200,19 @@ impl<B: Backend, F: Format> Guest<B, F> {
         matches!(self.phase, Phase::Gone)
     }
 
-    /// Whether it ended as it should.
-    pub(crate) fn ended_well(&self) -> bool {
-        self.unwanted || matches!(self.ended, Some(Ended::PowerOff | Ended::Destroyed))
-    }
-
     /// It has ended, as `vcpu` reports, which is on this CPU, or as somebody has said: says so, and notes whether it is to be
     /// started again.
     pub(crate) fn end(&mut self, of: &Entry<B, F>, ended: Ended, vcpu: Option<&VirtualCpu<B::Vcpu>>) {
         console::end_guest(of.id);
-        let actions = of.facts.on_exit;
-        let (action, failed) = match ended {
-            Ended::PowerOff => (actions.poweroff, false),
-            Ended::Reset => (actions.reboot, false),
-            Ended::TripleFault { .. } | Ended::Killed(_) => (actions.crash, true),
-            Ended::Destroyed => (OnExitAction::Destroy, false),
+        let cause = match ended {
+            Ended::PowerOff => Cause::PowerOff,
+            Ended::Reset => Cause::Reset,
+            Ended::TripleFault { .. } | Ended::Killed(_) => Cause::Crash,
+            Ended::Destroyed => Cause::Destroyed,
         };
-        let within = of.facts.max_restarts.is_none_or(|most| self.restarts < most);
-        let again = action == OnExitAction::Restart && within;
-        let what: String = match (again, action) {
-            (true, _) => "restarting".to_string(),
-            (false, OnExitAction::Restart) => "not restarted again: its limit is reached".to_string(),
-            (false, OnExitAction::Destroy) => "destroyed".to_string(),
-        };
-        self.say_end(of, ended, failed, &what, again, vcpu);
+        let verdict = self.lives.ended(cause, of.facts.on_exit, of.facts.max_restarts);
+        self.say_end(of, ended, cause == Cause::Crash, verdict, vcpu);
         self.ended = Some(ended);
-        self.restarts += u32::from(again);
-        self.restarting = again;
-    }
-
-    /// Takes it apart after its end, all but its memory.
-    pub(crate) fn take_apart(&self, live: Live<B, F>) -> GuestRam {
-        live.into_memory()
     }
 
     /// Says how it ended, with its registers where it failed. A guest that ends and starts again and again is heard
@@ -265,12 +222,12 @@ impl<B: Backend, F: Format> Guest<B, F> {
         of: &Entry<B, F>,
         ended: Ended,
         failed: bool,
-        what: &str,
-        again: bool,
+        verdict: Verdict,
         vcpu: Option<&VirtualCpu<B::Vcpu>>,
     ) {
         let now = cpu::tsc();
-        if again && now.wrapping_sub(self.said) < clock::get().tsc_hz / LINES_PER_SECOND {
+        if verdict == Verdict::Restart && now.wrapping_sub(self.said) < clock::get().tsc_hz / LINES_PER_SECOND
+        {
             self.unsaid += 1;
             return;
         }
@@ -280,12 +237,12 @@ impl<B: Backend, F: Format> Guest<B, F> {
             log::warn!("guest {}: ended {unsaid} times more since it was last heard of", of.name());
         }
         if failed {
-            log::error!("guest {}: {ended}; {what}", of.name());
+            log::error!("guest {}: {ended}; {verdict}", of.name());
             if let Some(vcpu) = vcpu {
                 log_registers(of.id, vcpu);
             }
         } else {
-            log::info!(target: EVENT, "guest {}: {ended}; {what}", of.name());
+            log::info!(target: EVENT, "guest {}: {ended}; {verdict}", of.name());
         }
     }
 }

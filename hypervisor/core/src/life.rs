@@ -2,7 +2,9 @@
 //!
 //! A guest ends when one of its vCPUs says so. The others are taken out of their queues, wherever they are; the CPU that
 //! runs one, or still holds its registers, does that itself when it is told to look. When the last one is out, the guest's
-//! *chores* begin: its memory is scrubbed and given back, and the guest is made again if that is its configuration's wish.
+//! *chores* begin: its devices are stopped, its memory is scrubbed and given back, and the guest is made again if that is its
+//! configuration's wish. In which order, and what becomes of memory that a device may reach for ever, [`caisson_life`] decides;
+//! what its steps do here is in [`course`](crate::course).
 //! Chores run in the queues like vCPUs, with the guest's weight and at its expense, so that a guest that ends and starts
 //! without end takes no more of the machine than one that computes.
 
@@ -11,18 +13,18 @@ use core::sync::atomic::Ordering;
 
 use caisson_domain::{Ended, VirtualCpu};
 use caisson_hwvirt::Backend;
+use caisson_life::{End, Next, Step};
+use caisson_machine::cpu;
 use caisson_machine::memory::GuestRam;
-use caisson_machine::pci::Configuration;
-use caisson_machine::{cpu, percpu};
-use caisson_pci::{Reset, Step, Tally};
+use caisson_pci::Reset;
 use caisson_stage2::Format;
 use caisson_types::Instant;
 
+use crate::course::{Ending, Loss};
 use crate::dirty::Progress;
-use crate::dma::DmaDomain;
 use crate::domains::{Definition, Entry};
 use crate::guests::Live;
-use crate::scheduler::{System, serve_between_steps};
+use crate::scheduler::System;
 
 /// What is to be done for a guest beside running it.
 pub(crate) enum Phase {
@@ -32,12 +34,8 @@ pub(crate) enum Phase {
     Unmade,
     /// Nothing, but that somebody may want to know what it writes, or does not use its memory any more.
     Living,
-    /// All its vCPUs are out of the queues.
-    Ended,
-    /// Its functions are being reset; nobody has its memory before that.
-    Resets(GuestRam, Reset),
-    /// Its memory is being scrubbed.
-    Burial(GuestRam),
+    /// All its vCPUs are out of the queues, and what is left of it goes. While a step is done, this stands at its beginning.
+    Ending(End<GuestRam, Reset, Loss>),
     /// It is made again when the TSC has come to this.
     Restart(u64),
     /// Nothing any more.
@@ -85,7 +83,7 @@ impl<B: Backend, F: Format> System<B, F> {
             self.unload_from(cpu);
         }
         if live.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            live.entry.guest.lock().phase = Phase::Ended;
+            live.entry.guest.lock().phase = Phase::Ending(End::Used);
             self.wake(&live.entry.chores);
         }
     }
@@ -94,7 +92,9 @@ impl<B: Backend, F: Format> System<B, F> {
     pub(crate) fn chore(&self, entry: &Arc<Entry<B, F>>, until: u64) -> Chore {
         let mut guest = entry.guest.lock();
         match core::mem::replace(&mut guest.phase, Phase::Living) {
-            Phase::Awaited | Phase::Unmade | Phase::Restart(_) if guest.unwanted => Chore::Gone(true),
+            Phase::Awaited | Phase::Unmade | Phase::Restart(_) if guest.lives.is_unwanted() => {
+                Chore::Gone(true)
+            }
             Phase::Unmade => Chore::Gone(false),
             Phase::Awaited => {
                 guest.phase = Phase::Awaited;
@@ -127,97 +127,10 @@ impl<B: Backend, F: Format> System<B, F> {
                     }
                 }
             }
-            Phase::Ended => {
-                guest.phase = Phase::Ended;
-                let id = entry.id;
-                let live = guest.live.clone();
+            Phase::Ending(end) => {
+                guest.phase = Phase::Ending(End::Used);
                 drop(guest);
-                self.io.disconnect(self, id);
-                if let Some(live) = live {
-                    self.give_up_blob(&live);
-                }
-                if !self.scrub_blobs(until) {
-                    return Chore::More;
-                }
-                if !entry.io.let_go(|| self.block_chore(u64::MAX)) {
-                    return Chore::More;
-                }
-                let mut guest = entry.guest.lock();
-                let Some(live) = guest.live.take() else { return Chore::More };
-                match Arc::try_unwrap(live) {
-                    Ok(mut live) => {
-                        self.say_exits(&live, entry.name());
-                        let reset = self.quiesce(&live);
-                        let stopped = live.dma.as_mut().map_or(Ok(()), DmaDomain::end);
-                        let memory = guest.take_apart(live);
-                        if let Err(error) = stopped {
-                            log::error!(
-                                "guest {}: its devices cannot be kept out of its memory, which is lost: {error}",
-                                entry.name()
-                            );
-                            core::mem::forget(memory);
-                            guest.is_lost = true;
-                            return Chore::Gone(false);
-                        }
-                        guest.phase = match reset {
-                            Some(reset) => Phase::Resets(memory, reset),
-                            None => {
-                                self.io.backend_ended(self, id);
-                                Phase::Burial(memory)
-                            }
-                        };
-                        Chore::More
-                    }
-                    // Some CPU is about to let go of it.
-                    Err(live) => {
-                        guest.live = Some(live);
-                        guest.phase = Phase::Ended;
-                        Chore::Later
-                    }
-                }
-            }
-            Phase::Resets(memory, mut reset) => {
-                guest.phase = Phase::Ended;
-                drop(guest);
-                let step = reset.step(&mut Configuration, self.host_time());
-                let mut guest = entry.guest.lock();
-                match step {
-                    Step::Wait(until) => {
-                        guest.phase = Phase::Resets(memory, reset);
-                        self.block_chore(self.host_tsc(until));
-                    }
-                    Step::Done(tally) => {
-                        tell_resets(entry.name(), &reset, tally);
-                        // Now nothing of its reaches what was granted to it.
-                        self.io.backend_ended(self, entry.id);
-                        guest.phase = Phase::Burial(memory);
-                    }
-                }
-                Chore::More
-            }
-            Phase::Burial(mut memory) => {
-                guest.phase = Phase::Ended;
-                drop(guest);
-                let mut done = memory.scrub_step();
-                let is_wanted = || {
-                    serve_between_steps();
-                    cpu::tsc() >= until || percpu::current().pending().look() != 0
-                };
-                while !done && !is_wanted() {
-                    done = memory.scrub_step();
-                }
-                let done = done && self.scrub_blobs(until);
-                let mut guest = entry.guest.lock();
-                if !done {
-                    guest.phase = Phase::Burial(memory);
-                    return Chore::More;
-                }
-                drop(memory);
-                match guest.restart_at() {
-                    Some(at) => guest.phase = Phase::Restart(at),
-                    None => return Chore::Gone(guest.ended_well()),
-                }
-                Chore::More
+                self.bring_to_an_end(entry, end, until)
             }
             Phase::Gone => {
                 guest.phase = Phase::Gone;
@@ -238,10 +151,30 @@ impl<B: Backend, F: Format> System<B, F> {
         }
     }
 
-    /// The time since the TSC was 0, as resets count it.
-    fn host_time(&self) -> Instant {
-        let ns = u128::from(cpu::tsc()) * 1_000_000_000 / u128::from(self.clock.tsc_hz);
-        Instant::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    /// Does the next step of a guest's end.
+    fn bring_to_an_end(
+        &self,
+        entry: &Arc<Entry<B, F>>,
+        end: End<GuestRam, Reset, Loss>,
+        until: u64,
+    ) -> Chore {
+        let step = end.step(&mut Ending { system: self, entry, until });
+        let mut guest = entry.guest.lock();
+        match step {
+            Step::More(end) => guest.phase = Phase::Ending(end),
+            Step::Wait(end, time) => {
+                guest.phase = Phase::Ending(end);
+                self.block_chore(self.host_tsc(time));
+            }
+            // Another CPU may be at it already.
+            Step::Asked => {}
+            Step::Later => return Chore::Later,
+            Step::Over(outcome) => match guest.lives.over(outcome) {
+                Next::Restart(at) => guest.phase = Phase::Restart(at),
+                Next::Gone(well) => return Chore::Gone(well),
+            },
+        }
+        Chore::More
     }
 
     /// The TSC then, or a little later.
@@ -267,7 +200,7 @@ impl<B: Backend, F: Format> System<B, F> {
         } else if is_gone {
             // What is asleep may be another CPU's already: it is taken out of its queue when it runs.
             guest.phase = Phase::Unmade;
-            guest.is_unmade = true;
+            guest.lives.could_not_be_made(false);
             let name = entry.name();
             log::error!("guest {name}: cannot be started: the domain that serves its devices is gone");
             self.wake(&entry.chores);
@@ -289,7 +222,7 @@ impl<B: Backend, F: Format> System<B, F> {
                 let mut guest = entry.guest.lock();
                 guest.started(live.clone(), cpu::tsc().wrapping_sub(start));
                 guest.say_start(&entry.facts);
-                let unwanted = guest.unwanted;
+                let unwanted = guest.lives.is_unwanted();
                 drop(guest);
                 self.io.tell_state(self, entry);
                 self.enrol_vcpus(&live);
@@ -301,23 +234,10 @@ impl<B: Backend, F: Format> System<B, F> {
             }
             Err(error) => {
                 entry.io.unmade();
-                entry.guest.lock().is_unmade = true;
+                entry.guest.lock().lives.could_not_be_made(error.has_lost_memory());
                 log::error!("guest {}: cannot be started: {error}", entry.name());
                 Chore::Gone(false)
             }
         }
-    }
-}
-
-/// Says what the resets of a guest's functions came to.
-fn tell_resets(guest: &str, reset: &Reset, tally: Tally) {
-    let Tally { functions, power, bus, stopped, lost } = tally;
-    log::debug!(
-        "guest {guest}: its PCI functions: {functions} reset, {power} by power, {bus} by bus, {stopped} only stopped, {lost} lost"
-    );
-    for address in reset.lost() {
-        log::error!(
-            "guest {guest}: PCI function {address} has not answered since its reset: reset the machine to get it back"
-        );
     }
 }

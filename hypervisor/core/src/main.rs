@@ -16,8 +16,9 @@ mod console;
 #[cfg(any(target_os = "none", doc))]
 mod control;
 #[cfg(any(target_os = "none", doc))]
-mod cpus;
+mod course;
 #[cfg(any(target_os = "none", doc))]
+mod cpus;
 mod create;
 #[cfg(any(target_os = "none", doc))]
 mod dirty;

@@ -54,6 +54,13 @@ pub(crate) enum MakeError {
     Build(Box<str>, caisson_domain::BuildError),
 }
 
+impl MakeError {
+    /// Whether devices may reach what was to be the guest's memory for ever: it is nobody's.
+    pub(crate) fn has_lost_memory(&self) -> bool {
+        matches!(self, Self::Dma(DmaError::Lost(_)))
+    }
+}
+
 impl fmt::Display for MakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -141,13 +148,6 @@ impl Maker {
             Some(devices) => Some(devices.access(guest).ok_or(MakeError::NoWindow)?),
             None => None,
         };
-        let dma = match (devices, self.dma) {
-            (Some(devices), Some(dma)) => {
-                let owned = devices.owned(guest).map(|found| found.function().address);
-                Some(dma.domain(id, &memory, owned).map_err(MakeError::Dma)?)
-            }
-            _ => None,
-        };
         let direct = devices.map(|devices| devices.direct(guest)).unwrap_or_default();
         let apic_page = backend.apic_access_page();
         let mapped = Mapped { memory: &memory, direct: &direct, registers: &pages };
@@ -218,6 +218,22 @@ impl Maker {
             // Any CPU may be the first to run it.
             vcpu.hw.leave_cpu();
         }
+        // The last thing that can fail: from here on its devices reach its memory.
+        let dma = match (devices, self.dma) {
+            (Some(devices), Some(dma)) => {
+                let owned = devices.owned(guest).map(|found| found.function().address);
+                match dma.domain(id, &domain.memory, owned) {
+                    Ok(dma) => Some(dma),
+                    Err(error) => {
+                        if matches!(error, DmaError::Lost(_)) {
+                            core::mem::forget(domain.memory);
+                        }
+                        return Err(MakeError::Dma(error));
+                    }
+                }
+            }
+            _ => None,
+        };
         Ok(Live {
             vcpus_left: AtomicUsize::new(made.len()),
             tasks: made.into_iter().map(Task::new).collect(),

@@ -48,7 +48,7 @@ ranks! {
     /// Who makes, ends, restarts or looks the guest up; at the guest's end inside `Vcpu`, for its name inside `Tracking`.
     Guest,
     /// Who serves a guest's devices, and what of its memory is granted for that.
-    /// A backend's calls, inside `Vcpu`; who makes or ends a guest, inside `Guest`; it changes the backend's stage-2 tables.
+    /// A backend's calls, inside `Vcpu`; who makes a guest, at first inside `Guest`, or ends one; it changes the backend's stage-2 tables.
     Served,
     /// A domain's stage-2 tables.
     /// A CPU whose guest wrote to a page that is tracked, inside `Vcpu`; chores, inside `Tracking`.
@@ -60,7 +60,7 @@ ranks! {
     /// Who answers the guest's access, inside `Vcpu` and with no `Chipset`; it asks the transport.
     Backend,
     /// The real functions that a domain owns, as it sees them.
-    /// Who answers an exit, inside `Vcpu`; who ends the guest, inside `Guest`.
+    /// Who answers an exit, inside `Vcpu`; who ends the guest, with no lock held.
     Functions,
     /// Which lines of the I/O APICs are open.
     /// Whose guest's own I/O APIC says so, inside `Chipset`; who ends the guest, inside `Functions`.
@@ -78,7 +78,7 @@ ranks! {
     /// Who answers the guest's access, inside `Vcpu`, or a call of its backend's, inside `Backend`; nothing is taken inside.
     Channel,
     /// The machine's IOMMU: its units, and what each guest's devices reach.
-    /// Who makes or ends a guest, inside `Guest`; who changes what its devices reach; tables come out of `Frames`.
+    /// Who makes a guest, at first inside `Guest`, or ends one; who changes what its devices reach; tables come out of `Frames`.
     Dma,
     /// That a domain's event ports come or go.
     /// Who makes or ends a guest, inside `Guest`; it waits for events that are under way, which wake their receiver.
@@ -99,7 +99,7 @@ ranks! {
     /// Who maps device registers, inside `Window`, or another CPU's stack; tables come out of `Frames`.
     Paging,
     /// The frame allocator.
-    /// Who makes or ends a guest, inside `Guest`; who needs a table, inside `Stage2` or `Paging`.
+    /// Who makes a guest, at first inside `Guest`, or ends one; who needs a table, inside `Stage2` or `Paging`.
     Frames,
     /// What the boot CPU gives to a CPU that it starts, and what that one answers.
     /// Both, with no lock held.

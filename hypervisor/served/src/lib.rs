@@ -13,10 +13,13 @@
 //!                             │     │                    the backend's end    │ attached and nothing granted
 //!                             ▼     └─► broken ─┐                             │
 //!                          leaving ──► revoking ◄┘ ──► none ──────────────────┘
+//!                                         │
+//!   the backend's devices cannot be kept  └─► lost: a guest that is let go then has lost its memory
+//!   out of it, at its end or before:  ──────►
 //! ```
 //!
 //! Invariants, of which the tests have a model:
-//! - Memory of a guest that is let go is granted to nobody.
+//! - Memory of a guest that is let go is granted to nobody; or it is told that it is lost ([`LetGo::Lost`]).
 //! - A device is attached only while memory is granted to its backend, and while its guest has not been let go.
 //! - Only the backend that the configuration names describes, attaches to or detaches from a device.
 //! - A guest is started when all its devices are described, and not before.
@@ -87,6 +90,20 @@ enum GrantState {
     Broken,
     /// It is being unmapped.
     Revoking,
+    /// It is used by nobody, and the backend's devices may reach it for ever.
+    Lost,
+}
+
+/// Whether a guest that has ended can be taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum LetGo {
+    /// Somebody uses something of it.
+    Used,
+    /// It can, and nobody reaches its memory.
+    Free,
+    /// It can, but devices of that backend may reach its memory for ever.
+    Lost(DomainId),
 }
 
 /// What became of a description.
@@ -222,14 +239,16 @@ impl Served {
     ///
     /// # Errors
     /// [`CallError::Refused`]; [`CallError::NoSuchDomain`] while the guest does not live; [`CallError::Busy`] while an earlier
-    /// grant is being revoked, or is to be because it could not be mapped whole.
+    /// grant is being revoked, is to be because it could not be mapped whole, or cannot be.
     pub fn attach(&mut self, slot: u16, backend: DomainId) -> Result<Attached, CallError> {
         self.device(slot, backend)?;
         if self.phase != Phase::Living {
             return Err(CallError::NoSuchDomain);
         }
         let attached = match self.grants.iter_mut().find(|(to, _)| *to == backend) {
-            Some((_, GrantState::Broken | GrantState::Revoking)) => return Err(CallError::Busy),
+            Some((_, GrantState::Broken | GrantState::Revoking | GrantState::Lost)) => {
+                return Err(CallError::Busy);
+            }
             Some((_, state)) => {
                 *state = GrantState::Granted;
                 Attached::Granted
@@ -246,7 +265,7 @@ impl Served {
     /// What an attachment needed could not be mapped whole: nothing of the guest is attached to `backend`, which gets nothing before
     /// the part that may be mapped has been revoked.
     pub fn cannot_grant(&mut self, backend: DomainId) {
-        self.let_go_of_all(backend);
+        let _ = self.let_go_of_all(backend);
         for (_, state) in self.grants.iter_mut().filter(|(to, _)| *to == backend) {
             *state = GrantState::Broken;
         }
@@ -274,20 +293,31 @@ impl Served {
     /// The backend's domain has ended, with its tables, and its devices do nothing any more: it is attached to nothing, and nothing
     /// is granted to it. The slots that it was attached to.
     pub fn backend_ended(&mut self, backend: DomainId) -> Vec<u16> {
-        let attached = self.devices.iter().filter(|device| device.attached && device.backend == backend);
-        let slots = attached.map(|device| device.slot).collect();
-        self.forget(backend);
-        slots
-    }
-
-    fn forget(&mut self, backend: DomainId) {
-        self.let_go_of_all(backend);
         self.grants.retain(|(to, _)| *to != backend);
+        self.let_go_of_all(backend)
     }
 
-    fn let_go_of_all(&mut self, backend: DomainId) {
-        let devices = self.devices.iter_mut().filter(|device| device.backend == backend);
-        devices.for_each(|device| device.attached = false);
+    /// The backend's domain has ended, with its tables, and does not come again; but its devices may do for ever what they could. It is
+    /// attached to nothing, and what is granted to it is lost. The slots that it was attached to.
+    pub fn backend_lost(&mut self, backend: DomainId) -> Vec<u16> {
+        self.lose(backend);
+        self.let_go_of_all(backend)
+    }
+
+    fn lose(&mut self, backend: DomainId) {
+        let grants = self.grants.iter_mut().filter(|(to, _)| *to == backend);
+        grants.for_each(|(_, state)| *state = GrantState::Lost);
+    }
+
+    /// Detaches the backend from everything. The slots that it was attached to.
+    fn let_go_of_all(&mut self, backend: DomainId) -> Vec<u16> {
+        let of = |device: &&mut Device| device.attached && device.backend == backend;
+        let devices = self.devices.iter_mut().filter(of);
+        let mut detach = |device: &mut Device| {
+            device.attached = false;
+            device.slot
+        };
+        devices.map(&mut detach).collect()
     }
 
     // ---- The guest's side.
@@ -332,7 +362,7 @@ impl Served {
     }
 
     /// Whether memory is granted to `backend` that none of its devices uses; then its revocation begins: the caller unmaps it, and has
-    /// all CPUs forget it, and then calls [`Served::revoked`].
+    /// all CPUs forget it, and then calls [`Served::revoked`] or [`Served::cannot_revoke`].
     pub fn begin_revocation(&mut self, backend: DomainId) -> bool {
         let unused = |state: &GrantState| matches!(state, GrantState::Leaving | GrantState::Broken);
         let unused = self.grants.iter_mut().find(|(to, state)| *to == backend && unused(state));
@@ -344,12 +374,26 @@ impl Served {
         self.grants.retain(|grant| *grant != (backend, GrantState::Revoking));
     }
 
-    /// Lets the guest go, if it has ended and nobody uses anything of it any more. Whether it is gone.
-    pub fn let_go(&mut self) -> bool {
-        let free = self.grants.is_empty() && !self.devices.iter().any(|device| device.attached);
-        if free && self.phase == Phase::Ending {
+    /// What was granted to `backend`, and is being unmapped, cannot be taken from its devices or its CPUs: it is lost until the backend's
+    /// end, if they are kept out of it then.
+    pub fn cannot_revoke(&mut self, backend: DomainId) {
+        if self.grants.contains(&(backend, GrantState::Revoking)) {
+            self.lose(backend);
+        }
+    }
+
+    /// Lets the guest go, if it has ended and nobody uses anything of it any more. What came of it; the same again of one that has
+    /// been let go.
+    pub fn let_go(&mut self) -> LetGo {
+        let is_lost = |(_, state): &(DomainId, GrantState)| *state == GrantState::Lost;
+        let used = self.devices.iter().any(|device| device.attached) || !self.grants.iter().all(is_lost);
+        if !used && self.phase == Phase::Ending {
             self.phase = Phase::Absent;
         }
-        self.phase == Phase::Absent
+        match self.grants.first() {
+            _ if self.phase != Phase::Absent => LetGo::Used,
+            Some((backend, _)) => LetGo::Lost(*backend),
+            None => LetGo::Free,
+        }
     }
 }

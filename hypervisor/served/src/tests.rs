@@ -51,7 +51,7 @@ fn a_guest_starts_when_all_is_described() {
 fn one_that_was_gone_can_come_again() {
     let mut served = started();
     served.ended();
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
     served.gone();
     assert_eq!(served.record_state(&served.devices()[0]) & record::GONE, record::GONE);
     served.returns();
@@ -69,7 +69,7 @@ fn a_living_guests_device_stays_what_it_is() {
     let other = ChannelDescription { queues: 2, ..description(2, 9) };
     assert_eq!(served.describe(0, A, other), Err(CallError::Busy));
     served.ended();
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
     assert_eq!(served.describe(0, A, other), Ok(Described::Waiting), "for its next life");
 }
 
@@ -77,7 +77,7 @@ fn a_living_guests_device_stays_what_it_is() {
 fn a_device_stays_what_it_is_while_its_guest_is_being_made() {
     let mut served = started();
     served.ended();
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
     served.making();
     let other = ChannelDescription { queues: 2, ..description(2, 9) };
     assert_eq!(served.describe(0, A, other), Err(CallError::Busy));
@@ -88,7 +88,7 @@ fn a_device_stays_what_it_is_while_its_guest_is_being_made() {
     served.unmade();
     assert_eq!(served.life(), 2, "it lives");
     served.ended();
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
     served.making();
     served.unmade();
     assert_eq!(served.describe(0, A, other), Ok(Described::Waiting), "it could not be made");
@@ -126,9 +126,9 @@ fn a_guest_that_has_ended_waits_for_its_backends() {
     assert_eq!(served.detach(0, A), Ok(true));
     assert!(served.begin_revocation(A));
     served.revoked(A);
-    assert!(!served.let_go());
+    assert_eq!(served.let_go(), LetGo::Used);
     assert_eq!(served.backend_ended(B), [2]);
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
     assert_eq!(served.life(), 0);
     served.started();
     assert_eq!(served.life(), 2);
@@ -148,19 +148,62 @@ fn what_could_not_be_mapped_is_not_attached() {
     assert_eq!(served.attach(1, A), Ok(Attached::Grant));
     served.cannot_grant(A);
     served.ended();
-    assert!(!served.let_go());
+    assert_eq!(served.let_go(), LetGo::Used);
     assert!(served.begin_revocation(A));
     served.revoked(A);
-    assert!(served.let_go());
+    assert_eq!(served.let_go(), LetGo::Free);
+}
+
+#[test]
+fn a_guest_whose_backend_is_lost_ends_without_its_memory() {
+    let mut served = started();
+    assert_eq!(served.attach(0, A), Ok(Attached::Grant));
+    assert_eq!(served.attach(1, A), Ok(Attached::Granted));
+    assert_eq!(served.attach(2, B), Ok(Attached::Grant));
+    assert_eq!(served.backend_lost(A), [0, 1]);
+    assert_eq!(served.attached(0, A).err(), Some(CallError::NotConnected));
+    assert_eq!(served.attach(0, A), Err(CallError::Busy), "never again");
+    assert!(!served.begin_revocation(A), "there is nobody to do it");
+    assert_eq!(served.backend_lost(A), [0; 0], "once");
+    served.ended();
+    assert_eq!(served.let_go(), LetGo::Used, "the other one's devices are attached");
+    assert_eq!(served.backend_ended(B), [2]);
+    assert_eq!((served.let_go(), served.let_go()), (LetGo::Lost(A), LetGo::Lost(A)));
+}
+
+#[test]
+fn what_cannot_be_revoked_is_lost_until_the_backend_ends() {
+    let mut served = started();
+    assert_eq!(served.attach(0, A), Ok(Attached::Grant));
+    served.cannot_revoke(A);
+    assert!(served.attached(0, A).is_ok(), "nobody revokes it");
+    assert_eq!(served.detach(0, A), Ok(true));
+    assert!(served.begin_revocation(A));
+    served.cannot_revoke(A);
+    served.revoked(A);
+    assert_eq!(served.attach(1, A), Err(CallError::Busy));
+    assert!(!served.begin_revocation(A), "once");
+    let mut other = started();
+    assert_eq!(other.attach(0, A), Ok(Attached::Grant));
+    assert_eq!(other.detach(0, A), Ok(true));
+    assert!(other.begin_revocation(A));
+    other.cannot_revoke(A);
+    served.ended();
+    assert_eq!(served.let_go(), LetGo::Lost(A));
+    // One that ends later has its memory back.
+    assert_eq!(other.backend_ended(A), [0; 0]);
+    other.ended();
+    assert_eq!(other.let_go(), LetGo::Free);
 }
 
 proptest! {
-    /// Whatever is called in whatever order: a guest is let go only when what its backends have mapped of it is nothing.
+    /// Whatever is called in whatever order: a guest is let go only when what its backends have mapped of it is nothing, or it is
+    /// told that it is lost.
     #[test]
     fn no_grant_outlives_its_guest(steps in proptest::collection::vec((0..10u8, 0..4u16, 1..4u16, any::<bool>()), 0..200)) {
         let mut served = served();
-        // What is mapped, what of that is not whole, and what is being unmapped.
-        let (mut mapped, mut broken, mut unmapping) = (Vec::new(), Vec::new(), Vec::new());
+        // What is mapped, what of that is not whole, what is being unmapped, and what cannot be.
+        let (mut mapped, mut broken, mut unmapping, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut living = false;
         for (step, slot, backend, whole) in steps {
             let backend = DomainId(backend);
@@ -176,6 +219,7 @@ proptest! {
                 2 | 3 => match served.attach(slot, backend) {
                     Ok(Attached::Grant) => {
                         prop_assert!(living && !mapped.contains(&backend) && !unmapping.contains(&backend));
+                        prop_assert!(!lost.contains(&backend));
                         mapped.push(backend);
                         if !whole {
                             broken.push(backend);
@@ -201,14 +245,25 @@ proptest! {
                 },
                 8 => if whole { served.making() } else { served.unmade() },
                 7 => if let Some(backend) = unmapping.pop() {
-                    served.revoked(backend);
+                    if whole {
+                        served.revoked(backend);
+                    } else {
+                        served.cannot_revoke(backend);
+                        lost.push(backend);
+                    }
                 },
                 _ => {
                     // Its tables go with it.
-                    let _ = served.backend_ended(backend);
-                    mapped.retain(|to| *to != backend);
-                    broken.retain(|to| *to != backend);
-                    unmapping.retain(|to| *to != backend);
+                    let had = mapped.contains(&backend) || unmapping.contains(&backend) || lost.contains(&backend);
+                    for list in [&mut mapped, &mut broken, &mut unmapping, &mut lost] {
+                        list.retain(|to| *to != backend);
+                    }
+                    if whole {
+                        let _ = served.backend_ended(backend);
+                    } else {
+                        let _ = served.backend_lost(backend);
+                        lost.extend(had.then_some(backend));
+                    }
                 }
             }
             for device in served.devices() {
@@ -216,8 +271,13 @@ proptest! {
                 prop_assert!(!attached || mapped.contains(&device.backend) && !broken.contains(&device.backend));
                 prop_assert!(!attached || served.life() != 0);
             }
-            if served.life() != 0 && served.let_go() {
-                prop_assert!(!living && mapped.is_empty() && unmapping.is_empty());
+            if served.life() != 0 {
+                let nobodys = !living && mapped.is_empty() && unmapping.is_empty();
+                match served.let_go() {
+                    LetGo::Used => {}
+                    LetGo::Free => prop_assert!(nobodys && lost.is_empty()),
+                    LetGo::Lost(to) => prop_assert!(nobodys && lost.contains(&to)),
+                }
             }
         }
     }

@@ -9,7 +9,8 @@ use caisson_abi::io::{ChannelDescription, device_of};
 use caisson_abi::{CallError, CallResult};
 use caisson_domain::VirtioDevice;
 use caisson_hwvirt::Backend;
-use caisson_served::{Attached, Described};
+use caisson_life::Reach;
+use caisson_served::{Attached, Described, LetGo};
 use caisson_stage2::Format;
 use caisson_types::DomainId;
 use caisson_virtio::Effect;
@@ -51,15 +52,15 @@ impl<B: Backend, F: Format> Side<B, F> {
     }
 
     /// Lets a guest that has ended go, if nobody uses anything of it any more. Otherwise `wait` is called, before anybody can
-    /// change that. Whether it may be taken apart.
-    pub(crate) fn let_go(&self, wait: impl FnOnce()) -> bool {
+    /// change that.
+    pub(crate) fn let_go(&self, wait: impl FnOnce()) -> LetGo {
         let mut guest = self.guest.lock();
-        if guest.served.let_go() {
-            guest.live = None;
-            return true;
+        let held = guest.served.let_go();
+        match held {
+            LetGo::Used => wait(),
+            LetGo::Free | LetGo::Lost(_) => guest.live = None,
         }
-        wait();
-        false
+        held
     }
 
     /// Whether [`Io::revoke`] has something to do for it as a backend.
@@ -269,11 +270,14 @@ impl<B: Backend, F: Format> Io<B, F> {
         self.tell_state(system, guest);
     }
 
-    /// A domain has ended, and its functions do nothing any more: what it served waits for its next life, or another's.
-    pub(crate) fn backend_ended(&self, system: &System<B, F>, backend: DomainId) {
+    /// A domain has ended: what it served waits for its next life, or another's. Its functions reach what they still can.
+    pub(crate) fn backend_ended(&self, system: &System<B, F>, backend: DomainId, reach: Reach) {
         for entry in system.domains.iter() {
             let mut guest = entry.io.guest.lock();
-            let slots = guest.served.backend_ended(backend);
+            let slots = match reach {
+                Reach::Nothing => guest.served.backend_ended(backend),
+                Reach::Forever => guest.served.backend_lost(backend),
+            };
             if let Some(live) = &guest.live {
                 slots.into_iter().for_each(|slot| self.let_go_of(system, live, slot.into()));
             }
@@ -306,10 +310,14 @@ impl<B: Backend, F: Format> Io<B, F> {
             drop(guest);
             let revoked = backend.revoke(&live);
             drop(live);
-            // What cannot be taken away is nobody else's again: the guest is never let go.
+            let mut guest = entry.io.guest.lock();
             if revoked {
-                entry.io.guest.lock().served.revoked(id);
+                guest.served.revoked(id);
+            } else {
+                // It is nobody else's again.
+                guest.served.cannot_revoke(id);
             }
+            drop(guest);
             // It may wait for that with its end.
             system.wake(&entry.chores);
         }

@@ -47,7 +47,8 @@ impl<B: Backend, F: Format> Live<B, F> {
     pub(super) fn revoke(&self, guest: &Self) -> bool {
         let stopped = self.revoke_dma(guest);
         if let Err(error) = stopped {
-            log::error!("guest {}: devices cannot be kept out of its memory: {error}", guest.domain.id);
+            let name = guest.entry.name();
+            log::error!("guest {name}: devices cannot be kept out of its memory: IOMMU: {error}");
         }
         let frames = &mut DomainTables(self.domain.id);
         let mut unmapped = true;
@@ -56,7 +57,7 @@ impl<B: Backend, F: Format> Live<B, F> {
             for extent in guest.domain.memory.granted() {
                 // What was mapped as a whole goes as a whole: no table is needed for it.
                 if let Err(error) = table.unmap(frames, at(extent), extent.bytes) {
-                    log::error!("guest {}: its memory stays granted: {error}", guest.domain.id);
+                    log::error!("guest {}: its memory stays granted: {error}", guest.entry.name());
                     unmapped = false;
                 }
             }

@@ -341,8 +341,15 @@ impl<B: Backend, F: Format> System<B, F> {
         // What domains could still be made of is nobody's loss.
         let free = free_kib() + (self.kept_for_blobs() >> 10);
         let before = self.free_before.load(Ordering::Relaxed);
+        let lost = self.domains.iter().filter(|entry| entry.guest.lock().lives.is_lost());
+        let lost: u64 = lost.map(|entry| frame_bytes(Owner::Domain(entry.id)) >> 10).sum();
         if free == before {
             log::info!("memory free at the end: {free} KiB of {before} KiB");
+        } else if lost > 0 {
+            // And tables of the IOMMU.
+            log::warn!(
+                "memory free at the end: {free} KiB of {before} KiB: guests have lost {lost} KiB to devices"
+            );
         } else {
             log::warn!("memory free at the end: {free} KiB of {before} KiB: guests left some behind, a bug");
         }
