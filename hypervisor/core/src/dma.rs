@@ -20,7 +20,7 @@ use caisson_machine::memory::GuestRam;
 use caisson_machine::{apic, clock, cpu};
 use caisson_pci::Address;
 use caisson_stage2::Format;
-use caisson_types::{DomainId, Gpa, Hpa};
+use caisson_types::{DomainId, Extent};
 
 use crate::functions::Devices;
 use crate::scheduler::System;
@@ -310,39 +310,40 @@ pub(crate) struct DmaDomain {
 impl DmaDomain {
     /// Maps a guest's memory, then has requests with these ids find it.
     fn fill(&self, memory: &GuestRam, ids: &[Address]) -> Result<(), Error> {
-        for extent in memory.extents() {
-            self.map(extent.gpa, extent.hpa, extent.bytes, true)?;
-        }
         let state = &mut *self.dma.state.lock();
+        let iommu = &mut state.used.iommu;
+        for extent in memory.extents() {
+            iommu.map(self.tag, extent.gpa, extent.hpa, extent.bytes, true)?;
+        }
         for &device in ids {
-            if state.used.iommu.covers(device) {
-                state.used.iommu.attach(self.tag, device)?;
+            if iommu.covers(device) {
+                iommu.attach(self.tag, device)?;
             }
         }
         Ok(())
     }
 
-    /// Maps memory where nothing is mapped; devices write it if `write`.
+    /// Maps memory of another guest's that is granted to this one, where the machine has it.
     ///
     /// # Errors
-    /// [`Error`]: nothing has changed, unless a unit is stuck.
-    pub(crate) fn map(&self, gpa: Gpa, hpa: Hpa, bytes: u64, write: bool) -> Result<(), Error> {
-        self.dma.state.lock().used.iommu.map(self.tag, gpa, hpa, bytes, write)
+    /// [`Error`]: a part may be mapped, and is to be revoked.
+    pub(crate) fn grant(&self, mut pieces: impl Iterator<Item = Extent>) -> Result<(), Error> {
+        self.dma.state.lock().used.iommu.grant(self.tag, &mut pieces)
     }
 
-    /// Takes memory away: no device uses it any more when this returns.
+    /// Takes it away: no device uses it any more when this returns.
     ///
     /// # Errors
     /// [`Error`]: nothing has changed, unless a unit is stuck. Then devices may use the memory for ever, and nobody else must
     /// get it.
-    pub(crate) fn unmap(&self, gpa: Gpa, bytes: u64) -> Result<(), Error> {
-        self.dma.state.lock().used.iommu.unmap(self.tag, gpa, bytes)
+    pub(crate) fn revoke(&self, mut pieces: impl Iterator<Item = Extent>) -> Result<(), Error> {
+        self.dma.state.lock().used.iommu.revoke(self.tag, &mut pieces)
     }
 
     /// Blocks the functions and ends the address space.
     ///
     /// # Errors
-    /// As with [`unmap`](Self::unmap), of all memory that it had.
+    /// As with [`revoke`](Self::revoke), of all memory that it had.
     pub(crate) fn end(&mut self) -> Result<(), Error> {
         if core::mem::replace(&mut self.ended, true) {
             return Ok(());

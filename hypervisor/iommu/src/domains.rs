@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use caisson_pci::Address;
 use caisson_stage2::{Config, Levels, MemoryType, Permissions, Stage2};
-use caisson_types::{Gpa, Hpa};
+use caisson_types::{Extent, Gpa, Hpa};
 
 use crate::{Coverage, Error, Fault, Interrupt, Memory, Message, Reserved, Shape, Tag, Unit};
 
@@ -31,6 +31,28 @@ pub trait Iommu: Send {
     /// # Errors
     /// As with [`map`](Self::map). After [`Error::Stuck`] devices may use the memory for ever: it must be given to nobody.
     fn unmap(&mut self, tag: Tag, at: Gpa, bytes: u64) -> Result<(), Error>;
+
+    /// Maps what is granted to the domain of another's memory, for its devices to read and write: each piece at its machine address.
+    ///
+    /// # Errors
+    /// As with [`map`](Self::map). Some pieces may be mapped then: it is to be [revoked](Self::revoke).
+    fn grant(&mut self, tag: Tag, pieces: &mut dyn Iterator<Item = Extent>) -> Result<(), Error> {
+        for piece in pieces {
+            self.map(tag, there(piece), piece.hpa, piece.bytes, true)?;
+        }
+        Ok(())
+    }
+
+    /// Takes it away again, of which some may never have been mapped.
+    ///
+    /// # Errors
+    /// As with [`unmap`](Self::unmap), for all of it.
+    fn revoke(&mut self, tag: Tag, pieces: &mut dyn Iterator<Item = Extent>) -> Result<(), Error> {
+        for piece in pieces {
+            self.unmap(tag, there(piece), piece.bytes)?;
+        }
+        Ok(())
+    }
 
     /// Has requests with this id use the domain from now on, in place of what they used.
     ///
@@ -68,6 +90,11 @@ pub trait Iommu: Send {
 
     /// A device that was stopped, and its domain; `None` when there are no more.
     fn take_fault(&mut self) -> Option<(Fault, Option<Tag>)>;
+}
+
+/// Where devices find memory that is granted.
+fn there(piece: Extent) -> Gpa {
+    Gpa::new(piece.hpa.as_u64())
 }
 
 /// A domain.

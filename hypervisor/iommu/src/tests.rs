@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use caisson_types::{Gpa, Hpa};
+use caisson_types::{Extent, Gpa, Hpa, granted};
 use proptest::prelude::*;
 
 use crate::testing::{AmdViModel, Translate, VtdModel, VtdOptions, World, drive, parse, random::*};
@@ -185,6 +185,65 @@ fn every_unit_forgets_one_by_one_if_it_must() {
     // It cannot forget all at once; it runs out of answers on the way.
     assert_eq!(iommus.err(), Some(Error::Stuck("commands")));
     assert_eq!(models[0].look(0x10, 0), None, "the first devices are forgotten");
+}
+
+/// What the devices of a driver, which has its own memory, find while a guest's is granted to it that is private from a page on: the
+/// pages of the guest's that they reach, by their guest-physical addresses.
+fn found_of_a_guest(iommus: &mut dyn Iommu, model: &mut impl Translate, private_from: u64) -> Vec<u64> {
+    let page = |number: u64| number * PAGE;
+    let piece =
+        |gpa, hpa, pages| Extent { gpa: Gpa::new(page(gpa)), hpa: Hpa::new(page(hpa)), bytes: page(pages) };
+    // In three pieces, with a hole, and not in the machine's order; one is large.
+    let guest = [piece(0, 0x4003, 3), piece(3, 0x2000, 512), piece(0x400, 0x4000, 2)];
+    let own = [0x10, 0x11, 0x1fff, 0x4006];
+    let tag = iommus.create().unwrap();
+    for at in own {
+        iommus.map(tag, Gpa::new(page(at)), Hpa::new(page(at)), PAGE, true).unwrap();
+    }
+    iommus.attach(tag, address(DEVICES[0])).unwrap();
+    let of_the_guest = || {
+        let pages =
+            guest.iter().flat_map(|piece| (0..piece.bytes).step_by(PAGE as usize).map(move |at| (piece, at)));
+        pages.map(|(piece, at)| ((piece.gpa.as_u64() + at) / PAGE, piece.hpa.as_u64() + at))
+    };
+    let found = |model: &mut dyn Translate| -> Vec<u64> {
+        let reached = of_the_guest().filter(|(_, at)| match model.look(DEVICES[0], *at) {
+            None => false,
+            Some(found) => {
+                assert_eq!(found, (*at, true), "somewhere else");
+                true
+            }
+        });
+        reached.map(|(gpa, _)| gpa).collect()
+    };
+    assert_eq!(found(model), [0; 0]);
+    let of_it = || granted(&guest, Gpa::new(page(private_from)));
+    iommus.grant(tag, &mut of_it()).unwrap();
+    let reached = found(model);
+    let others = [DEVICES[1], DEVICES[4]]
+        .map(|other| of_the_guest().filter_map(|(_, at)| model.look(other, at)).count());
+    assert_eq!(others, [0; 2], "another's devices");
+    iommus.revoke(tag, &mut of_it()).unwrap();
+    assert_eq!(found(model), [0; 0], "revoked");
+    for at in own {
+        assert_eq!(model.look(DEVICES[0], page(at)), Some((page(at), true)), "the driver's own memory");
+    }
+    iommus.destroy(tag).unwrap();
+    reached
+}
+
+#[test]
+fn what_a_guest_keeps_private_no_device_of_its_driver_reaches() {
+    let (mut vtd, mut amdvi) =
+        (vtd(VtdOptions { large: true, ..VtdOptions::default() }), amdvi(false, u32::MAX));
+    let (vtd, vtd_model) = (vtd.2.as_mut().unwrap(), &mut vtd.1[0]);
+    let (amdvi, amdvi_model) = (amdvi.1.as_mut().unwrap(), &mut amdvi.0[0]);
+    let all = || (0..515).chain([0x400, 0x401]);
+    for private_from in [0, 1, 3, 4, 259, 514, 515, 0x3ff, 0x400, 0x401, 0x402, 1 << 40] {
+        let expected: Vec<u64> = all().filter(|page| *page < private_from).collect();
+        assert_eq!(found_of_a_guest(vtd.as_mut(), vtd_model, private_from), expected, "VT-d");
+        assert_eq!(found_of_a_guest(amdvi.as_mut(), amdvi_model, private_from), expected, "AMD-Vi");
+    }
 }
 
 #[test]

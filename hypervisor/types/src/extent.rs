@@ -22,6 +22,12 @@ impl Extent {
     }
 }
 
+/// What domains that serve a guest may have of its memory, in the same order: all of it that lies below the guest-physical address
+/// `private_from`.
+pub fn granted(extents: &[Extent], private_from: Gpa) -> impl Iterator<Item = Extent> + Clone + '_ {
+    extents.iter().filter_map(move |extent| extent.below(private_from))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ mod region;
 mod time;
 
 pub use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize};
-pub use extent::Extent;
+pub use extent::{Extent, granted};
 pub use id::{DomainId, VcpuId};
 pub use memory::{GuestMemory, MemoryError, SliceMemory};
 pub use region::{MemoryRegion, RegionKind};

@@ -9,10 +9,9 @@ use caisson_machine::memory::DomainTables;
 use caisson_stage2::{Format, MemoryType, Permissions, Stage2};
 use caisson_types::{Extent, Gpa};
 
-use crate::dma::DmaDomain;
 use crate::guests::Live;
 
-/// Where a backend finds it.
+/// Where a backend finds it, as its devices do.
 fn at(extent: Extent) -> Gpa {
     Gpa::new(extent.hpa.as_u64())
 }
@@ -23,12 +22,10 @@ impl<B: Backend, F: Format> Live<B, F> {
     /// Whether it was.
     pub(super) fn grant(&self, guest: &Self) -> bool {
         let granted = guest.domain.memory.granted();
-        let there = || granted.clone().map(|extent| (at(extent), extent.hpa, extent.bytes));
-        let for_devices =
-            |dma: &DmaDomain| there().all(|(at, hpa, bytes)| dma.map(at, hpa, bytes, true).is_ok());
-        if !self.dma.as_ref().is_none_or(for_devices) {
+        if self.dma.as_ref().is_some_and(|dma| dma.grant(granted.clone()).is_err()) {
             return false;
         }
+        let there = || granted.clone().map(|extent| (at(extent), extent.hpa, extent.bytes));
         let (permissions, ram) = (Permissions::READ_WRITE, MemoryType::WriteBack);
         let frames = &mut DomainTables(self.domain.id);
         let mut map = |table: &mut Stage2<F>| {
@@ -37,15 +34,10 @@ impl<B: Backend, F: Format> Live<B, F> {
         self.tables.lock().all().all(&mut map)
     }
 
-    fn revoke_dma(&self, guest: &Self) -> Result<(), caisson_iommu::Error> {
-        let Some(dma) = &self.dma else { return Ok(()) };
-        guest.domain.memory.granted().try_for_each(|extent| dma.unmap(at(extent), extent.bytes))
-    }
-
     /// Takes `guest`'s memory out of this domain: no CPU and no device reaches it from there when this returns. With no lock held,
     /// between turns. `false` where a device or a CPU may reach it for ever.
     pub(super) fn revoke(&self, guest: &Self) -> bool {
-        let stopped = self.revoke_dma(guest);
+        let stopped = self.dma.as_ref().map_or(Ok(()), |dma| dma.revoke(guest.domain.memory.granted()));
         if let Err(error) = stopped {
             let name = guest.entry.name();
             log::error!("guest {name}: devices cannot be kept out of its memory: IOMMU: {error}");

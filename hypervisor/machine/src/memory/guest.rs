@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use alloc::vec::Vec;
 use caisson_frames::{MAX_ORDER, Owner};
 use caisson_stage2::WriteLog;
-use caisson_types::{DomainId, Extent, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE};
+use caisson_types::{DomainId, Extent, Gpa, GuestMemory, Hpa, MemoryError, PAGE_SIZE, granted};
 use spin::Once;
 
 use super::frame::DomainMarks;
@@ -278,7 +278,7 @@ impl GuestRam {
 
     /// What other domains that serve this one may have of it, in the same order: the same for as long as it lives.
     pub fn granted(&self) -> impl Iterator<Item = Extent> + Clone + '_ {
-        self.extents.iter().filter_map(|extent| extent.below(self.private_from))
+        granted(&self.extents, self.private_from)
     }
 
     /// From now on what is written here is marked in the log, which is empty; the guest's own writes are to be marked by who
