@@ -221,18 +221,28 @@ pub(crate) fn hostile(lab: &Lab, name: &str) -> Verdict {
     Ok(())
 }
 
-/// What a guest keeps private the driver domain cannot read, unlike the rest; disk and network do not need it.
+/// What a guest keeps private the driver domain cannot read, unlike the rest, nor can a device of its; disk and network do not need
+/// it.
 pub(crate) fn private(lab: &Lab, name: &str) -> Verdict {
-    const PRIVATE: u64 = 16 << 20;
+    // So much that one of some places all over the memory that nobody has granted is in it.
+    const PRIVATE: u64 = 64 << 20;
     let config = driver("caisson.address=br0:10.1.0.9/24 caisson.run=httpd+-p+80+-h+/srv/look");
     let config = config.replace("\"@driver-initrd\"", "[\"@driver-initrd\", \"@dax\"]");
     let words = "caisson.ip=10.1.0.1/24 caisson.peer=10.1.0.9 caisson.test=ping,private,files,private";
     let devices = format!("{DISK}\n[[domain.network]]\nbridge = \"br0\"");
     let guest = guest("keeper", words, &devices).replace("\"@initrd\"", "[\"@initrd\", \"@dax\"]");
-    let guest = guest.replace("memory = \"128M\"", "memory = \"128M\"\nprivate = \"16M\"");
-    let machine = lab.boot(name, &(config + &guest))?.words("iommu=require").qemu("-device", "intel-iommu");
-    let mut run = machine.start()?;
+    let guest = guest.replace("memory = \"128M\"", "memory = \"176M\"\nprivate = \"64M\"");
+    let config = config.replace("console = \"all\"", "console = \"all\"\nlog = \"debug\"") + &guest;
+    let machine = lab.boot(name, &config)?.words("iommu=require").qemu("-device", "intel-iommu");
+    // Its addresses have 28 bits if nobody says otherwise.
+    let mut run = machine.qemu("-device", "edu,dma_mask=0xffffffff").start()?;
     let keeper = From::Guest("keeper");
+    let at = run.expect(
+        From::Caisson,
+        BOOT,
+        "^guest keeper: 67108864 bytes of its private memory are at 0x([0-9a-f]+)$",
+    )?;
+    let private = hexadecimal(at.group(1))?..hexadecimal(at.group(1))? + PRIVATE;
     run.expect(keeper, BOOT, "^caisson-test: ping peer=10.1.0.9 replies=[1-9]")?;
     for turn in 0..2 {
         run.expect(keeper, STEP, &format!("^caisson-test: private filled dax0.0: {PRIVATE} bytes$"))?;
@@ -250,11 +260,28 @@ pub(crate) fn private(lab: &Lab, name: &str) -> Verdict {
             format!("^caisson-test: private here of {places} places: PRIVATE!={places} granted=131072$");
         run.expect(keeper, STEP, &here)?;
         if turn == 0 {
+            let dma = run.expect(DRIVER, BOOT, "^dma: granted (.*), hidden ([0-9]+) of [0-9]+: (.*)$")?;
+            ensure!(dma.group(1) == "found" && dma.group(2) == "0", "a device reaches {}", dma.group(0));
+            let places = dma.group(3).split(' ').map(|place| hexadecimal(place.trim_start_matches("0x")));
+            let hit = places.collect::<Verdict<Vec<_>>>()?.iter().any(|place| private.contains(place));
+            ensure!(hit, "none of {} is in the private memory at {private:#x?}", dma.group(3));
             filled(&mut run, keeper)?;
         }
     }
     ended(&mut run, &["keeper"])?;
-    run.never(From::Caisson, functions::STOPPED)
+    // Of several in a second the first.
+    let stopped =
+        "guest driver: 0000:00:[0-9a-f]+.0: DMA read of 0x[0-9a-f]+ stopped: its domain has nothing there$";
+    let told = run.count(From::Caisson, stopped)?;
+    ensure!(
+        told != 0 && told == run.count(From::Caisson, " stopped: ")?,
+        "{told} reads by a device were told of"
+    );
+    Ok(())
+}
+
+fn hexadecimal(digits: &str) -> Verdict<u64> {
+    u64::from_str_radix(digits, 16).map_err(|error| Failure::new(format!("{digits}: {error}")))
 }
 
 /// A directory of the driver domain's, which an unmodified virtiofsd serves. It comes late: that is told once, and so is that it

@@ -36,6 +36,9 @@ use crate::scheduler::serve_between_steps;
 
 /// Where a local APIC is after reset.
 const APIC: Gpa = Gpa::new(caisson_irqchip::APIC_DEFAULT_BASE);
+/// Pieces of private memory of which it is told where they are.
+const PRIVATE_LINES: usize = 4;
+
 /// Why a guest could not be made.
 pub(crate) enum MakeError {
     /// No room for its RAM.
@@ -120,6 +123,10 @@ impl Maker {
         let apic_ids: Vec<u32> = (0..record.vcpus()).collect();
         let devices = self.devices.as_ref().filter(|_| record.owns_devices());
         let mut memory = allocate(record, id, devices).ok_or(MakeError::OutOfMemory(record.memory()))?;
+        for piece in memory.private().take(PRIVATE_LINES) {
+            let (name, bytes, at) = (entry.name(), piece.bytes, piece.hpa);
+            log::debug!("guest {name}: {bytes} bytes of its private memory are at {at}");
+        }
         let has_door = devices.is_some() && record.privileges().contains(Privileges::EVENTS);
         let door = match has_door {
             true => Some(memory.add_door().ok_or(MakeError::OutOfMemory(record.memory()))?),

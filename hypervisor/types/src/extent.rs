@@ -20,6 +20,14 @@ impl Extent {
         let bytes = limit.as_u64().checked_sub(self.gpa.as_u64())?.min(self.bytes);
         (bytes != 0).then_some(Self { bytes, ..self })
     }
+
+    /// The rest of it: what lies from `limit` on.
+    #[must_use]
+    pub fn from(self, limit: Gpa) -> Option<Self> {
+        let below = self.below(limit).map_or(0, |below| below.bytes);
+        let (gpa, hpa) = (Gpa::new(self.gpa.as_u64() + below), Hpa::new(self.hpa.as_u64() + below));
+        (below != self.bytes).then_some(Self { gpa, hpa, bytes: self.bytes - below })
+    }
 }
 
 /// What domains that serve a guest may have of its memory, in the same order: all of it that lies below the guest-physical address
@@ -60,13 +68,20 @@ mod tests {
             (0..6).flat_map(|a| (1..6).flat_map(move |b| (0..14).map(move |c| (a, b, c))))
         {
             let whole = extent(first << 12, 0x7000_0000, pages << 12);
-            let cut = whole.below(Gpa::new(limit << 12));
+            let (cut, rest) = (whole.below(Gpa::new(limit << 12)), whole.from(Gpa::new(limit << 12)));
             for page in 0..14 {
                 let expected = at(whole, page).filter(|_| page < limit);
                 assert_eq!(
                     cut.and_then(|cut| at(cut, page)),
                     expected,
                     "page {page} of {whole:?} below {limit}"
+                );
+                // And the rest is what is not left.
+                let expected = at(whole, page).filter(|_| page >= limit);
+                assert_eq!(
+                    rest.and_then(|rest| at(rest, page)),
+                    expected,
+                    "page {page} of {whole:?} from {limit}"
                 );
             }
         }

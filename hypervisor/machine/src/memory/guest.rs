@@ -276,6 +276,11 @@ impl GuestRam {
         &self.extents
     }
 
+    /// What nobody else is granted, in the same order.
+    pub fn private(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.extents.iter().filter_map(|extent| extent.from(self.private_from))
+    }
+
     /// What other domains that serve this one may have of it, in the same order: the same for as long as it lives.
     pub fn granted(&self) -> impl Iterator<Item = Extent> + Clone + '_ {
         granted(&self.extents, self.private_from)
