@@ -274,7 +274,7 @@ impl World {
         domain.served.ended();
         domain.ends += 1;
         domain.held = answers.steps % 3;
-        domain.to_leave = answers.steps % 2;
+        domain.to_leave = answers.steps % 4;
         domain.phase = Phase::Ending(End::Used);
         domain.is_runnable = true;
     }

@@ -310,6 +310,7 @@ fn a_course_with_a_step_left_out_is_found_out() {
     const FOR_EVER: &str = "an end waits for nobody";
     const ONCE: &str = "guests are told once of each end";
     for (fault, what) in [
+        (Fault::Leave, "a domain is taken apart with what is others'"),
         (Fault::LetGo, REACHED),
         (Fault::Stop, REACHED),
         (Fault::Block, REACHED),

@@ -34,7 +34,7 @@ impl Course for Effects<'_> {
         let left = &mut self.domain().to_leave;
         let done = *left == 0;
         *left = left.saturating_sub(1);
-        done
+        done || self.world.is(Fault::Leave)
     }
 
     fn let_go(&mut self) -> Hold<&'static str> {
@@ -51,6 +51,8 @@ impl Course for Effects<'_> {
     }
 
     fn take(&mut self) -> Option<Life> {
+        let has_left = self.domain().to_leave == 0;
+        self.world.see(has_left, "a domain is taken apart with what is others'");
         if self.domain().held > 0 {
             self.domain().held -= 1;
             return None;

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 /// A step that is left out, or done in another's place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fault {
+    /// It has not given back what it has of others'.
+    Leave,
     /// It is taken apart while others use it.
     LetGo,
     /// Functions are not told to stop.
