@@ -211,6 +211,11 @@ impl Groups {
         self.groups.get(group.0 as usize)?.account.as_deref()
     }
 
+    /// Whether the group has a limit.
+    pub(crate) fn is_capped(&self, group: GroupId) -> bool {
+        self.account(group).is_some()
+    }
+
     /// Gives a group an account, or none. Those that are parked ask again at once.
     pub(crate) fn set(
         &mut self,

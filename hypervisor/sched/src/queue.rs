@@ -1,6 +1,7 @@
 //! The run queue of one CPU: who is in it, in which state, and whose turn it is.
 
 mod moving;
+mod rest;
 mod time;
 
 use alloc::sync::Arc;
@@ -80,6 +81,8 @@ struct Current {
     until: u64,
     /// It has no turn to end, for nobody waited.
     endless: bool,
+    /// It waits, and keeps the CPU meanwhile.
+    rests: bool,
 }
 
 /// The run queue of one CPU of a pool. The caller has it behind the CPU's lock, and may call from any CPU.
@@ -134,6 +137,7 @@ impl CpuQueue {
                 prepaid: 0,
                 until: NEVER,
                 endless: false,
+                rests: false,
             },
             shown: Shown::NOTHING,
             now: 0,
@@ -436,6 +440,7 @@ impl CpuQueue {
             prepaid: 0,
             until: NEVER,
             endless: false,
+            rests: false,
         };
     }
 
@@ -444,6 +449,7 @@ impl CpuQueue {
         self.groups.release();
         self.current.who = NOBODY;
         self.current.endless = false;
+        self.current.rests = false;
     }
 
     fn moment(&self, now: u64) -> Blocked {
@@ -507,8 +513,8 @@ impl CpuQueue {
             waiting: self.waiting().unwrap_or(Key::NEVER),
             level: shares.level(),
             heaviest: shares.heaviest_here(),
-            busy: shares.len() != 0,
-            lone: self.current.endless,
+            busy: shares.len() != usize::from(self.current.rests),
+            lone: self.current.endless && !self.current.rests,
         };
         self.pool.show(self.cpu, self.shown, shown, self.now);
         self.pool.set_margin(shares.margin());

@@ -176,6 +176,22 @@ impl<B: Backend, F: Format> Queue<B, F> {
         }
     }
 
+    /// What runs waits, and may do so in place, where nobody else could run meanwhile: when it is to be looked at again, beside its own
+    /// time.
+    pub(super) fn rest(&mut self, now: u64) -> Option<u64> {
+        if !self.policy.is_alone() {
+            return None;
+        }
+        self.charge(now);
+        self.policy.rest().then(|| self.next_timer())
+    }
+
+    /// What has rested goes on. `false`: it is to be blocked.
+    pub(super) fn resume(&mut self, now: u64) -> bool {
+        self.since = now;
+        self.policy.resume(now)
+    }
+
     /// Brings everything up to now. Whether a turn has ended, so that others' queues are looked at before the next one.
     pub(super) fn settle_up(&mut self, now: u64) -> bool {
         self.charge(now);

@@ -320,21 +320,27 @@ impl<B: Backend, F: Format> System<B, F> {
             || self.pull(this, Key::NEVER),
             || {
                 let deadline = this.lock().deadline();
-                match deadline.min(self.console_deadline()) {
-                    NEVER => self.clock.disarm(),
-                    deadline => self.clock.arm(deadline),
-                }
-                if percpu::current().pending().look() == 0 {
-                    let now = cpu::tsc();
-                    this.account.sleep(now);
-                    trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
-                    cpu::wait_for_interrupt();
-                    let now = cpu::tsc();
-                    this.account.wake(now);
-                    trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
-                }
+                self.sleep(deadline.min(self.console_deadline()));
             },
         );
+    }
+
+    /// Sleeps until `deadline`, or until the CPU is interrupted, unless there is something to do.
+    fn sleep(&self, deadline: u64) {
+        match deadline {
+            NEVER => self.clock.disarm(),
+            deadline => self.clock.arm(deadline),
+        }
+        if percpu::current().pending().look() == 0 {
+            let account = &self.this().account;
+            let now = cpu::tsc();
+            account.sleep(now);
+            trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
+            cpu::wait_for_interrupt();
+            let now = cpu::tsc();
+            account.wake(now);
+            trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
+        }
     }
 
     /// This CPU has idled and goes on: what else waits is told to another that idles. One that was told of somebody and
@@ -398,6 +404,31 @@ impl<B: Backend, F: Format> System<B, F> {
             self.rest(live, index);
             return;
         }
+        let stop = loop {
+            match self.stint(live, index, until, loaded) {
+                Stop::Blocked(deadline) if self.wait_in_place(live, index, deadline.min(until)) => {}
+                stop => break stop,
+            }
+        };
+        match stop {
+            Stop::Blocked(deadline) => self.block(live, index, deadline),
+            Stop::Yielded(to) => {
+                if let Some(task) = to.and_then(|to| live.tasks.get(to)) {
+                    self.fetch(&task.place);
+                }
+                self.this().lock().give_way(cpu::tsc());
+            }
+            Stop::Ended(_) => {
+                self.unload(loaded);
+                self.retire(live, index);
+            }
+            Stop::Asked => {}
+        }
+    }
+
+    /// A vCPU's time on the CPU until it stops.
+    #[inline]
+    fn stint(&self, live: &Arc<Live<B, F>>, index: usize, until: u64, loaded: &mut Loaded<B, F>) -> Stop {
         let task = &live.tasks[index];
         let watch = Watch::start(&self.this().account, &task.account, live.vcpu_id(index));
         self.load(live, index, loaded);
@@ -422,20 +453,35 @@ impl<B: Backend, F: Format> System<B, F> {
         };
         watch.stop(charge, why);
         self.drill();
-        match stop {
-            Stop::Blocked(deadline) => self.block(live, index, deadline),
-            Stop::Yielded(to) => {
-                if let Some(task) = to.and_then(|to| live.tasks.get(to)) {
-                    self.fetch(&task.place);
-                }
-                self.this().lock().give_way(cpu::tsc());
-            }
-            Stop::Ended(_) => {
-                self.unload(loaded);
-                self.retire(live, index);
-            }
-            Stop::Asked => {}
+        stop
+    }
+
+    /// The vCPU that runs here waits until `deadline`, or until something happens: in its place, where nobody else could run here.
+    /// `true` where it goes on, and nothing else is to be done first.
+    ///
+    /// To others it runs: whoever leaves something for it, ends or pauses its guest, or has other work for this CPU sets a bit of the
+    /// CPU's pending word and interrupts it, and [`System::sleep`] looks at that word last.
+    fn wait_in_place(&self, live: &Live<B, F>, index: usize, deadline: u64) -> bool {
+        let this = self.this();
+        // One that would rather be elsewhere goes there when it wakes.
+        if !live.entry.share.prefers(this.index) {
+            return false;
         }
+        let Some(next) = this.lock().rest(cpu::tsc()) else { return false };
+        let shown = self.shown(this.pool);
+        let due = deadline.min(next).min(self.console_deadline());
+        let stays = || live.domain.mailbox(index).has_work() || live.is_ending() || live.pause.is_on();
+        if let Some(beacon) = shown.beacon(this.index) {
+            smp::idle(beacon, || stays() || self.pull(this, Key::NEVER), || self.sleep(due));
+        }
+        let now = cpu::tsc();
+        let resumed = this.lock().resume(now);
+        if shown.members().len() > 1 {
+            self.hand_on();
+        }
+        let work = percpu::current().pending().look() & !(pending::TIMER | pending::MAIL);
+        let ours = now < next && now < self.console_deadline() && !live.is_ending() && !live.pause.is_on();
+        resumed && work == 0 && ours
     }
 
     /// The vCPU that runs here waits, unless it has got mail since it looked, or its guest has ended: then nobody would take
@@ -484,6 +530,10 @@ fn run_vcpu<B: Backend, F: Format>(
     let pending = percpu::current().pending();
     let domain = &live.domain;
     vcpu.hw.begin_turn(if until == NEVER { NEVER } else { until.saturating_sub(cpu::tsc()) });
+    // The first look at the timers and the mail answers for what the CPU was woken by.
+    if pending.look() & (pending::TIMER | pending::MAIL) != 0 {
+        let _ = pending.take(pending::TIMER | pending::MAIL);
+    }
     own_timer(vcpu, domain, host, clock, until);
     loop {
         match vcpu.prepare(domain, host) {

@@ -12,7 +12,7 @@ impl CpuQueue {
     pub(super) fn told(&mut self, now: u64) -> u64 {
         self.now = self.now.max(now);
         let now = self.now;
-        if self.current.who != NOBODY {
+        if self.current.who != NOBODY && !self.current.rests {
             let ran = now.saturating_sub(self.current.since);
             self.current.prepaid = self.current.prepaid.saturating_add(ran);
             self.charge_current(ran, now);

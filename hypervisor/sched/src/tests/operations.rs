@@ -336,6 +336,65 @@ fn parked_entities_can_block_and_leave() {
     assert_eq!(queue.set_cap(GroupId(9), None, 0), Err(ParameterError::Unknown));
 }
 
+#[test]
+fn one_that_is_alone_waits_in_its_place() {
+    let pool = Pool::new(&[0, 1]);
+    let mut queues = [0, 1].map(|cpu| CpuQueue::new(pool.clone(), cpu, PolicyKind::Bvt, &SETTINGS, 6, 2));
+    let [here, there] = &mut queues;
+    let id = woken(here, Parameters::default(), 0);
+    assert!(!here.rest(), "it has not been picked");
+    assert_eq!(here.pick(0), Some(Decision { who: id, until: NEVER }));
+    here.charge(id, 50, 50);
+    assert!(here.rest());
+    assert_eq!((here.current(), here.waiting(), pool.tell_lone(1, 100, 1000)), (Some(id), None, None));
+    // Nobody is told that it runs, and whoever comes looks at the CPU.
+    let late = woken(here, Parameters::default(), 5000);
+    assert!(here.should_preempt(id, late, 5500));
+    here.remove(late);
+    assert!(!here.resume(6000), "somebody waited meanwhile");
+    here.block(id);
+    here.wake(id, 6000);
+    assert_eq!(here.pick(6000), Some(Decision { who: id, until: NEVER }));
+    assert!(here.rest() && here.resume(9000) && !here.resume(9000));
+    assert_eq!(pool.tell_lone(1, 100, 9000), Some(0), "it is shown as one that runs");
+    // What it waited is not what it used: one that comes gets no more than a turn more.
+    let other = woken(here, Parameters::default(), 9000);
+    here.charge(id, 0, 9000);
+    assert_eq!(here.pick(9000).map(|d| d.until), Some(10_000));
+    here.remove(other);
+    assert_eq!(here.pick(9000), Some(Decision { who: id, until: NEVER }));
+    // Where somebody waits elsewhere, or has waited, it counts who is first.
+    let [a, _] = [0; 2].map(|_| woken(there, Parameters::default(), 9000));
+    assert!(there.pick(9000).is_some() && !here.rest());
+    there.block(a);
+    assert!(there.pick(9000).is_some() && here.rest());
+    there.wake(a, 9100);
+    there.block(a);
+    assert!(here.resume(9200), "no time has passed in which somebody waited");
+    assert!(here.pick(9200).is_some() && here.rest());
+    there.wake(a, 9300);
+    let _ = there.pick(9400);
+    there.charge(a, 100, 9400);
+    there.block(a);
+    assert!(!here.resume(9500));
+}
+
+#[test]
+fn what_has_a_limit_or_a_reservation_does_not_wait_in_its_place() {
+    let mut capped = bvt(1);
+    let account = CapAccount::new(Cap { quota: 10, window: 100 }, 1, 1, 0).unwrap();
+    capped.set_cap(GroupId(0), Some(account), 0).unwrap();
+    let id = woken(&mut capped, Parameters::default(), 0);
+    assert!(capped.pick(0).is_some() && !capped.rest());
+    capped.set_cap(GroupId(0), None, 0).unwrap();
+    assert!(capped.pick(0).is_some() && capped.rest());
+    capped.remove(id);
+    assert!(!capped.resume(1), "it is gone");
+    let mut reserved = sedf(1);
+    let _ = woken(&mut reserved, reserve(100, 10, true), 0);
+    assert!(reserved.pick(0).is_some() && !reserved.rest());
+}
+
 /// One operation: which, on whom, and a number for it.
 type Step = (u8, usize, u64);
 
@@ -360,6 +419,11 @@ fn anything(mut queue: CpuQueue, steps: &[Step], parameters: impl Fn(u64) -> Par
                 let _ = queue.set_cap(GroupId(number as u32 % 3), account, now);
             }
             (9, Some(id)) => drop(running.map(|r| queue.should_preempt(r, id, now))),
+            (10, _) if queue.rest() => {
+                assert!(running.is_some() && queue.waiting().is_none());
+                now = now.saturating_add(number);
+                assert!(queue.resume(now), "nothing has happened");
+            }
             _ => now = now.saturating_add(number),
         }
         let decision = queue.pick(now);
@@ -431,6 +495,12 @@ fn anywhere(kind: PolicyKind, steps: &[Step], parameters: impl Fn(u64) -> Parame
                     CapAccount::new(Cap { quota: number % 5000, window: number % 7000 }, 2, 10, now);
                 let _ = queues[here].set_cap(GroupId(0), account.ok(), now);
             }
+            (11, _) => {
+                let _ = queues[here].rest();
+            }
+            (12, _) => {
+                let _ = queues[here].resume(now);
+            }
             _ => now = now.saturating_add(number),
         }
         let decision = queues[here].pick(now);
@@ -445,7 +515,7 @@ fn anywhere(kind: PolicyKind, steps: &[Step], parameters: impl Fn(u64) -> Parame
 
 proptest! {
     #[test]
-    fn entities_move_between_queues(steps in proptest::collection::vec((0u8..13, 0usize..12, number()), 1..200)) {
+    fn entities_move_between_queues(steps in proptest::collection::vec((0u8..15, 0usize..12, number()), 1..200)) {
         for kind in [PolicyKind::Bvt, PolicyKind::Sedf] {
             anywhere(kind, &steps, |n| Parameters {
                 weight: (n as u32).max(1),

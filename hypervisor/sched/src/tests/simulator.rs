@@ -86,6 +86,8 @@ struct Running {
 #[derive(Clone, Copy, Default)]
 struct Cpu {
     running: Option<Running>,
+    /// The task that waits here in its place.
+    rests: Option<usize>,
     /// When it picks again while nothing runs.
     looks: u64,
     /// Something happened that it must look at.
@@ -102,6 +104,8 @@ pub(super) struct Simulator {
     /// Ticks of all CPUs in which nothing ran.
     pub(super) idle: u64,
     pub(super) decisions: u64,
+    /// How often one that waited in its place went on there.
+    pub(super) resumed: u64,
     /// By up to how many ticks a timer comes late.
     pub(super) late: u64,
     allowance: u64,
@@ -124,12 +128,13 @@ impl Simulator {
         Self {
             queues: members.iter().map(queue).collect(),
             pool,
-            cpus: std::vec![Cpu { running: None, looks: 0, kicked: true }; cpus],
+            cpus: std::vec![Cpu { running: None, rests: None, looks: 0, kicked: true }; cpus],
             tasks: Vec::new(),
             random: Random::new(seed),
             now: 0,
             idle: 0,
             decisions: 0,
+            resumed: 0,
             late: 0,
             allowance: settings.allowance,
             wakes: BinaryHeap::new(),
@@ -206,6 +211,10 @@ impl Simulator {
         let now = self.now;
         let task = &mut self.tasks[index];
         (task.burst, task.runnable, task.woke, task.since) = (burst, true, now, now);
+        if self.resume(index) {
+            return;
+        }
+        let task = &self.tasks[index];
         let (allowed, preferred, home) = (task.allowed, task.preferred, task.home);
         let idles = |cpu: u32| self.pool.is_idle(cpu);
         let may = |cpu: u32| allowed >> cpu & 1 != 0;
@@ -262,10 +271,43 @@ impl Simulator {
         }
     }
 
+    /// One that waits in its place wakes. Whether it goes on there; otherwise it is blocked now.
+    fn resume(&mut self, index: usize) -> bool {
+        let home = self.tasks[index].home;
+        if self.cpus[home].rests.take_if(|task| *task == index).is_none() {
+            return false;
+        }
+        self.set_idle(home, false);
+        if self.queues[home].resume(self.now) && !self.cpus[home].kicked {
+            self.cpus[home].running = Some(Running { task: index, from: self.now, until: NEVER });
+            self.resumed += 1;
+            return true;
+        }
+        self.queues[home].block(self.tasks[index].id);
+        self.cpus[home].kicked = true;
+        false
+    }
+
+    /// A CPU on which somebody waits in its place is asked for.
+    fn leave_place(&mut self, cpu: usize) {
+        let Some(index) = self.cpus[cpu].rests.take() else { return };
+        self.set_idle(cpu, false);
+        let _ = self.queues[cpu].resume(self.now);
+        self.queues[cpu].block(self.tasks[index].id);
+    }
+
     /// A task's burst has ended.
     fn block(&mut self, index: usize) {
         let (id, woke, home) = (self.tasks[index].id, self.tasks[index].woke, self.tasks[index].home);
-        self.queues[home].block(id);
+        let reboots = matches!(self.tasks[index].behaviour, Behaviour::Reboots { .. });
+        // Where it would rather be elsewhere, its wake is the time to go.
+        let at_home = self.tasks[index].preferred >> home & 1 != 0;
+        if !reboots && at_home && self.queues[home].rest() {
+            (self.cpus[home].rests, self.cpus[home].looks) = (Some(index), NEVER);
+            self.set_idle(home, true);
+        } else {
+            self.queues[home].block(id);
+        }
         let task = &mut self.tasks[index];
         task.runnable = false;
         task.worst_response = task.worst_response.max(self.now - woke);
@@ -331,7 +373,11 @@ impl Simulator {
     /// What a CPU does when its run ended or something asks for it.
     fn look(&mut self, cpu: usize) {
         self.cpus[cpu].kicked = false;
+        self.leave_place(cpu);
         self.charge(cpu);
+        if self.cpus[cpu].rests.is_some() {
+            return;
+        }
         let over = self.queues[cpu].turn_is_over();
         if over {
             self.pull(cpu);
@@ -394,7 +440,7 @@ impl Simulator {
                 .is_some_and(|task| self.served(task) - self.tasks[task].served >= self.tasks[task].burst);
             if ends {
                 self.charge(cpu);
-                self.cpus[cpu].kicked = true;
+                self.cpus[cpu].kicked |= self.cpus[cpu].rests.is_none();
             }
         }
         while let Some(&Reverse((at, index))) = self.wakes.peek()

@@ -33,6 +33,23 @@ fn ideal(weights: &[u32], cpus: usize) -> Vec<f64> {
     }
 }
 
+/// Those that sleep and are alone wait in their places, as long as they are; a CPU on which one does so takes who waits.
+#[test]
+fn a_cpu_whose_one_waits_in_its_place_is_idle() {
+    let mut simulator = cpus(2, 7);
+    for _ in 0..3 {
+        simulator
+            .add(0, Parameters::default(), Behaviour::Sleeps { run: QUANTUM / 4, sleep: QUANTUM })
+            .unwrap();
+    }
+    while simulator.now < 2000 * QUANTUM {
+        simulator.step(2000 * QUANTUM);
+        assert!(!simulator.idles_while(|_| true), "one waits for a CPU that idles");
+    }
+    assert!(simulator.resumed > 500, "{} went on in their places", simulator.resumed);
+    assert!(simulator.tasks.iter().all(|task| task.served > 150 * QUANTUM));
+}
+
 /// The case from the literature: Xen 2.0's five took 1.55 times as long for the last as for the first.
 #[test]
 fn five_on_two_finish_together() {
