@@ -300,6 +300,9 @@ impl CpuQueue {
             return;
         }
         if self.current.who == who.0 {
+            if self.current.rests {
+                return;
+            }
             let due = ran.saturating_sub(self.current.prepaid);
             self.current.prepaid = self.current.prepaid.saturating_sub(ran);
             self.charge_current(due, now);
@@ -328,9 +331,10 @@ impl CpuQueue {
         if self.state(current) != State::Ready || self.next_deadline() < self.current.until {
             return true;
         }
+        // Beside one without an end, even who may not run yet is looked at: only then is it known when it may.
+        let spent = || self.groups.is_spent(self.entities[woken.index()].group, now);
         self.state(woken) == State::Ready
-            && !self.groups.is_spent(self.entities[woken.index()].group, now)
-            && (self.current.endless || self.policies.preempts(woken.index(), current.index()))
+            && (self.current.endless || (!spent() && self.policies.preempts(woken.index(), current.index())))
     }
 
     /// Whose turn it is.

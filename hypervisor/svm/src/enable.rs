@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) carried: Carried,
     /// The CPU has IBPB (Fn8000_0008 EBX bit 12).
     pub(crate) prediction_barrier: bool,
+    /// The CPU is QEMU's translator, which may deliver an interrupt of EVENTINJ a second time, at any instruction before the next exit.
+    pub(crate) repeats_interrupts: bool,
     /// RDX after reset: the CPU's signature (Fn0000_0001 EAX).
     pub(crate) signature: u32,
     /// What belongs to each CPU that SVM is on on, by its number.
@@ -103,6 +105,7 @@ impl Svm {
             // SAFETY: promised by the caller; Caisson itself uses no vector state.
             carried: unsafe { Carried::enable(cpu, policy.xcr0) },
             prediction_barrier: extended_8 & 1 << 12 != 0,
+            repeats_interrupts: is_translated(),
             signature: cpuid(1, 0).eax,
             cpus: (0..MAX_CPUS).map(|_| Once::new()).collect(),
         };
@@ -130,6 +133,15 @@ impl Svm {
     pub fn used(&self) -> SvmFeatures {
         self.shared.features
     }
+}
+
+/// Whether this is QEMU's translator, by the name in the leaves that are kept for software below (APM vol. 3, Fn4000_00xx).
+fn is_translated() -> bool {
+    let name = cpuid(0x4000_0000, 0);
+    let below = cpuid(1, 0).ecx & 1 << 31 != 0;
+    below
+        && [name.ebx, name.ecx, name.edx]
+            == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
 }
 
 /// Whether the firmware has left SVM on, by VM_CR (APM vol. 2, section 15.30.1), which an emulated CPU may lack.

@@ -63,7 +63,9 @@ impl SvmVcpu {
 
     pub(crate) fn inject_event(&mut self, event: Event) {
         let injection = match event {
-            Event::Interrupt(vector) if self.is_open() => return self.inject_virtual_interrupt(vector),
+            Event::Interrupt(vector) if self.shared.repeats_interrupts && self.is_open() => {
+                return self.inject_virtual_interrupt(vector);
+            }
             Event::Interrupt(vector) => EventInjection::new(EventKind::Interrupt, vector, None),
             Event::Nmi => {
                 self.nmi.blocked = true;
@@ -94,8 +96,7 @@ impl SvmVcpu {
         self.vmcb.rflags() & Rflags::IF.bits() != 0 && self.vmcb.interrupt_shadow() & 1 == 0
     }
 
-    /// An interrupt by way of V_IRQ (section 15.21.4), not of EVENTINJ: QEMU's emulated CPU may deliver that which comes by
-    /// EVENTINJ a second time, at any later instruction before the next exit.
+    /// An interrupt by way of V_IRQ (section 15.21.4) and not of EVENTINJ, on a CPU that repeats what comes by the latter.
     fn inject_virtual_interrupt(&mut self, vector: u8) {
         let intercepts = self.vmcb.intercepts();
         if intercepts.contains(Intercepts::VINTR) {
@@ -107,14 +108,11 @@ impl SvmVcpu {
         self.watched = true;
     }
 
-    /// After the exit that followed [`SvmVcpu::inject_virtual_interrupt`]: where an event of the machine's came first, the guest has
-    /// not taken the interrupt, and it shows as one that was interrupted, as one of EVENTINJ's does.
-    ///
-    /// A guest that can no longer take it has taken it. QEMU's emulated CPU keeps V_IRQ where the delivery has raised an exception.
+    /// After the exit that followed [`SvmVcpu::inject_virtual_interrupt`]: what the guest has not taken, because an event of the
+    /// machine's came first, shows as an interrupted event, as one of EVENTINJ's does.
     pub(crate) fn end_delivery(&mut self) {
         let word = self.vmcb.virtual_interrupt();
-        if word & V_IRQ != 0 && self.is_open() {
-            let vector = (word >> V_INTR_VECTOR_SHIFT) as u8;
+        if let Some(vector) = not_taken(word, self.is_open()) {
             self.vmcb.set_exit_int_info(EventInjection::new(EventKind::Interrupt, vector, None));
         }
         self.vmcb.set_virtual_interrupt(word & !(V_REQUEST | V_INTR_VECTOR));
@@ -215,4 +213,23 @@ impl SvmVcpu {
 fn is_iret_fault(code: ExitCode) -> bool {
     let vector = code.0.wrapping_sub(ExitCode::EXCEPTION_0.0);
     vector < 32 && (IRET_FAULTS | ALIGNMENT_CHECK) & 1 << vector != 0
+}
+
+/// The virtual interrupt that a guest has not taken, by the virtual-interrupt word after the exit. One that cannot take it any more has:
+/// it was able to at its entry. QEMU's translator leaves V_IRQ set where the delivery itself has raised an exception.
+fn not_taken(word: u64, open: bool) -> Option<u8> {
+    (word & V_IRQ != 0 && open).then_some((word >> V_INTR_VECTOR_SHIFT) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_taken_unless_the_guest_could_still_take_it() {
+        let word = V_INTR_MASKING | V_REQUEST | 0xec << V_INTR_VECTOR_SHIFT | 7;
+        assert_eq!(not_taken(word, true), Some(0xec));
+        assert_eq!(not_taken(word, false), None);
+        assert_eq!(not_taken(word & !V_IRQ, true), None);
+    }
 }

@@ -406,7 +406,7 @@ impl<B: Backend, F: Format> System<B, F> {
         }
         let stop = loop {
             match self.stint(live, index, until, loaded) {
-                Stop::Blocked(deadline) if self.wait_in_place(live, index, deadline.min(until)) => {}
+                Stop::Blocked(deadline) if self.wait_in_place(live, index, deadline, until) => {}
                 stop => break stop,
             }
         };
@@ -457,19 +457,20 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// The vCPU that runs here waits until `deadline`, or until something happens: in its place, where nobody else could run here.
-    /// `true` where it goes on, and nothing else is to be done first.
+    /// `true` where it goes on, and nothing else is to be done first. At `until` the queue is to be asked.
     ///
     /// To others it runs: whoever leaves something for it, ends or pauses its guest, or has other work for this CPU sets a bit of the
     /// CPU's pending word and interrupts it, and [`System::sleep`] looks at that word last.
-    fn wait_in_place(&self, live: &Live<B, F>, index: usize, deadline: u64) -> bool {
+    fn wait_in_place(&self, live: &Live<B, F>, index: usize, deadline: u64, until: u64) -> bool {
         let this = self.this();
-        // One that would rather be elsewhere goes there when it wakes.
-        if !live.entry.share.prefers(this.index) {
+        // One that would rather be elsewhere goes there when it wakes; input that a guest has no room for is offered again.
+        if !live.entry.share.prefers(this.index) || (this.index == SERIAL_CPU && console::has_input()) {
             return false;
         }
         let Some(next) = this.lock().rest(cpu::tsc()) else { return false };
         let shown = self.shown(this.pool);
-        let due = deadline.min(next).min(self.console_deadline());
+        let until = until.min(next).min(self.console_deadline());
+        let due = deadline.min(until);
         let stays = || live.domain.mailbox(index).has_work() || live.is_ending() || live.pause.is_on();
         if let Some(beacon) = shown.beacon(this.index) {
             smp::idle(beacon, || stays() || self.pull(this, Key::NEVER), || self.sleep(due));
@@ -480,8 +481,7 @@ impl<B: Backend, F: Format> System<B, F> {
             self.hand_on();
         }
         let work = percpu::current().pending().look() & !(pending::TIMER | pending::MAIL);
-        let ours = now < next && now < self.console_deadline() && !live.is_ending() && !live.pause.is_on();
-        resumed && work == 0 && ours
+        resumed && work == 0 && now < until && !live.is_ending() && !live.pause.is_on()
     }
 
     /// The vCPU that runs here waits, unless it has got mail since it looked, or its guest has ended: then nobody would take

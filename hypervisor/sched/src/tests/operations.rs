@@ -379,6 +379,26 @@ fn one_that_is_alone_waits_in_its_place() {
     assert!(!here.resume(9500));
 }
 
+/// Nobody else would find out when its window ends.
+#[test]
+fn one_whose_group_is_spent_is_looked_at_beside_one_without_an_end() {
+    for rests in [false, true] {
+        let mut queue = bvt(2);
+        let account = CapAccount::new(Cap { quota: 10, window: 100 }, 1, 1, 0).unwrap();
+        queue.set_cap(GroupId(1), Some(account), 0).unwrap();
+        let limited = queue.add(GroupId(1), Parameters::default(), 0).unwrap();
+        let id = woken(&mut queue, Parameters::default(), 0);
+        assert_eq!(queue.pick(0), Some(Decision { who: id, until: NEVER }));
+        queue.charge(limited, 50, 50);
+        assert!(!rests || queue.rest());
+        queue.wake(limited, 60);
+        assert!(queue.should_preempt(id, limited, 60));
+        assert!(!rests || !queue.resume(60));
+        queue.block(id);
+        assert_eq!((queue.pick(60), queue.next_deadline()), (None, 500));
+    }
+}
+
 #[test]
 fn what_has_a_limit_or_a_reservation_does_not_wait_in_its_place() {
     let mut capped = bvt(1);
