@@ -1,4 +1,4 @@
-//! Who runs where: every CPU has a run queue of its own ([`queue`]) and takes from it ([`run`]); who waits is put there by
+//! Who runs where: every CPU has a run queue of its own ([`queue`]) and takes from it ([`run`]) or sleeps ([`idle`]); who waits is put there by
 //! whoever wakes it ([`wake`]), and a CPU that has nothing to do, or less urgent things than another, takes work over
 //! ([`balance`]). Beside vCPUs the queues hold the guests' [chores](crate::life): their end and their new start.
 //!
@@ -13,6 +13,8 @@
 mod balance;
 mod contract;
 mod grow;
+mod host;
+mod idle;
 mod queue;
 mod run;
 mod shoot;
@@ -54,9 +56,9 @@ use crate::maker::Maker;
 use crate::trace;
 use contract::Pool;
 pub(crate) use contract::{Share, ShareError, Turns};
+pub(crate) use host::Machine;
 use queue::Queue;
 pub(crate) use queue::Work;
-pub(crate) use run::Machine;
 pub(crate) use shoot::serve_between_steps;
 
 /// A physical CPU, as the others see it.

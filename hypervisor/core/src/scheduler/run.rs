@@ -1,26 +1,24 @@
-//! One CPU's life: do what the machine asks for, pick who runs, let it run, sleep when there is nobody.
+//! One CPU's life: do what the machine asks for, pick who runs, let it run.
 
 use alloc::sync::Arc;
 
-use caisson_abi::{CallResult, Operation};
 use caisson_accounts::Charge;
 use caisson_domain::{Ended, Host, Outcome, Readiness, RunState, VirtualCpu};
-use caisson_hwvirt::{Backend, ExitClass, Vcpu};
-use caisson_irqchip::VcpuSet;
+use caisson_hwvirt::{Backend, Vcpu};
 use caisson_machine::clock::Clock;
 use caisson_machine::memory::GuestRam;
 use caisson_machine::pci::Configuration;
 use caisson_machine::percpu::{self, pending};
-use caisson_machine::random::Random;
 use caisson_machine::{cpu, ipi, power};
-use caisson_pci::{Address, ConfigSpace, Hardware, LineMode, Message, Reset, Source};
-use caisson_sched::{Key, NEVER};
+use caisson_pci::Reset;
+use caisson_sched::NEVER;
 use caisson_smp::{self as smp, Queue as _};
 use caisson_stage2::Format;
 use caisson_trace::Event;
 use caisson_types::{DomainId, Instant, PAGE_SIZE};
 
 use super::System;
+use super::host::Machine;
 use super::queue::{Turn, Work};
 use super::shoot::{serve_between_steps, settle};
 use super::watch::Watch;
@@ -30,139 +28,10 @@ use crate::domains::Entry;
 use crate::functions::Arrival;
 use crate::guests::Live;
 use crate::life::Chore;
-use crate::trace::{self, NOBODY, What, Why};
+use crate::trace::{self, What, Why};
 
 /// Whose vector state, debug registers and control block are in this CPU: they stay until another's are needed.
 pub(crate) type Loaded<B, F> = Option<(Arc<Live<B, F>>, usize)>;
-
-/// The machine as a vCPU sees it while it runs.
-pub(crate) struct Machine<'a, B: Backend, F: Format> {
-    system: &'a System<B, F>,
-    live: &'a Live<B, F>,
-    /// The vCPU that is running; none for what the machine itself does to the guest.
-    index: usize,
-    /// What the time since the last exit goes to.
-    charge: Charge,
-}
-
-impl<'a, B: Backend, F: Format> Machine<'a, B, F> {
-    /// For what the machine does to a guest from outside of its vCPUs.
-    pub(crate) const fn outside(system: &'a System<B, F>, live: &'a Live<B, F>) -> Self {
-        Self { system, live, index: usize::MAX, charge: Charge::TURN }
-    }
-}
-
-impl<B: Backend, F: Format> Host for Machine<'_, B, F> {
-    #[inline]
-    fn tsc(&self) -> u64 {
-        cpu::tsc()
-    }
-
-    fn hardware(&mut self) -> Option<&mut dyn Hardware> {
-        if self.live.access.is_some() { Some(self) } else { None }
-    }
-
-    fn call(&mut self, operation: Operation) -> CallResult {
-        self.system.io.call(self.system, self.live, operation)
-    }
-
-    fn notify_backend(&mut self, slot: usize, queues: u64) {
-        self.system.io.notified(self.system, self.live, slot, queues);
-    }
-
-    fn tell_backend(&mut self, slot: usize) {
-        self.system.io.changed(self.system, self.live, slot);
-    }
-
-    fn console(&mut self, byte: u8) -> bool {
-        self.live.console.as_ref().is_none_or(|ring| console::guest_output(ring, byte))
-    }
-
-    fn random(&mut self, bytes: &mut [u8]) -> usize {
-        Random::of(&self.system.maker.features).map_or(0, |source| source.fill(bytes))
-    }
-
-    #[inline]
-    fn wake(&mut self, vcpus: VcpuSet) {
-        if vcpus.is_empty() {
-            return;
-        }
-        // The running one looks at its own mail anyway.
-        for index in vcpus.into_iter().filter(|&index| index != self.index) {
-            self.system.wake_vcpu(self.live, index);
-        }
-    }
-
-    #[inline]
-    fn answering(&mut self, class: ExitClass) {
-        self.charge = Charge::exit(class);
-    }
-
-    #[inline]
-    fn injected(&mut self, vector: u8) {
-        trace::note(self.live.vcpu_id(self.index), What::Inject { vector });
-    }
-
-    #[inline]
-    fn hypercall(&mut self, number: u64) {
-        trace::note(self.live.vcpu_id(self.index), What::Hypercall { number: number as u32 });
-    }
-
-    #[inline]
-    fn ipi(&mut self, receivers: VcpuSet, vector: u8) {
-        if trace::is_on() {
-            let from = self.index as u16;
-            receivers
-                .into_iter()
-                .for_each(|to| trace::note(self.live.vcpu_id(to), What::Ipi { vector, from }));
-        }
-    }
-}
-
-impl<B: Backend, F: Format> ConfigSpace for Machine<'_, B, F> {
-    fn read(&mut self, at: Address, offset: u16, size: u8) -> u32 {
-        Configuration.read(at, offset, size)
-    }
-
-    fn write(&mut self, at: Address, offset: u16, size: u8, value: u32) {
-        Configuration.write(at, offset, size, value);
-    }
-}
-
-/// What a guest's functions need, where it owns any.
-impl<B: Backend, F: Format> Hardware for Machine<'_, B, F> {
-    fn route(&mut self, source: Source, message: Message) -> Option<Message> {
-        self.system.routes.route(self.live.domain.id, source, message)
-    }
-
-    fn set_line(&mut self, line: u8, mode: Option<LineMode>) {
-        self.system.routes.set_line(self.live.domain.id, line, mode);
-    }
-
-    fn end_line(&mut self, line: u8) {
-        self.system.routes.end_line(self.live.domain.id, line);
-    }
-
-    fn read_port(&mut self, port: u16, size: u8) -> u32 {
-        self.live.access.as_ref().map_or(u32::MAX, |access| access.read_port(port, size))
-    }
-
-    fn write_port(&mut self, port: u16, size: u8, value: u32) {
-        if let Some(access) = &self.live.access {
-            access.write_port(port, size, value);
-        }
-    }
-
-    fn read_memory(&mut self, hpa: u64, size: u8) -> u64 {
-        self.live.access.as_ref().map_or(u64::MAX, |access| access.read_memory(hpa, size))
-    }
-
-    fn write_memory(&mut self, hpa: u64, size: u8, value: u64) {
-        if let Some(access) = &self.live.access {
-            access.write_memory(hpa, size, value);
-        }
-    }
-}
 
 /// Why a vCPU stopped running.
 enum Stop {
@@ -302,55 +171,13 @@ impl<B: Backend, F: Format> System<B, F> {
     }
 
     /// When the consoles, or others that go by the same clock, want this CPU.
-    fn console_deadline(&self) -> u64 {
+    pub(super) fn console_deadline(&self) -> u64 {
         if percpu::current().index() == SERIAL_CPU { console::due().min(self.faults_due()) } else { u64::MAX }
     }
 
     /// When the IOMMU wants it.
     fn faults_due(&self) -> u64 {
         self.maker.dma.map_or(u64::MAX, Dma::due)
-    }
-
-    /// Sleeps until something happens, unless somebody waits somewhere.
-    fn idle(&self) {
-        let this = self.this();
-        let Some(beacon) = self.shown(this.pool).beacon(this.index) else { return };
-        smp::idle(
-            beacon,
-            || self.pull(this, Key::NEVER),
-            || {
-                let deadline = this.lock().deadline();
-                self.sleep(deadline.min(self.console_deadline()));
-            },
-        );
-    }
-
-    /// Sleeps until `deadline`, or until the CPU is interrupted, unless there is something to do.
-    fn sleep(&self, deadline: u64) {
-        match deadline {
-            NEVER => self.clock.disarm(),
-            deadline => self.clock.arm(deadline),
-        }
-        if percpu::current().pending().look() == 0 {
-            let account = &self.this().account;
-            let now = cpu::tsc();
-            account.sleep(now);
-            trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Idle });
-            cpu::wait_for_interrupt();
-            let now = cpu::tsc();
-            account.wake(now);
-            trace::record(|| Event { time: now, vcpu: NOBODY, what: What::Awake });
-        }
-    }
-
-    /// This CPU has idled and goes on: what else waits is told to another that idles. One that was told of somebody and
-    /// found others would leave that one waiting, and one is told where several wait.
-    fn hand_on(&self) {
-        let this = self.this();
-        let shown = self.shown(this.pool);
-        if shown.waiting(this.index).is_some() || shown.behind(this.index, None).is_some() {
-            smp::offer(self, this.index);
-        }
     }
 
     /// Puts a vCPU's state into the CPU, in place of whichever was there.
@@ -454,34 +281,6 @@ impl<B: Backend, F: Format> System<B, F> {
         watch.stop(charge, why);
         self.drill();
         stop
-    }
-
-    /// The vCPU that runs here waits until `deadline`, or until something happens: in its place, where nobody else could run here.
-    /// `true` where it goes on, and nothing else is to be done first. At `until` the queue is to be asked.
-    ///
-    /// To others it runs: whoever leaves something for it, ends or pauses its guest, or has other work for this CPU sets a bit of the
-    /// CPU's pending word and interrupts it, and [`System::sleep`] looks at that word last.
-    fn wait_in_place(&self, live: &Live<B, F>, index: usize, deadline: u64, until: u64) -> bool {
-        let this = self.this();
-        // One that would rather be elsewhere goes there when it wakes; input that a guest has no room for is offered again.
-        if !live.entry.share.prefers(this.index) || (this.index == SERIAL_CPU && console::has_input()) {
-            return false;
-        }
-        let Some(next) = this.lock().rest(cpu::tsc()) else { return false };
-        let shown = self.shown(this.pool);
-        let until = until.min(next).min(self.console_deadline());
-        let due = deadline.min(until);
-        let stays = || live.domain.mailbox(index).has_work() || live.is_ending() || live.pause.is_on();
-        if let Some(beacon) = shown.beacon(this.index) {
-            smp::idle(beacon, || stays() || self.pull(this, Key::NEVER), || self.sleep(due));
-        }
-        let now = cpu::tsc();
-        let resumed = this.lock().resume(now);
-        if shown.members().len() > 1 {
-            self.hand_on();
-        }
-        let work = percpu::current().pending().look() & !(pending::TIMER | pending::MAIL);
-        resumed && work == 0 && now < until && !live.is_ending() && !live.pause.is_on()
     }
 
     /// The vCPU that runs here waits, unless it has got mail since it looked, or its guest has ended: then nobody would take
