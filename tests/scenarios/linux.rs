@@ -73,6 +73,9 @@ pub(crate) fn smp(lab: &Lab, name: &str) -> Verdict {
 /// and everything comes to a clean end.
 fn many(lab: &Lab, name: &str, cpus: u32) -> Verdict {
     let (vcpus, tests) = if lab.machine() == Kind::Bochs { (2, "cpu,parallel") } else { (4, "smoke") };
+    // QEMU's first CPU loses flags of its own where others restore an FPU: nobody runs on it there.
+    let first = u32::from(lab.machine() == Kind::Qemu);
+    let last = first + cpus - 1;
     let mut run = lab
         .boot(
             name,
@@ -80,6 +83,10 @@ fn many(lab: &Lab, name: &str, cpus: u32) -> Verdict {
                 r#"
                 [machine]
                 console = "all"
+
+                [[pool]]
+                name = "default"
+                cpus = "{first}-{last}"
 
                 [[domain]]
                 name = "smp"
@@ -91,9 +98,9 @@ fn many(lab: &Lab, name: &str, cpus: u32) -> Verdict {
                 "#
             ),
         )?
-        .cpus(cpus)
+        .cpus(last + 1)
         .start()?;
-    run.expect(From::Caisson, BOOT, &format!("{cpus} of {cpus} CPUs work$"))?;
+    run.expect(From::Caisson, BOOT, &format!("{0} of {0} CPUs work$", last + 1))?;
     match lab.machine() {
         Kind::Qemu => workload::check_smp(&mut run, From::Guest("smp"), vcpus)?,
         Kind::Bochs => workload::check_parallel(&mut run, From::Guest("smp"), vcpus)?,

@@ -222,8 +222,14 @@ pub(crate) fn reboots_on_two(lab: &Lab, name: &str) -> Verdict {
 /// works.
 pub(crate) fn ends(lab: &Lab, name: &str) -> Verdict {
     let mut config = "[machine]\nconsole = \"all\"\n".to_owned();
+    // QEMU's first CPU loses flags of its own where others restore an FPU: nobody runs on it there.
+    let cpus = if lab.machine() == Kind::Qemu { 3 } else { 2 };
     if lab.machine() == Kind::Qemu {
         config += r#"
+            [[pool]]
+            name = "default"
+            cpus = "1-2"
+
             [[domain]]
             name = "worker"
             memory = "256M"
@@ -242,7 +248,7 @@ pub(crate) fn ends(lab: &Lab, name: &str) -> Verdict {
              cmdline = \"vcpus=5 by={by}\"\nmax_restarts = {RESTARTS}\n{ended} = \"restart\"\n"
         );
     }
-    let mut run = start(lab.boot(name, &config)?, 2)?;
+    let mut run = start(lab.boot(name, &config)?, cpus)?;
     if lab.machine() == Kind::Qemu {
         workload::check_smp(&mut run, From::Guest("worker"), 2)?;
     }
