@@ -19,6 +19,7 @@ mod control;
 mod course;
 #[cfg(any(target_os = "none", doc))]
 mod cpus;
+#[cfg(any(target_os = "none", doc))]
 mod create;
 #[cfg(any(target_os = "none", doc))]
 mod dirty;

@@ -125,8 +125,6 @@ pub struct DomainSetup<M> {
 pub struct Domain<M> {
     /// Its id.
     pub id: DomainId,
-    /// Its RAM.
-    pub memory: M,
     pub(crate) cpuid: CpuidTable,
     pub(crate) msrs: MsrSetup,
     /// Its clock.
@@ -148,6 +146,8 @@ pub struct Domain<M> {
     pub(crate) privileges: Privileges,
     pub(crate) door: Option<Door>,
     mailboxes: Box<[Mailbox]>,
+    /// Its RAM. The last to be dropped: with it goes all that is the domain's, such as the devices' pages above.
+    pub memory: M,
 }
 
 impl<M> Domain<M> {

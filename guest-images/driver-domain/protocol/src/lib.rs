@@ -285,6 +285,7 @@ pub struct Domain {
     pub vcpus: u32,
     pub memory: u64,
     /// The bytes of that which no other domain sees.
+    #[serde(default)]
     pub private: u64,
     pub restarts: u32,
     pub life: u32,

@@ -122,6 +122,41 @@ pub(crate) struct Machine<'a> {
     pub(crate) host: FakeHost,
 }
 
+/// A domain of `vcpus` vCPUs.
+pub(crate) fn setup<M>(memory: M, vcpus: usize) -> DomainSetup<M> {
+    let cpuid = CpuidSetup {
+        caps: HostCaps {
+            physical_bits: 40,
+            xcr0: u64::MAX,
+            spec_ctrl: false,
+            tsc_aux: true,
+            arch_capabilities: false,
+            xsaves: true,
+        },
+        topology: Topology::cores(vcpus as u16),
+        paravirt: Paravirt::of(vcpus),
+        tsc_khz: (TSC_HZ / 1000) as u32,
+        apic_khz: CPU_APIC_KHZ,
+    };
+    DomainSetup {
+        functions: None,
+        id: DomainId(1),
+        memory,
+        cpuid: CpuidTable::build(&cpuid, host_cpuid),
+        msrs: MsrSetup { paravirt: Paravirt::of(vcpus), microcode: 0x0800_126e, ..MsrSetup::default() },
+        clock: DomainClock::starting_at(START, TSC_HZ),
+        wall_clock: WALL_CLOCK,
+        vcpus,
+        gigabyte_pages: true,
+        // Two on one pin: the first and the ninth.
+        virtio: (0..9)
+            .map(|_| (crate::VirtioDevice::Entropy, caisson_virtio::RegisterPage::boxed()))
+            .collect(),
+        privileges: caisson_abi::Privileges::empty(),
+        door: None,
+    }
+}
+
 impl<'a> Machine<'a> {
     /// A domain of `vcpus` vCPUs, all in flat 32-bit mode with interrupts off; the first runs. `memory` is its RAM.
     pub(crate) fn new(memory: &'a mut [u8], vcpus: usize) -> Self {
@@ -130,37 +165,7 @@ impl<'a> Machine<'a> {
 
     /// The same on hardware that `fit` has changed.
     pub(crate) fn on(memory: &'a mut [u8], vcpus: usize, fit: impl Fn(FakeHw) -> FakeHw) -> Self {
-        let setup = CpuidSetup {
-            caps: HostCaps {
-                physical_bits: 40,
-                xcr0: u64::MAX,
-                spec_ctrl: false,
-                tsc_aux: true,
-                arch_capabilities: false,
-                xsaves: true,
-            },
-            topology: Topology::cores(vcpus as u16),
-            paravirt: Paravirt::of(vcpus),
-            tsc_khz: (TSC_HZ / 1000) as u32,
-            apic_khz: CPU_APIC_KHZ,
-        };
-        let domain = Domain::new(DomainSetup {
-            functions: None,
-            id: DomainId(1),
-            memory: SliceMemory::new(memory),
-            cpuid: CpuidTable::build(&setup, host_cpuid),
-            msrs: MsrSetup { paravirt: Paravirt::of(vcpus), microcode: 0x0800_126e, ..MsrSetup::default() },
-            clock: DomainClock::starting_at(START, TSC_HZ),
-            wall_clock: WALL_CLOCK,
-            vcpus,
-            gigabyte_pages: true,
-            // Two on one pin: the first and the ninth.
-            virtio: (0..9)
-                .map(|_| (crate::VirtioDevice::Entropy, caisson_virtio::RegisterPage::boxed()))
-                .collect(),
-            privileges: caisson_abi::Privileges::empty(),
-            door: None,
-        });
+        let domain = Domain::new(setup(SliceMemory::new(memory), vcpus));
         let vcpus: Vec<_> = (0..vcpus)
             .map(|index| {
                 let mut hw = fit(FakeHw::new(domain.clock.tsc_offset()));

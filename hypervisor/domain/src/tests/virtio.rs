@@ -1,10 +1,16 @@
 //! Virtio devices as a guest reaches them: nine entropy devices, of which the first and the last share a pin.
 
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use caisson_types::{Gpa, GuestMemory};
-use caisson_virtio::register;
+use caisson_virtio::{PageRef, RegisterPage, register};
 
 use super::{vectors, with};
-use crate::testing::{Machine, Resumes};
+use crate::Domain;
+use crate::testing::{Machine, Resumes, setup};
 
 const FIRST: u32 = 0xfeb0_0000;
 const DESCRIPTORS: u64 = 0x8_0000;
@@ -135,4 +141,35 @@ fn a_broken_ring_breaks_one_device() {
         m.domain.memory.write_u16(Gpa::new(driver + 2), 0).unwrap();
         start(m, 0);
     });
+}
+
+/// A domain that is thrown away whole gives its devices' pages back before all the rest.
+#[test]
+fn memory_outlives_the_devices_pages() {
+    struct Memory(Arc<AtomicBool>);
+    impl Drop for Memory {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    struct Page(PageRef, Arc<AtomicBool>, Arc<AtomicUsize>);
+    impl Deref for Page {
+        type Target = RegisterPage;
+        fn deref(&self) -> &RegisterPage {
+            &self.0
+        }
+    }
+    impl Drop for Page {
+        fn drop(&mut self) {
+            assert!(!self.1.load(Ordering::Relaxed), "the memory is gone, and the page with it");
+            self.2.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (gone, pages) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut setup = setup(Memory(gone.clone()), 1);
+    for (_, page) in &mut setup.virtio {
+        *page = Box::new(Page(RegisterPage::boxed(), gone.clone(), pages.clone()));
+    }
+    drop(Domain::new(setup));
+    assert_eq!((gone.load(Ordering::Relaxed), pages.load(Ordering::Relaxed)), (true, 9));
 }
